@@ -1,0 +1,214 @@
+"""Command: gray photographs -> coloured ones.
+
+    python -m jaxcolor.colorize --model=RUN PHOTO_OR_FOLDER... --out=DIR
+
+Each photo keeps its own full-resolution lightness, its transparency and its size in pixels; only its colours (a*, b*)
+come from the network. The result is in sRGB, with that profile embedded, 8 bits a channel, upright.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import ExifTags, Image, ImageCms
+
+from jaxcolor import color, runs
+from jaxcolor.data.decode import SUFFIXES, RejectedError, open_photo, pillow_unguarded
+from jaxcolor.errors import UserError, one_line_errors
+from jaxcolor.logs import Progress
+
+# Network inputs have sides that are multiples of this, so that photos of many shapes need few compilations.
+_MULTIPLE = 32
+# Photos longer than this many times their shorter side are squeezed for the network.
+_LONGEST = 2
+_MIN_SIDE = 2
+# Rows recomposed at a time: bounds the memory that a large scan takes.
+_STRIP_PIXELS = 2**21
+_FORMATS = {'.jpg': 'JPEG', '.jpeg': 'JPEG', '.png': 'PNG', '.webp': 'WEBP', '.tif': 'TIFF', '.tiff': 'TIFF'}
+_SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+
+
+class Colorizer:
+    """Colours photographs with a trained run.
+
+    Args:
+        run: the run directory.
+        step: of the checkpoint; the best by validation loss by default.
+        size: pixels of the shorter side at which the network sees a photo; by default what it was trained on.
+
+    Raises:
+        UserError: no run, no checkpoint.
+    """
+
+    def __init__(self, run, step: int | None = None, size: int = 0):
+        config, self.task, self.state = runs.load(run, step)
+        self.size = size or config.data.crop
+        self._predict = jax.jit(self.task.predict)
+        self._describe = jax.jit(self.task.describe) if hasattr(self.task, 'describe') else None
+
+    def __call__(self, image: Image.Image, style=None) -> Image.Image:
+        """Colours one photo.
+
+        Args:
+            image: RGB or RGBA in sRGB, of any size from 2x2; its own colours are not looked at.
+            style: what `describe` gave for another photo, whose global features it is to take.
+        """
+        rgb = image.convert('RGB')
+        given = {} if style is None else {'global_features': style}
+        ab = self._predict(self.state, self._network_input(rgb), jax.random.PRNGKey(0), **given)
+        colored = recompose(rgb, np.asarray(ab)[0])
+        if image.mode == 'RGBA':
+            colored.putalpha(image.getchannel('A'))
+        return colored
+
+    def describe(self, image: Image.Image):
+        """The global features of a photo. Raises UserError where the network has none."""
+        if self._describe is None:
+            raise UserError('--style: this network has no global features of its own; models of LTBC have.')
+        return self._describe(self.state, self._network_input(image.convert('RGB')))
+
+    def _network_input(self, rgb):
+        """The photo's L*, float32 (1, h, w, 1), at the network's size."""
+        shorter = min(rgb.size)
+        size = tuple(
+            max(1, round(min(side / shorter, _LONGEST) * self.size / _MULTIPLE)) * _MULTIPLE for side in rgb.size
+        )
+        small = rgb.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+        return color.rgb_to_lab(np.asarray(small))[None, ..., :1]
+
+
+def recompose(rgb: Image.Image, ab: np.ndarray) -> Image.Image:
+    """A photo's own L* with the a*b* (h, w, 2) of a network, enlarged to it -> an RGB photo of the same size."""
+    W, H = rgb.size
+    h, w = ab.shape[:2]
+    planes = [Image.fromarray(np.ascontiguousarray(ab[..., i], np.float32)) for i in range(2)]
+    out = Image.new('RGB', rgb.size)
+    rows = max(1, _STRIP_PIXELS // W)
+    for top in range(0, H, rows):
+        bottom = min(H, top + rows)
+        box = (0, top * h / H, w, bottom * h / H)
+        strip = color.rgb_to_lab(np.asarray(rgb.crop((0, top, W, bottom))))
+        for i, plane in enumerate(planes, start=1):
+            strip[..., i] = plane.resize((W, bottom - top), Image.Resampling.BICUBIC, box=box)
+        out.paste(Image.fromarray(color.to_uint8(color.lab_to_rgb(strip))), (0, top))
+    return out
+
+
+def read_photo(path, max_megapixels: float) -> Image.Image:
+    """A file -> an upright photo in sRGB, RGB or RGBA, with its EXIF data in `info`. Raises UserError."""
+    try:
+        data = Path(path).read_bytes()
+        with pillow_unguarded():
+            image = open_photo(data, max_megapixels=max_megapixels, keep_alpha=True)
+    except OSError as error:
+        raise UserError(f'{path} cannot be read ({error.strerror}).') from None
+    except RejectedError as error:
+        hint = '; raise --max-megapixels to allow it' if 'megapixels' in str(error) else ''
+        raise UserError(f'{path} cannot be coloured: {error}{hint}.') from None
+    if min(image.size) < _MIN_SIDE:
+        raise UserError(f'{path} cannot be coloured: {image.width}x{image.height} is too small.')
+    return image
+
+
+def write_photo(image: Image.Image, path, exif=None) -> None:
+    """Writes a photo, whole or not at all, in the format of its name. Raises UserError."""
+    path = Path(path)
+    kind = _FORMATS[path.suffix.lower()]
+    options = {'quality': 95, 'subsampling': 0} if kind == 'JPEG' else {'quality': 95} if kind == 'WEBP' else {}
+    if exif:
+        options['exif'] = exif
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(temporary, kind, icc_profile=_SRGB, **options)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f'{path} cannot be written ({error.strerror or error}).') from None
+
+
+def plan(inputs, out) -> list[tuple[Path, Path]]:
+    """Photos and folders -> (photo, where its result goes) for every photo.
+
+    A folder's photos keep their places below it. Formats that are not written here become PNG.
+
+    Raises:
+        UserError: a missing input, a folder without photos, two results of one name, a result on top of its photo.
+    """
+    out, pairs = Path(out), []
+    for given in map(Path, inputs):
+        if given.is_dir():
+            found = sorted(p for p in given.rglob('*') if p.suffix.lower() in SUFFIXES and not p.name.startswith('.'))
+            if not found:
+                raise UserError(f'the folder {given} holds no photos ({", ".join(sorted(SUFFIXES))}).')
+            pairs += [(photo, out / photo.relative_to(given)) for photo in found]
+        elif given.exists():
+            pairs.append((given, out / given.name))
+        else:
+            raise UserError(f'{given} does not exist.')
+    pairs = [(p, t if t.suffix.lower() in _FORMATS else t.with_name(f'{t.name}.png')) for p, t in pairs]
+    source_of = {}
+    for photo, target in pairs:
+        if target in source_of:
+            raise UserError(f'{source_of[target]} and {photo} would both be written to {target}; colour them apart.')
+        source_of[target] = photo
+        if target.exists() and target.samefile(photo):
+            raise UserError(f'{photo} would be written over; name another folder with --out.')
+    return pairs
+
+
+def colorize(colorizer, pairs, *, style=None, max_megapixels=200.0, quiet=False) -> list[str]:
+    """Colours the photos of `plan`, each independent of the others; returns a sentence for each that failed."""
+    progress = Progress(len(pairs), 'photos', quiet=quiet)
+    failures = []
+    for photo, target in pairs:
+        try:
+            image = read_photo(photo, max_megapixels)
+            write_photo(colorizer(image, style), target, _exif(photo))
+        except UserError as error:
+            failures.append(str(error))
+            progress.say(f'jaxcolor: error: {error}')
+        progress.update()
+    progress.close()
+    return failures
+
+
+def _exif(path):
+    """The photo's EXIF data but for its orientation (the result is upright), as bytes; None where there is none."""
+    with pillow_unguarded(), Image.open(path) as image:
+        exif = image.getexif()
+        exif.pop(ExifTags.Base.Orientation, None)
+        return exif.tobytes() if exif else None
+
+
+@one_line_errors
+def main(argv=None):
+    """Parses the command line and colours."""
+    parser = argparse.ArgumentParser(
+        prog='python -m jaxcolor.colorize',
+        description='Colours gray photographs. Each keeps its own lightness, transparency and size; results are sRGB.',
+    )
+    parser.add_argument('photos', nargs='+', metavar='PHOTO', help='a photo, or a folder of photos')
+    parser.add_argument('--model', required=True, metavar='RUN', help='the run directory of a training')
+    parser.add_argument('--out', default='colored', metavar='DIR', help='folder of the results (default: %(default)s)')
+    parser.add_argument('--style', metavar='PHOTO', help='give all photos the mood (global features) of this one')
+    parser.add_argument('--size', type=int, default=0, help="pixels of the network's input, shorter side")
+    parser.add_argument('--step', type=int, help='of the checkpoint (default: the best by validation loss)')
+    parser.add_argument('--max-megapixels', type=float, default=200, help='refuse larger photos (default: %(default)s)')
+    args = parser.parse_args(argv)
+    if args.size < 0 or 0 < args.size < _MULTIPLE:
+        raise UserError(f'--size must be at least {_MULTIPLE}, not {args.size}.')
+    pairs = plan(args.photos, args.out)
+    colorizer = Colorizer(args.model, args.step, args.size)
+    style = colorizer.describe(read_photo(args.style, args.max_megapixels)) if args.style else None
+    failures = colorize(colorizer, pairs, style=style, max_megapixels=args.max_megapixels)
+    print(f'{len(pairs) - len(failures)} of {len(pairs)} photos coloured, in {args.out}')
+    if failures:
+        sys.exit(1)
+
+
+if __name__ == '__main__':
+    main()

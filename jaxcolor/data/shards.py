@@ -1,0 +1,182 @@
+"""The shard set: a folder of ArrayRecord files and the `dataset.json` that describes them.
+
+A record is a header and the photo: 4 bytes with the header's length (little-endian), the header as a msgpack map of
+`name` (str), `label` (int, -1 for none), `height`, `width`, `encoding` (a key of ENCODINGS) and, where something was
+computed ahead of training, `features` (name -> {dtype, shape, bytes}); then, up to the end, the uint8 Lab photo of
+`color.encode_lab` in that encoding.
+"""
+
+import dataclasses
+import io
+import json
+import os
+from pathlib import Path
+
+import msgpack
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordWriter
+from PIL import Image
+
+from jaxcolor.errors import UserError
+
+VERSION = 1
+SIDECAR = 'dataset.json'
+
+
+def _to_jpeg(lab, subsampling):
+    """L* goes where JPEG keeps Y, a* and b* where it keeps Cb and Cr: no colour transform on the way in or out."""
+    file = io.BytesIO()
+    Image.fromarray(lab, 'YCbCr').save(file, 'JPEG', quality=95, subsampling=subsampling)
+    return file.getvalue()
+
+
+def _from_jpeg(data, height, width):
+    image = Image.open(io.BytesIO(data))
+    image.draft('YCbCr', None)  # the planes as they are stored
+    return np.asarray(image)
+
+
+def _to_raw(lab):
+    return lab.tobytes()
+
+
+def _from_raw(data, height, width):
+    return np.frombuffer(data, np.uint8).reshape(height, width, 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoding:
+    """How a record's bytes hold the photo, and how ArrayRecord packs that record in turn."""
+
+    encode: callable  # uint8 (H, W, 3) -> bytes
+    decode: callable  # bytes, height, width -> uint8 (H, W, 3)
+    packing: str = 'uncompressed'
+
+
+ENCODINGS = {
+    'raw': Encoding(_to_raw, _from_raw),
+}
+
+
+def encode_record(name, label, lab, encoding='raw', features=None):
+    """uint8 Lab (H, W, 3) and what is known of it -> the bytes of one record."""
+    header = {'name': name, 'label': label, 'height': lab.shape[0], 'width': lab.shape[1], 'encoding': encoding}
+    if features:
+        header['features'] = {
+            key: {'dtype': value.dtype.name, 'shape': value.shape, 'bytes': value.tobytes()}
+            for key, value in features.items()
+        }
+    header = msgpack.packb(header)
+    return b''.join([len(header).to_bytes(4, 'little'), header, ENCODINGS[encoding].encode(lab)])
+
+
+def decode_record(data):
+    """The bytes of one record -> {lab: uint8 (H, W, 3), label: int32, name: str[, features: {name: array}]}."""
+    end = 4 + int.from_bytes(data[:4], 'little')
+    header = msgpack.unpackb(data[4:end])
+    lab = ENCODINGS[header['encoding']].decode(memoryview(data)[end:], header['height'], header['width'])
+    photo = {'lab': lab, 'label': np.int32(header['label']), 'name': header['name']}
+    if 'features' in header:
+        photo['features'] = {
+            key: np.frombuffer(value['bytes'], value['dtype']).reshape(value['shape'])
+            for key, value in header['features'].items()
+        }
+    return photo
+
+
+def write_shard(path, records, encoding):
+    """Writes the records (an iterable of bytes) as one ArrayRecord file; the caller names it and moves it in place."""
+    writer = ArrayRecordWriter(os.fspath(path), f'group_size:1,{ENCODINGS[encoding].packing}')
+    try:
+        for record in records:
+            writer.write(record)
+    finally:
+        writer.close()
+
+
+def write_json(path, value):
+    """Writes a small JSON file, whole or not at all."""
+    temporary = Path(f'{path}.{os.getpid()}.tmp')
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+    os.replace(temporary, path)
+
+
+class Records:
+    """Random access to the photos of one split: `len(records)`, `records[i]` as `decode_record` gives them."""
+
+    def __init__(self, paths, counts):
+        self._source = ArrayRecordDataSource(
+            [f'{path}[0:{count}]' for path, count in zip(paths, counts, strict=True)],
+            reader_options={'max_parallelism': '0'},
+        )
+        self._paths = [os.fspath(path) for path in paths]
+        self._ends = np.cumsum(counts)
+
+    def __len__(self):
+        return len(self._source)
+
+    def __getitem__(self, index):
+        try:
+            return decode_record(self._source[index])
+        except (RuntimeError, IndexError, KeyError, TypeError, ValueError, OSError, msgpack.UnpackException) as error:
+            if not 0 <= index < len(self):
+                raise IndexError(index) from None
+            path = self._paths[int(np.searchsorted(self._ends, index, side='right'))]
+            raise UserError(
+                f'record {index} in {path} cannot be read ({type(error).__name__}: {str(error)[:120]}): '
+                f'the shard is damaged; prepare the set again'
+            ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardSet:
+    """An opened shard set. `meta` is its `dataset.json`; the shards are read when records are asked for."""
+
+    path: Path
+    meta: dict
+
+    @property
+    def classes(self):
+        """The names that labels index; empty where photos have no label."""
+        return self.meta['classes']
+
+    @property
+    def counts(self):
+        """Photos by split."""
+        return self.meta['counts']
+
+    def records(self, split):
+        """The photos of one split as a random-access source, picklable, safe to read from several threads."""
+        shards = [shard for shard in self.meta['shards'] if shard['split'] == split and shard['photos']]
+        if not shards:
+            held = ', '.join(f'{name} ({count})' for name, count in self.counts.items()) or 'nothing'
+            raise UserError(f'{self.path} holds no photos in the split {split!r}; it holds {held}')
+        return Records([self.path / shard['file'] for shard in shards], [shard['photos'] for shard in shards])
+
+
+def open_shards(path):
+    """Opens the shard set in the folder `path`, checking that it is whole by the sizes of its files.
+
+    Raises:
+        UserError: no such folder, no or unreadable `dataset.json`, unknown version, a shard missing or cut short.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f'the shard set {path} does not exist; make it with `python -m jaxcolor.prepare`')
+    try:
+        meta = json.loads((path / SIDECAR).read_text(encoding='utf-8'))
+        version = meta['version']
+    except FileNotFoundError:
+        raise UserError(f'{path} is no finished shard set (no {SIDECAR}); run its prepare command again') from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{path / SIDECAR} cannot be read ({error}); prepare the set again') from None
+    if version != VERSION:
+        raise UserError(f'{path} is a shard set of version {version}; this program reads {VERSION}; prepare it again')
+    for shard in meta['shards']:
+        file = path / shard['file']
+        size = file.stat().st_size if file.exists() else None
+        if size != shard['bytes']:
+            found = 'is missing' if size is None else f'has {size} bytes instead of {shard["bytes"]}'
+            raise UserError(f'the shard {file} {found}; copy it again or prepare the set again')
+    return ShardSet(path, meta)

@@ -1,0 +1,29 @@
+"""The one error that users are meant to read, and the wrapper that turns it into a line and an exit code."""
+
+import functools
+import sys
+
+
+class UserError(Exception):
+    """Something the user gave cannot be used.
+
+    Its message is one sentence: what is wrong, where, and what to do about it. Commands print it without a traceback
+    and exit with 1; library callers can catch it.
+    """
+
+
+def one_line_errors(command):
+    """Decorates a command's entry point: UserError becomes `jaxcolor: error: ...` on stderr and exit code 1."""
+
+    @functools.wraps(command)
+    def wrapped(*args, **kwargs):
+        try:
+            return command(*args, **kwargs)
+        except UserError as error:
+            print(f'jaxcolor: error: {error}', file=sys.stderr)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            print('jaxcolor: interrupted', file=sys.stderr)
+            sys.exit(130)
+
+    return wrapped

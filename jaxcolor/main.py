@@ -1,0 +1,76 @@
+"""Command: train a network as a config says, or evaluate what was trained.
+
+    python -m jaxcolor.main --config=configs/ltbc.py [--config.train.batch_size=64 ...] [--workdir=RUN]
+    python -m jaxcolor.main --mode=evaluate --workdir=RUN [--data=SHARDS] [--splits=validation,test]
+"""
+
+import re
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from jaxcolor.errors import UserError, one_line_errors
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'The recipe: configs/NAME.py or configs/NAME.py:VARIANT.')
+_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate'], 'What to do.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'The run directory; runs/NAME-OF-THE-CONFIG by default.')
+_DATA = flags.DEFINE_string('data', '', 'evaluate: the shard set; by default the one that the run was trained on.')
+_SPLITS = flags.DEFINE_list('splits', ['validation'], 'evaluate: the splits, separated by commas.')
+_STEP = flags.DEFINE_integer('step', None, 'evaluate: the checkpoint; by default the best by validation loss.')
+
+
+@one_line_errors
+def main(argv):
+    """Parses, joins the devices, dispatches."""
+    if len(argv) > 1:
+        raise UserError(f'{argv[1]!r} is no flag; write --config=configs/NAME.py, --config.SECTION.FIELD=VALUE.')
+    config = _read_config()
+    workdir = _WORKDIR.value or (config and f'runs/{config.name}')
+    if workdir is None:
+        raise UserError('name a recipe, --config=configs/ltbc.py, or a run directory, --workdir=RUN --mode=evaluate.')
+    # Only now: JAX starts its devices when it is used, and a mistake in the flags should not wait for that.
+    if _MODE.value == 'evaluate':
+        from jaxcolor.evaluate import evaluate_run
+
+        evaluate_run(workdir, _DATA.value, _SPLITS.value, _STEP.value)
+    else:
+        if config is None:
+            raise UserError('training needs a recipe: --config=configs/ltbc.py.')
+        from jaxcolor.train import train
+
+        train(config, workdir)
+
+
+def _read_config():
+    try:
+        config = _CONFIG.value
+        return config if config and config.name else None
+    except OSError as error:  # ml_collections keeps the failure to load until a field is asked for
+        raise UserError(f'--config: {_last_line(error)}.') from None
+
+
+def _parse(argv):
+    """absl's parsing, with one sentence for what ml_collections would answer by a traceback."""
+    try:
+        rest = flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        if isinstance(error, (AttributeError, KeyError)):
+            reason = f'the config has no field {" ".join(str(error.args[0]).split())}'
+        else:
+            reason = _last_line(error)
+        print(f'jaxcolor: error: {reason} (configs/base.py says what every field is)', file=sys.stderr)
+        sys.exit(1)
+    if flags.FLAGS['verbosity'].using_default_value:
+        flags.FLAGS.verbosity = logging.WARNING  # Orbax and JAX tell every step of theirs at INFO
+    return rest
+
+
+def _last_line(error):
+    """What went wrong, without the traceback that ml_collections packs into the message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return re.sub(r'^(\w*Error: |\[Errno \d+\] )', '', lines[-1]) if lines else type(error).__name__
+
+
+if __name__ == '__main__':
+    app.run(main, flags_parser=_parse)

@@ -1,0 +1,37 @@
+"""The networks by name."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from jaxcolor.errors import UserError
+from jaxcolor.models.ltbc import LTBC
+
+MODELS = {
+    'ltbc': LTBC,
+}
+
+
+def build(config, axis_name: str | None = None):
+    """The network that a config's section `model` describes.
+
+    Args:
+        config: mapping with `name`, a key of MODELS, `dtype` ('float32' or 'bfloat16': the type that layers compute in;
+            parameters stay float32), and the network's own fields.
+        axis_name: the devices' axis for batch norm across devices, or None.
+
+    Raises:
+        UserError: no such network, field, dtype.
+    """
+    fields = dict(config)
+    name = fields.pop('name')
+    if name not in MODELS:
+        raise UserError(f'model.name: there is no network {name!r}; there are {", ".join(sorted(MODELS))}.')
+    dtype = fields.pop('dtype')
+    if dtype not in ('float32', 'bfloat16'):
+        raise UserError(f"model.dtype: {dtype!r} is none of 'float32', 'bfloat16'.")
+    known = {field.name for field in dataclasses.fields(MODELS[name])}
+    unknown = sorted(set(fields) - known)
+    if unknown:
+        raise UserError(f'model.{unknown[0]}: network {name!r} has no such field.')
+    return MODELS[name](**fields, axis_name=axis_name, dtype=jnp.dtype(dtype))

@@ -1,0 +1,100 @@
+"""Let there be Color! (Iizuka, Simo-Serra, Ishikawa, SIGGRAPH 2016, section 3 and table 1), and its reimplementations."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxcolor.models.blocks import ConvBlock, DenseBlock, Fusion, pad_to_multiple, scaled, upsample
+
+
+class LTBC(nn.Module):
+    """Global and local features of a photograph's lightness, fused, give its colours and (optionally) its class.
+
+    42,169,826 parameters at the defaults with classes=0 and batch_norm=False.
+
+    Fields are those of `configs/base.py`, section model; `axis_name` names the devices' axis over which batch norm
+    takes its statistics together, None for each device by itself.
+    """
+
+    width: float = 1.0
+    batch_norm: bool = True
+    classes: int = 205
+    classifier_width: int = 256
+    output_activation: str = 'sigmoid'
+    global_size: int = 224
+    padding: str = 'symmetric'
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        shared = {'batch_norm': self.batch_norm, 'axis_name': self.axis_name, 'dtype': self.dtype}
+
+        def conv(features, strides=1):
+            return ConvBlock(scaled(features, self.width), strides, padding=self.padding, **shared)
+
+        def dense(features):
+            return DenseBlock(scaled(features, self.width), **shared)
+
+        self.low = [conv(64, 2), conv(128), conv(128, 2), conv(256), conv(256, 2), conv(512)]
+        self.mid = [conv(512), conv(256)]
+        self.global_conv = [conv(512, 2), conv(512), conv(512, 2), conv(512)]
+        self.global_dense = [dense(1024), dense(512), dense(256)]
+        self.fusion = Fusion(scaled(256, self.width), self.dtype)
+        self.color = [conv(128), conv(64), conv(64), conv(32)]
+        self.output = ConvBlock(2, activation=self.output_activation, padding=self.padding, dtype=self.dtype)
+        if self.classes:
+            self.classifier_hidden = DenseBlock(scaled(self.classifier_width, self.width), **shared)
+            self.classifier = DenseBlock(self.classes, activation='linear', dtype=self.dtype)
+
+    def __call__(self, lightness, global_features=None, *, train: bool = False):
+        """Colours a batch.
+
+        Args:
+            lightness: float (B, H, W, 1), L*/100; any H and W.
+            global_features: float (B, G) of `describe`, to give these photos the mood of others (section 3.4 of the
+                paper, "style transfer"); None takes their own.
+            train: whether batch norm uses and updates the batch's statistics.
+
+        Returns:
+            {'ab': float32 (B, H/2, W/2, 2) in the range of `output_activation`, H/2 and W/2 rounded up;
+            'logits': float32 (B, classes), where the network has a classifier and its global branch ran}.
+        """
+        H, W = lightness.shape[1:3]
+        logits = None
+        low = _run(self.low, pad_to_multiple(lightness.astype(self.dtype), 8), train)  # (B, H/8, W/8, 512)
+        if global_features is None:
+            # At its own size the photo's low-level features serve both branches (section 3.1).
+            own_size = (H, W) == (self.global_size, self.global_size)
+            global_features, logits = self.describe(lightness, low if own_size else None, train=train)
+        x = _run(self.mid, low, train)  # (B, H/8, W/8, 256)
+        x = nn.relu(self.fusion(x, global_features))
+        x = upsample(self.color[0](x, train))  # (B, H/4, W/4, 128)
+        x = self.color[2](self.color[1](x, train), train)
+        x = self.color[3](upsample(x), train)  # (B, H/2, W/2, 32)
+        ab = self.output(x, train).astype(jnp.float32)[:, : -(-H // 2), : -(-W // 2)]
+        return {'ab': ab} if logits is None else {'ab': ab, 'logits': logits}
+
+    def describe(self, lightness, low=None, *, train: bool = False):
+        """Global features of a batch: float (B, H, W, 1), L*/100 -> (B, 256 * width), and class logits or None.
+
+        `low` are low-level features already computed from `global_size` x `global_size` photos.
+        """
+        if low is None:
+            B, G = lightness.shape[0], self.global_size
+            copy = jax.image.resize(lightness, (B, G, G, 1), 'linear').astype(self.dtype)
+            low = _run(self.low, copy, train)  # (B, 28, 28, 512)
+        x = _run(self.global_conv, low, train)  # (B, 7, 7, 512)
+        x = x.reshape(x.shape[0], -1)
+        x = self.global_dense[1](self.global_dense[0](x, train), train)  # (B, 512)
+        logits = None
+        if self.classes:
+            logits = self.classifier(self.classifier_hidden(x, train), train).astype(jnp.float32)
+        return self.global_dense[2](x, train), logits
+
+
+def _run(layers, x, train):
+    for layer in layers:
+        x = layer(x, train)
+    return x

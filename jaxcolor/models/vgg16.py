@@ -1,0 +1,59 @@
+"""VGG16, the frozen ImageNet network whose 1000 outputs are the global vector of `vgg_fusion`.
+
+Simonyan, Zisserman: Very Deep Convolutional Networks for Large-Scale Image Recognition (ICLR 2015), configuration D.
+Layers carry Keras' names.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+SIZE = 224
+# (channels, convolutions) of each block; a 2x2 max pooling ends each.
+BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
+DENSE = (('fc1', 4096), ('fc2', 4096), ('predictions', 1000))
+
+
+def layers():
+    """Names of the 16 layers with parameters, in network order."""
+    convs = [f'block{b}_conv{i}' for b, (_, count) in enumerate(BLOCKS, 1) for i in range(1, count + 1)]
+    return convs + [name for name, _ in DENSE]
+
+
+class VGG16(nn.Module):
+    """138,357,544 parameters, float32.
+
+    dtype: of the computation.
+    """
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, image):
+        """Preprocessed image (B, 224, 224, 3) -> logits (B, 1000), float32, before the softmax.
+
+        Inner activations: `apply(..., capture_intermediates=True, mutable='intermediates')`; each layer's output is
+        taken before its ReLU.
+        """
+        x = image.astype(self.dtype)
+        for b, (channels, count) in enumerate(BLOCKS, 1):
+            for i in range(1, count + 1):
+                x = nn.relu(nn.Conv(channels, (3, 3), dtype=self.dtype, name=f'block{b}_conv{i}')(x))
+            x = nn.max_pool(x, (2, 2), (2, 2))
+        x = x.reshape(x.shape[0], -1)  # (B, 25088), channels last
+        for name, features in DENSE:
+            x = nn.Dense(features, dtype=self.dtype, name=name)(x if name == 'fc1' else nn.relu(x))
+        return x.astype(jnp.float32)
+
+
+def preprocess_keras(rgb):
+    """RGB in [0, 1] (..., 3) -> BGR in 0..255 minus ImageNet's mean, as Keras' (and Caffe's) weights expect."""
+    return rgb[..., ::-1] * np.float32(255) - np.array([103.939, 116.779, 123.68], np.float32)
+
+
+def preprocess_torchvision(rgb):
+    """RGB in [0, 1] (..., 3) -> RGB minus mean over standard deviation, as torchvision's weights expect."""
+    return (rgb - np.array([0.485, 0.456, 0.406], np.float32)) / np.array([0.229, 0.224, 0.225], np.float32)
+
+
+PREPROCESS = {'keras': preprocess_keras, 'torchvision': preprocess_torchvision}

@@ -1,0 +1,243 @@
+"""Weights files as arrays by name: Keras' HDF5 and zip files, PyTorch's pickles, safetensors.
+
+A file's kind is told from its first bytes, not from its name. No code runs from a weights file: PyTorch's pickles are
+read by `_Unpickler`, which makes tensors of them and nothing else, and needs no PyTorch.
+"""
+
+import collections
+import io
+import math
+import pickle
+import zipfile
+from typing import NamedTuple
+
+import h5py
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from jaxcolor.errors import UserError
+
+# Where PyTorch's older files begin: the pickled number 0x1950a86a20f9469cfc6c, under pickle protocol 2.
+_TORCH_MAGIC = 0x1950A86A20F9469CFC6C
+
+
+class WeightFile(NamedTuple):
+    """What a file holds.
+
+    kind: 'keras_named' (arrays are 'LAYER/0', 'LAYER/1', ... under Keras' layer names), 'keras_counted' (the same under
+        class names that count layers, 'conv2d_12/0'), 'torch' (a state dict), or 'safetensors'.
+    arrays: by name, in the file's order.
+    metadata: of a safetensors file, else empty.
+    """
+
+    kind: str
+    arrays: dict[str, np.ndarray]
+    metadata: dict[str, str]
+
+
+def read_weights(path):
+    """Reads a weights file.
+
+    Args:
+        path: of a Keras `.h5`, `.weights.h5` or `.keras`, a PyTorch `.pth`, `.pt`, `.bin` or `.ckpt` with a state dict,
+            or a safetensors file.
+
+    Raises:
+        UserError: the file is missing, cut short, damaged, of another kind, or wants to run code.
+    """
+    try:
+        with open(path, 'rb') as file:
+            return _read(path, file)
+    except UserError as error:
+        raise UserError(f'Weights file {path}: {error}') from error
+    except OSError as error:
+        if error.errno is not None:
+            raise UserError(f'Weights file {path} cannot be read: {error.strerror}.') from error
+        raise UserError(f'Weights file {path} is damaged or cut short ({error}); fetch it again.') from error
+    except Exception as error:  # Damaged bytes make the libraries below raise anything.
+        raise UserError(f'Weights file {path} is damaged or cut short ({error}); fetch it again.') from error
+
+
+def _read(path, file):
+    head = file.read(16)
+    file.seek(0)
+    if head.startswith(b'\x89HDF'):
+        return _read_hdf5(file)
+    if head.startswith(b'PK'):
+        archive = zipfile.ZipFile(file)
+        if 'model.weights.h5' in archive.namelist():
+            return _read_hdf5(io.BytesIO(archive.read('model.weights.h5')))
+        return WeightFile('torch', _state_dict(_read_torch_zip(archive)), {})
+    if head.startswith(b'\x80'):
+        return WeightFile('torch', _state_dict(_read_torch_stream(file)), {})
+    if head[8:9] == b'{':
+        with safetensors.safe_open(path, framework='np') as opened:
+            arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            return WeightFile('safetensors', arrays, opened.metadata() or {})
+    raise UserError(
+        'it is none of the kinds that are read: Keras .h5, .weights.h5 and .keras, '
+        'PyTorch .pth and .ckpt with a state dict, safetensors.'
+    )
+
+
+def _read_hdf5(file):
+    with h5py.File(file, 'r') as opened:
+        # Keras 3: groups by class and count, their variables numbered.
+        if 'layers' in opened:
+            groups = {name: group['vars'] for name, group in opened['layers'].items() if 'vars' in group}
+            arrays = {f'{name}/{i}': vars_[i][()] for name, vars_ in groups.items() for i in vars_}
+            return WeightFile('keras_counted', arrays, {})
+        # Keras 1 and 2: groups by layer name, an attribute with the weights' names in order; whole models nest them.
+        groups = opened.get('model_weights', opened)
+        arrays = {}
+        for layer, group in groups.items():
+            for i, name in enumerate(group.attrs.get('weight_names', ())):
+                arrays[f'{layer}/{i}'] = group[name][()]
+        if not arrays:
+            raise UserError('it is an HDF5 file, but not one of Keras.')
+        return WeightFile('keras_named', arrays, {})
+
+
+def _state_dict(loaded):
+    """The tensors of a state dict, which a training checkpoint holds under 'state_dict'."""
+    if isinstance(loaded, dict):
+        loaded = loaded.get('state_dict', loaded)
+    arrays = {k: v for k, v in loaded.items() if isinstance(v, np.ndarray)} if isinstance(loaded, dict) else {}
+    if not arrays:
+        raise UserError('it holds no state dict of PyTorch; save one with torch.save(model.state_dict(), PATH).')
+    return arrays
+
+
+# -- PyTorch's pickles ------------------------------------------------------------------------------------------------
+
+_STORAGES = {
+    'DoubleStorage': np.dtype('<f8'),
+    'FloatStorage': np.dtype('<f4'),
+    'HalfStorage': np.dtype('<f2'),
+    'BFloat16Storage': np.dtype(ml_dtypes.bfloat16),
+    'LongStorage': np.dtype('<i8'),
+    'IntStorage': np.dtype('<i4'),
+    'ShortStorage': np.dtype('<i2'),
+    'CharStorage': np.dtype('i1'),
+    'ByteStorage': np.dtype('u1'),
+    'BoolStorage': np.dtype('?'),
+}
+# What training checkpoints hold beside the state dict: hyper-parameters, callbacks, paths. Nothing of it is wanted or
+# imported; it becomes `_Ignored`.
+_IGNORED_PACKAGES = (
+    'argparse', 'lightning', 'lightning_fabric', 'lightning_utilities', 'numpy', 'omegaconf', 'pathlib',
+    'pytorch_lightning',
+)  # fmt: skip
+
+
+class _Ignored:
+    """Takes the place of an object that is not wanted; does nothing whatever a pickle tells it."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+    def __setitem__(self, key, value):
+        pass
+
+    def append(self, item):
+        pass
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes tensors (as NumPy arrays), their containers, and nothing else.
+
+    A pickle names functions and classes to call; `find_class` gives it those below and refuses every other name.
+    """
+
+    def __init__(self, file, load_storage):
+        super().__init__(file, encoding='latin-1')
+        self.load_storage = load_storage
+
+    def find_class(self, module, name):
+        if (module, name) == ('collections', 'OrderedDict'):
+            return collections.OrderedDict
+        if module in ('torch', 'torch.cuda') and name in _STORAGES:
+            return _STORAGES[name]
+        # Made anew for each pickle, which could set attributes on what it is given.
+        if (module, name) in (('torch._utils', '_rebuild_tensor'), ('torch._utils', '_rebuild_tensor_v2')):
+            return lambda storage, offset, size, stride, *_: _tensor(storage, offset, size, stride)
+        if (module, name) == ('torch._utils', '_rebuild_parameter'):
+            return lambda data, *_: data
+        if (module, name) == ('torch', 'Size'):
+            return lambda size: tuple(size)
+        if module.partition('.')[0] in _IGNORED_PACKAGES:
+            return type('Ignored', (_Ignored,), {})
+        raise UserError(
+            f'it asks for {module}.{name}, and nothing but tensors is taken from a weights file; '
+            'save the network with torch.save(model.state_dict(), PATH).'
+        )
+
+    def persistent_load(self, pid):
+        kind, dtype, key, _, count, *view = pid
+        if kind != 'storage' or view not in ([], [None]) or not isinstance(dtype, np.dtype):
+            raise UserError('it holds something other than tensors; save it anew with torch.save(state_dict, PATH).')
+        return self.load_storage(dtype, key, count)
+
+
+def _tensor(storage, offset, size, stride):
+    """A view of a storage; bounds are checked, since the pickle says where the view lies."""
+    if math.prod(size) == 0:
+        return np.zeros(size, storage.dtype)
+    last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+    if min(offset, *size, *stride) < 0 or last >= storage.size:
+        raise UserError('a tensor lies outside the stored values: it is damaged; fetch it again.')
+    return np.lib.stride_tricks.as_strided(storage[offset:], size, [s * storage.itemsize for s in stride])
+
+
+def _read_torch_zip(archive):
+    """The format of torch.save since PyTorch 1.6: a pickle, and each storage as a file in a zip archive."""
+    pickled = next((name for name in archive.namelist() if name.endswith('data.pkl')), None)
+    if pickled is None:
+        raise UserError('it is a zip archive, but neither of Keras nor of PyTorch.')
+    folder = pickled.removesuffix('data.pkl')
+    if f'{folder}byteorder' in archive.namelist() and archive.read(f'{folder}byteorder') != b'little':
+        raise UserError('it was written on a big-endian machine; save it anew on another.')
+    storages = {}
+
+    def load_storage(dtype, key, count):
+        if key not in storages:
+            storages[key] = np.frombuffer(archive.read(f'{folder}data/{key}'), dtype, count)
+        return storages[key]
+
+    return _Unpickler(io.BytesIO(archive.read(pickled)), load_storage).load()
+
+
+def _read_torch_stream(file):
+    """The older format, that of torchvision's VGG16: pickles one after the other, then the storages."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    storages = {}
+
+    def load_storage(dtype, key, count):
+        if key not in storages:
+            if not 0 <= count * dtype.itemsize <= size:
+                raise UserError('it is cut short; fetch it again.')
+            storages[key] = np.empty(count, dtype)
+        return storages[key]
+
+    def load():
+        return _Unpickler(file, load_storage).load()
+
+    if load() != _TORCH_MAGIC:
+        raise UserError('it is a pickle, but not one of PyTorch.')
+    _version, system = load(), load()
+    if not system['little_endian']:
+        raise UserError('it was written on a big-endian machine; save it anew on another.')
+    loaded = load()
+    for key in load():
+        storage = storages[key]
+        # Each storage stands behind its count of values.
+        if int.from_bytes(file.read(8), 'little') != storage.size:
+            raise UserError('it is damaged or cut short; fetch it again.')
+        if file.readinto(storage.view('u1')) != storage.nbytes:
+            raise UserError('it is cut short; fetch it again.')
+    return loaded

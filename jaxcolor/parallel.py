@@ -1,0 +1,76 @@
+"""Data parallelism: the mesh of all devices, and the mapping of a per-device step over it.
+
+A step is written for one device: it sees its share of the batch, and `lax.pmean(..., AXIS)` is the mean over all.
+"""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from jaxcolor.errors import UserError
+
+AXIS = 'data'
+_REPLICATED, _SPLIT = PartitionSpec(), PartitionSpec(AXIS)
+MAPPINGS = ('shard_map', 'pmap')
+
+
+class DataParallel:
+    """Maps per-device steps over devices: state is replicated, batches are split along their first axis.
+
+    Args:
+        mapping: 'shard_map' (under jit) or 'pmap'; the numbers are the same.
+        devices: the devices to use, all by default.
+    """
+
+    def __init__(self, mapping: str = 'shard_map', devices=None):
+        if mapping not in MAPPINGS:
+            raise UserError(f'train.mapping: {mapping!r} is none of {", ".join(MAPPINGS)}.')
+        devices = jax.devices() if devices is None else devices
+        self.mapping = mapping
+        self.mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+        self.replicated = NamedSharding(self.mesh, _REPLICATED)
+        self.split = NamedSharding(self.mesh, _SPLIT)
+
+    @property
+    def device_count(self) -> int:
+        """Devices of all processes."""
+        return self.mesh.size
+
+    def replicate(self, tree):
+        """Puts a copy of every array on every device."""
+        return jax.device_put(tree, self.replicated)
+
+    def shard(self, batch):
+        """This process's rows of a batch (NumPy, first axis) -> global arrays, split over all devices in order."""
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.split, np.asarray(x)), batch)
+
+    def map(self, step, outputs=(False, False), donate_state: bool = False):
+        """Compiles `step(state, batch)` of one device into one of all devices.
+
+        Args:
+            step: takes the replicated state and the device's share of the batch; returns a tuple.
+            outputs: for each of the step's outputs, whether it is split along the batch (True) or equal on all devices.
+            donate_state: whether the state's memory is used for the new one, so that the caller's copy is gone.
+        """
+        donated = (0,) if donate_state else ()
+        if self.mapping == 'pmap':
+            axes = tuple(0 if is_split else None for is_split in outputs)
+            mapped = jax.pmap(
+                step, AXIS, in_axes=(None, 0), out_axes=axes, devices=list(self.mesh.devices), donate_argnums=donated
+            )
+            n = self.device_count
+
+            def call(state, batch):
+                results = mapped(state, jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), batch))
+                return tuple(
+                    jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), result) if is_split else result
+                    for result, is_split in zip(results, outputs, strict=True)
+                )
+
+            return call
+        specs = tuple(_SPLIT if is_split else _REPLICATED for is_split in outputs)
+        # check_vma=False: a gradient inside is the device's own, as under pmap, and pmean'ing it is right for both.
+        mapped = jax.shard_map(
+            step, mesh=self.mesh, in_specs=(_REPLICATED, _SPLIT), out_specs=specs, check_vma=False
+        )
+        return jax.jit(mapped, donate_argnums=donated)

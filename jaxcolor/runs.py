@@ -1,0 +1,92 @@
+"""A run directory: config.json, checkpoints/, metrics.jsonl, samples/, curves.png. It needs nothing outside itself."""
+
+import json
+from pathlib import Path
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+
+from jaxcolor import tasks
+from jaxcolor.checkpoint import Checkpoints, abstract
+from jaxcolor.errors import UserError
+from jaxcolor.logs import write_atomically
+
+# Fields that change neither parameters nor batches up to a step: a run may be continued with others.
+FREE_FIELDS = {
+    'data.read_threads', 'data.prefetch', 'data.workers', 'train.steps', 'train.log_every', 'train.eval_every',
+    'train.eval_splits', 'train.checkpoint_every', 'train.keep_best', 'train.grid_photos', 'train.tensorboard',
+}  # fmt: skip
+
+
+def claim(run, config: ConfigDict) -> None:
+    """Makes the run directory for a config, or checks that it is that config's, and writes config.json.
+
+    Raises:
+        UserError: it cannot be written, or is of another config.
+    """
+    run = Path(run)
+    try:
+        (run / 'samples').mkdir(parents=True, exist_ok=True)
+        if (run / 'config.json').exists() and any((run / 'checkpoints').glob('*')):
+            old, new = _flat(read_config(run)), _flat(config)
+            differing = sorted(
+                name for name in old.keys() | new.keys() if name not in FREE_FIELDS and old.get(name) != new.get(name)
+            )
+            if differing:
+                changes = ', '.join(f'{name} ({old.get(name)} there, {new.get(name)} now)' for name in differing)
+                raise UserError(f'{run} holds a run of another config: {changes}; name another --workdir or remove it.')
+        write_atomically(run / 'config.json', config.to_json_best_effort(indent=1) + '\n')
+    except OSError as error:
+        raise UserError(f'the run directory {run} cannot be written ({error.strerror}).') from None
+
+
+def read_config(run) -> ConfigDict:
+    """The config of a run directory. Raises UserError where there is none."""
+    path = Path(run) / 'config.json'
+    try:
+        return ConfigDict(json.loads(path.read_text(encoding='utf-8')))
+    except FileNotFoundError:
+        raise UserError(f'{run} is no run directory (it has no config.json); train one or name another.') from None
+    except (OSError, ValueError) as error:
+        raise UserError(f'{path} cannot be read ({error}).') from None
+
+
+def load(run, step: int | None = None, sharding=None):
+    """A trained network, ready to evaluate and predict.
+
+    Args:
+        run: the run directory.
+        step: of the checkpoint; None takes the best by validation loss.
+        sharding: where the arrays go; None puts them on the first device.
+
+    Returns:
+        (config, task, state); the state's opt_state is empty.
+
+    Raises:
+        UserError: no run, no checkpoint, or one that is damaged.
+    """
+    config = read_config(run)
+    task = tasks.build(config)
+    if not (Path(run) / 'checkpoints').is_dir():
+        raise UserError(f'{run} holds no checkpoint yet.')
+    with Checkpoints(Path(run) / 'checkpoints', config.train.keep_best) as checkpoints:
+        step = checkpoints.best_step if step is None else step
+        if step is None:
+            raise UserError(f'{run} holds no checkpoint yet.')
+        sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shapes = abstract(jax.eval_shape(task.init, jax.random.PRNGKey(0)), sharding)
+        logging.info('loading step %d of %s', step, run)
+        state, _ = checkpoints.restore(step, shapes)
+    return config, task, state.replace(opt_state=())
+
+
+def _flat(config) -> dict:
+    """{'section.field': value} with lists for tuples, as JSON gives them back."""
+    flat = {}
+    for name, value in json.loads(config.to_json_best_effort()).items():
+        if isinstance(value, dict):
+            flat |= {f'{name}.{field}': inner for field, inner in value.items()}
+        else:
+            flat[name] = value
+    return flat

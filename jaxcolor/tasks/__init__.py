@@ -1,0 +1,29 @@
+"""What a network is trained for, by name.
+
+A task is built from a whole config and has four methods; it knows nothing of devices, files or loops:
+
+    init(rng) -> TrainState
+    train_step(state, batch) -> (TrainState, {name: scalar})           per device, averaged over `parallel.AXIS`
+    eval_step(state, batch) -> {name: (B,)}                            per photo
+    predict(state, lightness, rng) -> ab                               (B, H, W, 1) L* -> (B, H, W, 2) a*b*
+
+`batch` is {'lab': uint8 (B, H, W, 3) of `color.encode_lab`, 'label': int32 (B,), -1 where there is none}.
+"""
+
+from jaxcolor.errors import UserError
+from jaxcolor.tasks.regression import Regression
+
+TASKS = {
+    'regression': Regression,
+}
+
+
+def build(config):
+    """The task that a config's section `task` names, with the network of its section `model`.
+
+    Raises:
+        UserError: no such task, or a field that the task, network or optimizer refuses.
+    """
+    if config.task.name not in TASKS:
+        raise UserError(f'task.name: there is no task {config.task.name!r}; there are {", ".join(sorted(TASKS))}.')
+    return TASKS[config.task.name](config)

@@ -1,0 +1,120 @@
+"""Regression of a* and b*, with or without classification of the scene: the task of all reports but the GAN's."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from jaxcolor import color, losses, metrics, models, optimizers
+from jaxcolor.errors import UserError
+from jaxcolor.models.blocks import upsample
+from jaxcolor.parallel import AXIS
+from jaxcolor.tasks.state import TrainState
+
+
+class Regression:
+    """Squared error on a*b* + alpha * cross entropy of the class + kernel L2 (Iizuka et al. 2016, eq. 5)."""
+
+    def __init__(self, config):
+        self.loss = config.task
+        self.activation = config.model.output_activation
+        self.crop = config.data.crop
+        for field, choices in {'reduction': ('sum', 'mean'), 'loss_resolution': ('output', 'input')}.items():
+            if self.loss[field] not in choices:
+                raise UserError(f'task.{field}: {self.loss[field]!r} is none of {", ".join(choices)}.')
+        if self.activation not in color.AB_RANGE:
+            raise UserError(f'model.output_activation: {self.activation!r} is none of {", ".join(color.AB_RANGE)}.')
+        self.network = models.build(config.model, AXIS if config.train.cross_device_batch_norm else None)
+        self.schedule = optimizers.schedule(config.optimizer, config.train.steps)
+        self.optimizer = optimizers.build(config.optimizer, config.train.steps)
+
+    def init(self, rng) -> TrainState:
+        """A fresh state. rng: uint32 (2,) key."""
+        init_rng, rng = jax.random.split(rng)
+        variables = self.network.init(init_rng, jnp.zeros((1, self.crop, self.crop, 1)))
+        params = variables.pop('params')
+        return TrainState(jnp.zeros((), jnp.int32), params, variables, self.optimizer.init(params), rng)
+
+    def train_step(self, state: TrainState, batch):
+        """One step of one device on its share of the batch; gradients and batch statistics are averaged over AXIS."""
+
+        def loss_of(params):
+            outputs, model_state = self._apply(params, state.model_state, batch, train=True)
+            terms = {name: jnp.mean(each) for name, each in self._terms(outputs, batch).items()}
+            if self.loss.kernel_l2:
+                terms['l2_loss'] = self.loss.kernel_l2 * losses.kernel_l2(params, self.loss.kernel_l2_excluded)
+            return sum(terms.values()), (terms, model_state)
+
+        (loss, (terms, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        grads, model_state, measured = lax.pmean((grads, model_state, {'loss': loss, **terms}), AXIS)
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        measured |= {'grad_norm': optax.global_norm(grads), 'learning_rate': jnp.asarray(self.schedule(state.step))}
+        state = state.replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            model_state=model_state,
+            opt_state=opt_state,
+        )
+        return state, measured
+
+    def eval_step(self, state: TrainState, batch):
+        """Loss terms of each photo, {name: (B,)}, and its predicted a*b*, float32 (B, H, W, 2)."""
+        outputs, _ = self._apply(state.params, state.model_state, batch, train=False)
+        terms = self._terms(outputs, batch)
+        return {'loss': sum(terms.values()), **terms}, self._colors(outputs, batch['lab'].shape[1:3])
+
+    def predict(self, state: TrainState, lightness, rng=None, global_features=None):
+        """L* (B, H, W, 1) in [0, 100] -> a*b* float32 (B, H, W, 2). rng is unused: a photo has one answer here."""
+        del rng
+        given = {} if global_features is None else {'global_features': global_features}
+        outputs = self.network.apply(_variables(state), color.normalize_l(lightness), **given)
+        return self._colors(outputs, lightness.shape[1:3])
+
+    def describe(self, state: TrainState, lightness):
+        """L* (B, H, W, 1) in [0, 100] -> the global features (B, G) that `predict` takes."""
+        return self.network.apply(_variables(state), color.normalize_l(lightness), method='describe')[0]
+
+    def _apply(self, params, model_state, batch, train):
+        lightness = color.normalize_l(color.decode_lab(batch['lab'])[..., :1])  # (B, H, W, 1)
+        variables = {'params': params, **model_state}
+        if train and model_state:
+            return self.network.apply(variables, lightness, train=True, mutable=list(model_state))
+        return self.network.apply(variables, lightness, train=train), model_state
+
+    def _terms(self, outputs, batch):
+        """The loss's terms for each photo, {name: (B,)}."""
+        target = color.normalize_ab(color.decode_lab(batch['lab'])[..., 1:], self.activation)
+        ab = outputs['ab']
+        if self.loss.loss_resolution == 'output':
+            target = _resize(target, ab.shape[1:3])
+        else:
+            ab = _resize(ab, target.shape[1:3])
+        terms = {'color_loss': losses.squared_error(ab, target, self.loss.reduction)}
+        if 'logits' in outputs and self.loss.alpha:
+            terms['class_loss'] = self.loss.alpha * losses.cross_entropy(outputs['logits'], batch['label'])
+        return terms
+
+    def _colors(self, outputs, size):
+        """The network's output -> a*b* (B, H, W, 2) at the photo's size."""
+        ab = color.denormalize_ab(outputs['ab'], self.activation)
+        if self.loss.loss_resolution == 'output':
+            return jax.image.resize(ab, (ab.shape[0], *size, 2), 'linear')
+        return _resize(ab, size)
+
+
+def _variables(state):
+    return {'params': state.params, **state.model_state}
+
+
+def _resize(x, size):
+    """(B, H, W, C) -> (B, *size, C): whole factors by mean down and by repetition up, others linearly."""
+    B, H, W, C = x.shape
+    h, w = size
+    if (H, W) == (h, w):
+        return x
+    if (H, W) == (2 * h, 2 * w):
+        return nn.avg_pool(x, (2, 2), (2, 2))
+    if (h, w) == (2 * H, 2 * W):
+        return upsample(x)
+    return jax.image.resize(x, (B, h, w, C), 'linear')

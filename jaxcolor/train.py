@@ -1,0 +1,186 @@
+"""Training: the loop, read from top to bottom."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import jax
+
+from jaxcolor import runs, tasks
+from jaxcolor.checkpoint import Checkpoints, abstract
+from jaxcolor.data import bundled, pipeline
+from jaxcolor.data.shards import open_shards
+from jaxcolor.errors import UserError
+from jaxcolor.evaluate import Evaluator, table
+from jaxcolor.logs import MetricsLog, Progress, draw_curves
+from jaxcolor.parallel import DataParallel
+
+
+def train(config, run) -> dict[str, dict[str, float]]:
+    """Trains as a config says, into a run directory; goes on from the newest checkpoint that it finds there.
+
+    Args:
+        config: as `configs/base.py` gives it.
+        run: the run directory.
+
+    Returns:
+        The last evaluation, {split: {name: value}}.
+
+    Raises:
+        UserError: what the config asks for cannot be done, or the loss is not finite.
+    """
+    run, hp = Path(run), config.train
+    is_main = jax.process_index() == 0
+    parallel = DataParallel(hp.mapping)
+    _check(config, parallel.device_count)
+    task = tasks.build(config)
+    named_shards = open_shards(config.data.shards) if config.data.shards else None
+    if is_main:
+        runs.claim(run, config)
+
+    # Data: every process reads its share of each batch.
+    shards = named_shards or open_shards(bundled.prepare_for(config.data.crop, run / 'shards'))
+    _check_classes(config, shards)
+    batches = pipeline.train_batches(
+        shards,
+        batch_size=hp.batch_size // jax.process_count(),
+        data=config.data,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    splits = [split for split in hp.eval_splits if shards.counts.get(split)]
+
+    # Network and optimizer: one state, a copy on every device; one compiled step over all of them.
+    rng = jax.random.PRNGKey(config.seed)
+    train_step = parallel.map(task.train_step, donate_state=True)
+    evaluator = Evaluator(task, parallel, shards, config)
+    progress = Progress(hp.steps, 'steps', items_per_unit=hp.batch_size, item='images', quiet=not is_main)
+
+    with Checkpoints(run / 'checkpoints', hp.keep_best) as checkpoints:
+        # Resume, or start.
+        first = checkpoints.latest_step or 0
+        if first:
+            shapes = abstract(jax.eval_shape(task.init, rng), parallel.replicated)
+            state, position = checkpoints.restore(first, shapes)
+            batches.set_state(position)
+            progress.say(f'resuming {run} from its checkpoint at step {first}')
+        else:
+            state = jax.jit(task.init, out_shardings=parallel.replicated)(rng)
+        _announce(progress, config, parallel, shards, state, splits)
+        progress.done = progress.start = first
+        log = MetricsLog(run, first, hp.tensorboard) if is_main else None
+        pending, results = [], {}
+
+        # Steps. A step is dispatched, not awaited: what is logged are the metrics of steps before it.
+        for step in range(first + 1, hp.steps + 1):
+            state, measured = train_step(state, parallel.shard(next(batches)))
+            pending.append((step, measured))
+            is_eval = bool(splits) and (step % hp.eval_every == 0 or step == hp.steps)
+            is_save = is_eval or step % hp.checkpoint_every == 0 or step == hp.steps
+
+            if step == first + 1:
+                jax.block_until_ready(measured)
+                progress.restart_clock()
+            if step % hp.log_every == 0 or is_save:
+                done = pending if is_save else pending[:-1]
+                pending = pending[len(done) :]
+                if done:
+                    means = _means(done, checkpoints)
+                    progress.note = f'loss {means["loss"]:.4g}'
+                    if is_main:
+                        log.write(done[-1][0], {**means, 'images_per_second': progress.rate})
+            progress.update()
+
+            if is_eval:
+                results = {split: evaluator.measure(state, split) for split in splits}
+                if is_main:
+                    log.write(step, {f'{split}/{name}': v for split, row in results.items() for name, v in row.items()})
+                    draw_curves(run)
+                    for split in splits:
+                        evaluator.grid(state, split, run / 'samples' / f'{split}_{step:07d}.png', hp.grid_photos)
+                progress.say(f'step {step}: ' + ', '.join(_brief(split, results[split]) for split in splits))
+            if is_save:
+                loss = results[splits[0]]['loss'] if is_eval else None
+                checkpoints.save(step, state, batches.get_state(), json.loads(config.to_json()), loss)
+            for saved in checkpoints.newly_saved():
+                progress.say(f'saved step {saved}')
+        checkpoints.wait()
+        for saved in checkpoints.newly_saved():
+            progress.say(f'saved step {saved}')
+    progress.close()
+
+    if is_main:
+        log.close()
+        draw_curves(run)
+        if results:
+            print(f'\n{table(results)}')
+        _farewell(run, splits, hp.steps)
+    return results
+
+
+def _check(config, device_count):
+    """Refuses what could only fail later."""
+    hp = config.train
+    for name in ('steps', 'batch_size', 'log_every', 'eval_every', 'checkpoint_every', 'grid_photos'):
+        if hp[name] < 1:
+            raise UserError(f'train.{name} must be at least 1, not {hp[name]}.')
+    if hp.batch_size % device_count:
+        raise UserError(
+            f'train.batch_size: {hp.batch_size} photos cannot be dealt evenly to {device_count} devices; '
+            f'take a multiple of {device_count}.'
+        )
+
+
+def _check_classes(config, shards):
+    classes = config.model.get('classes', 0)
+    if classes and len(shards.classes) > classes:
+        raise UserError(
+            f'{shards.path} has {len(shards.classes)} classes, model.classes is {classes}: '
+            f'set --config.model.classes={len(shards.classes)}, or 0 for no classifier.'
+        )
+
+
+def _announce(progress, config, parallel, shards, state, splits):
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    device = parallel.mesh.devices.flat[0]
+    progress.say(
+        f'{config.name}: {config.model.name}, {count:,} parameters; {shards.counts.get("train", 0)} training photos at '
+        f'{config.data.crop} pixels; batch {config.train.batch_size} over {parallel.device_count} '
+        f'{device.device_kind} device(s); {config.train.steps} steps. Compiling.'
+    )
+    if not splits:
+        progress.say(f'{shards.path} has none of the splits {list(config.train.eval_splits)}: nothing is evaluated.')
+
+
+def _means(rows, checkpoints) -> dict[str, float]:
+    """[(step, {name: scalar on device})] -> {name: mean}; the learning rate is the last one's.
+
+    Raises:
+        UserError: a loss or gradient is not finite.
+    """
+    values = jax.device_get([measured for _, measured in rows])
+    for (step, _), row in zip(rows, values, strict=True):
+        if not (math.isfinite(row['loss']) and math.isfinite(row.get('grad_norm', 0.0))):
+            checkpoints.wait()
+            kept = checkpoints.latest_step
+            raise UserError(
+                f'the loss or its gradient is not finite at step {step} (loss {float(row["loss"]):.4g}, learning rate '
+                f'{float(row["learning_rate"]):.4g}); lower optimizer.learning_rate or set optimizer.clip_norm; '
+                + (f'the checkpoint of step {kept} is kept.' if kept else 'no checkpoint had been made yet.')
+            )
+    means = {name: float(sum(row[name] for row in values) / len(values)) for name in values[0]}
+    return means | {'learning_rate': float(values[-1]['learning_rate'])}
+
+
+def _brief(split, row):
+    return f'{split} loss {row["loss"]:.4g}, PSNR {row["psnr"]:.2f} dB (gray {row["psnr_gray"]:.2f})'
+
+
+def _farewell(run, splits, step):
+    pictures = ' '.join(str(run / 'samples' / f'{split}_{step:07d}.png') for split in splits)
+    print(f'\nExample grids (gray, output, truth): {pictures or "none, as nothing was evaluated"}')
+    print(f'Curves: {run / "curves.png"}')
+    print('Colour a photo of yours with the model just trained:')
+    print(f'  {Path(sys.executable)} -m jaxcolor.colorize --model={run} PHOTO.jpg --out=colored', flush=True)
