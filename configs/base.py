@@ -11,10 +11,8 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.name = 'base'  # of the recipe; the run directory is runs/<name> unless --workdir names another
     config.seed = 0  # of the parameters, the order of the photos and their augmentation
-    config.model = model = ConfigDict()
-    model.name = 'ltbc'  # a key of jaxcolor.models.MODELS
-    model.dtype = 'float32'  # what layers compute in: 'float32' or 'bfloat16'; parameters and losses stay float32
-    model.update(ltbc())
+    config.model = ltbc()
+    config.extractor = extractor()
     config.task = regression()
     config.optimizer = optimizer()
     config.data = data()
@@ -22,17 +20,60 @@ def get_config() -> ConfigDict:
     return config
 
 
-def ltbc() -> dict:
-    """Section model of the network `ltbc`."""
+def _model(name: str) -> ConfigDict:
     model = ConfigDict()
+    model.name = name  # a key of jaxcolor.models.MODELS
+    model.dtype = 'float32'  # what layers compute in: 'float32' or 'bfloat16'; parameters and losses stay float32
     model.width = 1.0  # multiplies the filters of every layer but the outputs
+    return model
+
+
+def ltbc() -> ConfigDict:
+    """Section model of the network `ltbc`."""
+    model = _model('ltbc')
     model.batch_norm = True  # after every convolution and dense layer but the outputs, before its ReLU
     model.classes = 205  # of the scene classifier; 0 leaves the classifier out
     model.classifier_width = 256  # filters of its hidden layer
+    model.dense_widths = (1024, 512, 256)  # of the global branch
+    model.decoder = 'nearest'  # 'nearest' (upsampling and convolutions) or 'deconv' (transposed convolutions)
     model.output_activation = 'sigmoid'  # 'sigmoid', 'tanh' or 'linear'; says how the output stands for a*b*, too
     model.global_size = 224  # pixels, a multiple of 32: the side of the copy that the global branch sees
     model.padding = 'symmetric'  # of convolutions: 'symmetric' as in Torch, 'SAME' as in TensorFlow
     return model
+
+
+def deepcolor() -> ConfigDict:
+    """Section model of the network `deepcolor`."""
+    model = _model('deepcolor')
+    model.variant = 'base'  # its architecture: 'base', '1', '2' or '3'
+    model.output_activation = 'tanh'  # 'sigmoid', 'tanh' or 'linear'; illegible in the report, tanh in Deep Koalarization
+    return model
+
+
+def vgg_fusion() -> ConfigDict:
+    """Section model of the network `vgg_fusion`."""
+    model = _model('vgg_fusion')
+    model.encoder_widths = (64, 128, 128, 256, 256, 512)  # the report's table of them is lost
+    model.output_activation = 'tanh'  # 'sigmoid', 'tanh' or 'linear'
+    model.use_features = True  # False puts zeros for the vector of VGG16, to see what it is worth
+    return model
+
+
+def cgan() -> ConfigDict:
+    """Section model of the network `cgan`: generator and discriminator."""
+    model = _model('cgan')
+    model.size = 64  # pixels, a multiple of 16: side of the photos it is trained on; data.crop is the same
+    model.noise_size = 100  # values of z, uniform in [-1, 1]; from the code of the report's paper
+    model.hidden_width = 64  # of the discriminator's first dense layer; the report is silent, its paper's code has 64
+    return model
+
+
+def extractor() -> ConfigDict:
+    """Section extractor: the frozen ImageNet network whose 1000 outputs `deepcolor` and `vgg_fusion` take."""
+    extractor = ConfigDict()
+    extractor.name = ''  # 'vgg16', 'inception_resnet_v2'; '' for networks that take none
+    extractor.weights = ''  # a published file; '' looks in the cache, then downloads; 'random' for weights of no meaning
+    return extractor
 
 
 def regression() -> ConfigDict:
@@ -43,7 +84,16 @@ def regression() -> ConfigDict:
     task.loss_resolution = 'output'  # where it is taken: at the network's 'output' size, or at its 'input' size
     task.alpha = 1 / 300  # weight of the cross entropy; photos without a label add nothing
     task.kernel_l2 = 0.0  # weight of the sum of squared kernels, a term of the loss
-    task.kernel_l2_excluded = ('',)  # layers whose kernels it leaves out
+    task.kernel_l2_excluded = ('',)  # layers whose kernels it leaves out, by name
+    return task
+
+
+def adversarial() -> ConfigDict:
+    """Section task of a generator against a discriminator, in YUV."""
+    task = ConfigDict()
+    task.name = 'adversarial'  # a key of jaxcolor.tasks.TASKS
+    task.l1 = 0.0  # weight of the generator's mean absolute error in U and V; in the text of the paper, not in its code
+    task.real_label = 1.0  # what the discriminator is to say of true photos; 0.9 is one-sided label smoothing
     return task
 
 
@@ -73,7 +123,12 @@ def data() -> ConfigDict:
     data.shards = ''  # folder that `python -m jaxcolor.prepare` wrote; '' takes the bundled photos
     data.crop = 224  # pixels, the side of the square that the network is trained on
     data.flip = True  # left to right, for half of the photos
-    data.read_threads = 2  # threads of this process that read and crop; each makes whole batches
+    data.flip_vertical = False  # upside down, for half of the photos
+    data.resized_crop = 0.0  # least part of a photo's area that a crop of random size and aspect shows; 0 crops at scale
+    data.rotate = 0.0  # degrees, the most to either side
+    data.shift = 0.0  # the most to either side, as part of the height and width; mirrored at the edges
+    data.brightness = 0.0  # linear light is multiplied by a random factor from 1 / (1 + this) to 1 + this
+    data.read_threads = 2  # threads of this process that read and augment; each makes whole batches
     data.prefetch = 4  # batches ready ahead of the step
     data.workers = 0  # processes that read, beside the threads; 0 is faster unless decoding is slow
     return data
@@ -94,3 +149,10 @@ def train() -> ConfigDict:
     train.grid_photos = 8  # photos in an example grid
     train.tensorboard = False  # whether the metrics go to TensorBoard too (needs the extra [tensorboard])
     return train
+
+
+def choose(variants: dict, name: str):
+    """variants[name], or an error that lists what there is: for recipes that take `--config=configs/NAME.py:VARIANT`."""
+    if name not in variants:
+        raise ValueError(f'there is no variant {name!r}; there are {", ".join(filter(None, variants))}')
+    return variants[name]

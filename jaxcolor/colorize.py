@@ -19,6 +19,7 @@ from jaxcolor import color, runs
 from jaxcolor.data.decode import SUFFIXES, RejectedError, open_photo, pillow_unguarded
 from jaxcolor.errors import UserError, one_line_errors
 from jaxcolor.logs import Progress
+from jaxcolor.parallel import compiler_options
 
 # Network inputs have sides that are multiples of this, so that photos of many shapes need few compilations.
 _MULTIPLE = 32
@@ -46,7 +47,7 @@ class Colorizer:
     def __init__(self, run, step: int | None = None, size: int = 0):
         config, self.task, self.state = runs.load(run, step)
         self.size = size or config.data.crop
-        self._predict = jax.jit(self.task.predict)
+        self._predict = jax.jit(self.task.predict, compiler_options=compiler_options())
         self._describe = jax.jit(self.task.describe) if hasattr(self.task, 'describe') else None
 
     def __call__(self, image: Image.Image, style=None) -> Image.Image:
@@ -57,7 +58,7 @@ class Colorizer:
             style: what `describe` gave for another photo, whose global features it is to take.
         """
         rgb = image.convert('RGB')
-        given = {} if style is None else {'global_features': style}
+        given = {} if style is None else {'features': style}
         ab = self._predict(self.state, self._network_input(rgb), jax.random.PRNGKey(0), **given)
         colored = recompose(rgb, np.asarray(ab)[0])
         if image.mode == 'RGBA':

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from jaxcolor import color, metrics, runs
 from jaxcolor.data import pipeline
 from jaxcolor.data.shards import open_shards
-from jaxcolor.parallel import AXIS, DataParallel
+from jaxcolor.parallel import AXIS, DataParallel, compiler_options
 
 # What the table calls each figure, with its unit.
 TITLES = {
@@ -44,7 +44,7 @@ class Evaluator:
         per_device = -(-config.train.batch_size // parallel.device_count)
         self.batch_size = per_device * parallel.device_count // jax.process_count()
         self._sums = parallel.map(self._sums_of_device, outputs=(False,))
-        self._predict = jax.jit(task.predict)
+        self._predict = jax.jit(task.predict, compiler_options=compiler_options())
 
     def measure(self, state, split: str) -> dict[str, float]:
         """Means over the photos of a split, each counted once: {name: value}, names as in TITLES."""

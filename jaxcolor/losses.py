@@ -15,6 +15,11 @@ def squared_error(prediction, target, reduction: str):
     return reduce(jnp.square(prediction - target), axis=(1, 2, 3))
 
 
+def absolute_error(prediction, target):
+    """Mean over pixels and channels of the absolute error, both (B, H, W, C) -> (B,)."""
+    return jnp.mean(jnp.abs(prediction - target), axis=(1, 2, 3))
+
+
 def cross_entropy(logits, labels):
     """Softmax cross entropy: logits (B, classes), labels int32 (B,) -> (B,); 0 for a photo without a label (-1)."""
     each = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))

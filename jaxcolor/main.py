@@ -4,6 +4,7 @@
     python -m jaxcolor.main --mode=evaluate --workdir=RUN [--data=SHARDS] [--splits=validation,test]
 """
 
+import ast
 import re
 import sys
 
@@ -56,7 +57,7 @@ def _parse(argv):
         rest = flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         if isinstance(error, (AttributeError, KeyError)):
-            reason = f'the config has no field {" ".join(str(error.args[0]).split())}'
+            reason = 'the config has no field ' + ' '.join(ast.literal_eval(str(error)).split())
         else:
             reason = _last_line(error)
         print(f'jaxcolor: error: {reason} (configs/base.py says what every field is)', file=sys.stderr)

@@ -11,6 +11,7 @@ from jaxcolor import tasks
 from jaxcolor.checkpoint import Checkpoints, abstract
 from jaxcolor.errors import UserError
 from jaxcolor.logs import write_atomically
+from jaxcolor.models import extractors, import_weights
 
 # Fields that change neither parameters nor batches up to a step: a run may be continued with others.
 FREE_FIELDS = {
@@ -52,6 +53,30 @@ def read_config(run) -> ConfigDict:
         raise UserError(f'{path} cannot be read ({error}).') from None
 
 
+def frozen(run, config: ConfigDict):
+    """The extractor that a config names, () where it names none. The run directory keeps the one it was begun with.
+
+    Raises:
+        UserError: no such extractor; its weights are not there and cannot be downloaded; they do not fit.
+    """
+    name, weights = config.extractor.name, config.extractor.weights
+    if not name:
+        return ()
+    kept = Path(run) / 'extractor.safetensors'
+    if kept.exists():
+        return import_weights.import_extractor(name, kept)
+    if name not in extractors.NETWORKS:
+        raise UserError(f'extractor.name: there is no {name!r}; there are {", ".join(sorted(extractors.NETWORKS))}.')
+    if weights == 'random':
+        extractor = extractors.random_extractor(name, config.seed)
+    else:
+        extractor = import_weights.find_extractor(name, weights)
+    if jax.process_index() == 0:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        extractors.save_extractor(extractor, kept)
+    return extractor
+
+
 def load(run, step: int | None = None, sharding=None):
     """A trained network, ready to evaluate and predict.
 
@@ -78,7 +103,8 @@ def load(run, step: int | None = None, sharding=None):
         shapes = abstract(jax.eval_shape(task.init, jax.random.PRNGKey(0)), sharding)
         logging.info('loading step %d of %s', step, run)
         state, _ = checkpoints.restore(step, shapes)
-    return config, task, state.replace(opt_state=())
+    extractor = jax.device_put(frozen(run, config), sharding)
+    return config, task, state.replace(opt_state=(), frozen=extractor)
 
 
 def _flat(config) -> dict:

@@ -53,6 +53,7 @@ def train(config, run) -> dict[str, dict[str, float]]:
     splits = [split for split in hp.eval_splits if shards.counts.get(split)]
 
     # Network and optimizer: one state, a copy on every device; one compiled step over all of them.
+    extractor = runs.frozen(run, config)
     rng = jax.random.PRNGKey(config.seed)
     train_step = parallel.map(task.train_step, donate_state=True)
     evaluator = Evaluator(task, parallel, shards, config)
@@ -68,6 +69,7 @@ def train(config, run) -> dict[str, dict[str, float]]:
             progress.say(f'resuming {run} from its checkpoint at step {first}')
         else:
             state = jax.jit(task.init, out_shardings=parallel.replicated)(rng)
+        state = state.replace(frozen=parallel.replicate(extractor))
         _announce(progress, config, parallel, shards, state, splits)
         progress.done = progress.start = first
         log = MetricsLog(run, first, hp.tensorboard) if is_main else None
@@ -103,7 +105,7 @@ def train(config, run) -> dict[str, dict[str, float]]:
                 progress.say(f'step {step}: ' + ', '.join(_brief(split, results[split]) for split in splits))
             if is_save:
                 loss = results[splits[0]]['loss'] if is_eval else None
-                checkpoints.save(step, state, batches.get_state(), json.loads(config.to_json()), loss)
+                checkpoints.save(step, state.replace(frozen=()), batches.get_state(), json.loads(config.to_json()), loss)
             for saved in checkpoints.newly_saved():
                 progress.say(f'saved step {saved}')
         checkpoints.wait()

@@ -6,9 +6,73 @@ os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_p
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['MPLBACKEND'] = 'agg'
 
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
+import numpy as np
+import pytest
 from absl import flags
+from PIL import Image
 
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 # Grain's worker processes read absl flags.
 flags.FLAGS.mark_as_parsed()
+
+ROOT = Path(__file__).parent.parent
+PHOTOS = ROOT / 'jaxcolor' / 'data' / 'photos'
+
+
+@pytest.fixture(scope='session')
+def photos():
+    """The bundled photos as uint8 RGB arrays of their own sizes, in order of their names."""
+    return [np.asarray(Image.open(path).convert('RGB')) for path in sorted(PHOTOS.rglob('*.jpg'))]
+
+
+@pytest.fixture(scope='session')
+def shards(tmp_path_factory):
+    """The folder of a shard set of the bundled photos at 74 pixels: 20 train, 4 validation."""
+    from jaxcolor.prepare import prepare
+
+    path = tmp_path_factory.mktemp('shards') / 'bundled'
+    prepare(PHOTOS, path, size=74, quiet=True)
+    return path
+
+
+@pytest.fixture
+def tiny_config(shards):
+    """The quickstart's recipe made smaller still: 64 pixels, an eighth of the width, one 8-photo batch a step."""
+    from configs import ltbc
+
+    config = ltbc.get_config('quickstart')
+    config.model.update({'width': 0.125, 'global_size': 32})
+    config.data.update({'shards': str(shards), 'crop': 64})
+    config.train.update({'batch_size': 8, 'steps': 4, 'log_every': 1, 'eval_every': 1000, 'checkpoint_every': 1000})
+    config.train.grid_photos = 2
+    return config
+
+
+@pytest.fixture(scope='session')
+def command():
+    """Runs `python -m jaxcolor.ROOM ARGS...` as a user would, on one device -> (exit code, stdout, stderr)."""
+
+    def run(room, *args, **kwargs):
+        environment = {**os.environ, 'XLA_FLAGS': '', **kwargs.pop('env', {})}
+        done = subprocess.run(
+            [sys.executable, '-m', f'jaxcolor.{room}', *map(str, args)],
+            capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600, **kwargs,
+        )  # fmt: skip
+        return done.returncode, done.stdout, done.stderr
+
+    return run
+
+
+def assert_one_sentence(code, stderr, *parts):
+    """A command refused its input: non-zero exit, one line for the user that has all the parts, and no traceback."""
+    lines = [line for line in stderr.splitlines() if line.startswith('jaxcolor: error: ')]
+    assert code != 0
+    assert 'Traceback' not in stderr, stderr
+    assert len(lines) == 1, stderr
+    for part in parts:
+        assert str(part) in lines[0], lines[0]

@@ -10,6 +10,7 @@ import dataclasses
 import io
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import msgpack
@@ -24,38 +25,36 @@ VERSION = 1
 SIDECAR = 'dataset.json'
 
 
-def _to_jpeg(lab, subsampling):
-    """L* goes where JPEG keeps Y, a* and b* where it keeps Cb and Cr: no colour transform on the way in or out."""
-    file = io.BytesIO()
-    Image.fromarray(lab, 'YCbCr').save(file, 'JPEG', quality=95, subsampling=subsampling)
-    return file.getvalue()
+@dataclasses.dataclass(frozen=True)
+class Encoding:
+    """How a record's bytes hold the photo, and how ArrayRecord packs records in turn."""
 
-
-def _from_jpeg(data, height, width):
-    image = Image.open(io.BytesIO(data))
-    image.draft('YCbCr', None)  # the planes as they are stored
-    return np.asarray(image)
-
-
-def _to_raw(lab):
-    return lab.tobytes()
+    encode: Callable[[np.ndarray], bytes]  # of uint8 (H, W, 3)
+    decode: Callable[[bytes, int, int], np.ndarray]  # of bytes, height, width
+    packing: str = 'uncompressed'
 
 
 def _from_raw(data, height, width):
     return np.frombuffer(data, np.uint8).reshape(height, width, 3)
 
 
-@dataclasses.dataclass(frozen=True)
-class Encoding:
-    """How a record's bytes hold the photo, and how ArrayRecord packs that record in turn."""
+def _to_jpeg(lab):
+    """L* goes where JPEG keeps Y, a* and b* where it keeps Cb and Cr, all at full resolution and as they are."""
+    file = io.BytesIO()
+    Image.frombytes('YCbCr', lab.shape[1::-1], lab.tobytes()).save(file, 'JPEG', quality=90, subsampling=0)
+    return file.getvalue()
 
-    encode: callable  # uint8 (H, W, 3) -> bytes
-    decode: callable  # bytes, height, width -> uint8 (H, W, 3)
-    packing: str = 'uncompressed'
+
+def _from_jpeg(data, height, width):
+    image = Image.open(io.BytesIO(data), formats=['JPEG'])
+    image.draft('YCbCr', None)  # the planes as they are stored
+    return np.asarray(image)
 
 
 ENCODINGS = {
-    'raw': Encoding(_to_raw, _from_raw),
+    'raw': Encoding(np.ndarray.tobytes, _from_raw),
+    'zstd': Encoding(np.ndarray.tobytes, _from_raw, packing='zstd:3'),
+    'jpeg': Encoding(_to_jpeg, _from_jpeg),
 }
 
 

@@ -1,7 +1,7 @@
 """Where photographs come from: folders and archives. `datasets.py` knows the layouts of published sets.
 
-A source is a generator of Photos in an order that never changes. It names them and says where their bytes are; nothing is
-decoded here, and nothing but streams is read.
+A source is a generator of Photos in an order that never changes, called with the path and the size in bytes above which
+files are refused. It names the photos and says where their bytes are; nothing is decoded, and only streams are read.
 """
 
 import contextlib
@@ -13,7 +13,6 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
@@ -41,7 +40,7 @@ class Photo:
 
 
 def read_range(path, offset, size, limit):
-    """`size` bytes of a file from `offset` on, or all of it where `size` is None. At most `limit` bytes, see RejectedError."""
+    """`size` bytes of a file from `offset` on, or all of it where `size` is None; RejectedError above the limit."""
     try:
         with open(path, 'rb') as file:
             file.seek(offset)
@@ -78,7 +77,7 @@ def _walk(folder):
         stack.extend((entry.path, (*parts, entry.name)) for entry in reversed(entries) if entry.is_dir())
 
 
-def folder(path):
+def folder(path, limit):
     """A folder tree: each sub-folder is a class; a top level of train, val(idation) and test folders is the split."""
     if not path.is_dir():
         raise UserError(f'{path} is no folder')
@@ -90,8 +89,8 @@ def folder(path):
 # Archives, read as they are.
 
 
-def archive(path):
-    """A tar (compressed or not) or zip of a folder tree, or a folder of several; WebDataset's `.cls` files give classes.
+def archive(path, limit):
+    """A tar (compressed or not) or zip of a folder tree, or a folder of several; WebDataset's `.cls` give classes.
 
     A leading folder of the archive's own name does not count.
     """
@@ -99,7 +98,7 @@ def archive(path):
     if not files:
         raise UserError(f'{path} holds no archives ({", ".join(ARCHIVES)})')
     for done, file in enumerate(files):
-        members = _zip_members(file) if zipfile.is_zipfile(file) else _tar_members(file)
+        members = _zip_members(file) if _is_zip(file) else _tar_members(file, limit)
         stem = file.name[: -len(_archive_suffix(file))] if _archive_suffix(file) else file.name
         # train-00012.tar, val.zip
         split = {'split': SPLITS[word]} if (word := stem.lower().split('-')[0]) in SPLITS else {}
@@ -114,8 +113,8 @@ def archive(path):
                     continue
                 if len(parts) > 1 and parts[0] == stem:
                     parts = parts[1:]
-                fields = {key: getattr(member, key) for key in ('load', 'data', 'refused', 'position')}
-                yield photo_from_path(parts, **fields, **split, **label)
+                known = {key: getattr(member, key) for key in ('load', 'data', 'refused', 'position')}
+                yield photo_from_path(parts, **known | split | label)
 
 
 def archives_in(path):
@@ -127,6 +126,11 @@ def _archive_suffix(file):
     return next((suffix for suffix in ARCHIVES if file.name.lower().endswith(suffix)), '')
 
 
+def _is_zip(file):
+    with open(file, 'rb') as start:
+        return start.read(2) == b'PK'
+
+
 @contextlib.contextmanager
 def _readable(file):
     try:
@@ -136,11 +140,11 @@ def _readable(file):
 
 
 def _with_classes(members):
-    """Members -> (photo, what a `.cls` of the same key says of it); WebDataset lays the files of one key side by side."""
+    """Members -> (photo, what a `.cls` of its key says of it); WebDataset lays the files of a key side by side."""
     group, key = [], None
     for member in members:
         folder, _, base = member.name.rpartition('/')
-        if (folder, base.partition('.')[0]) != key:
+        if (folder, base.partition('.')[0]) != key or len(group) == 64:
             yield from _classified(group)
             group, key = [], (folder, base.partition('.')[0])
         group.append(member)
@@ -152,7 +156,8 @@ def _classified(group):
     label = {}
     for member in group:
         if member.name.endswith('.cls') and any(is_photo):
-            label = class_from((member.data or member.load(1000)).decode(errors='replace').strip())
+            with contextlib.suppress(RejectedError):
+                label = class_from((member.data or member.load(1000)).decode(errors='replace').strip())
     for member, photo in zip(group, is_photo, strict=True):
         if photo or not any(is_photo):  # what stands beside a photo of the same key belongs to it
             yield member, label
@@ -170,24 +175,25 @@ def class_from(value):
     return {'label': str(int(text)), 'number': int(text)}
 
 
-def _tar_members(path):
+def _tar_members(path, limit):
     size = path.stat().st_size
     with open(path, 'rb') as file, _readable(path):
         try:
-            tar, seekable = tarfile.open(fileobj=file, mode='r:'), True
+            tarfile.open(fileobj=file, mode='r:').close()
+            mode = 'r:'
         except tarfile.ReadError:
-            file.seek(0)
-            tar, seekable = tarfile.open(fileobj=file, mode='r|*'), False
-        with tar:
+            mode = 'r|*'  # compressed: one pass from front to back
+        file.seek(0)
+        with tarfile.open(fileobj=file, mode=mode) as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # or it would keep them all
                 if not member.isreg() or member.sparse:
                     continue
                 photo = Photo(member.name, position=min(1.0, max(1, file.tell()) / size))
-                if seekable:
+                if mode == 'r:':
                     photo.load = functools.partial(read_range, os.fspath(path), member.offset_data, member.size)
-                elif member.size > STREAM_LIMIT:
-                    photo.refused = f'its file of {member.size / 1e6:.0f} MB is larger than {STREAM_LIMIT / 1e6:g} MB'
+                elif member.size > limit:
+                    photo.refused = f'its file is larger than {limit / 1e6:g} MB'
                 else:
                     photo.data = tar.extractfile(member).read()
                 yield photo

@@ -5,10 +5,15 @@ import dataclasses
 import jax.numpy as jnp
 
 from jaxcolor.errors import UserError
+from jaxcolor.models.cgan import CGAN
+from jaxcolor.models.encoder_fusion import DeepColor, VGGFusion
 from jaxcolor.models.ltbc import LTBC
 
 MODELS = {
     'ltbc': LTBC,
+    'deepcolor': DeepColor,
+    'vgg_fusion': VGGFusion,
+    'cgan': CGAN,
 }
 
 
@@ -34,4 +39,6 @@ def build(config, axis_name: str | None = None):
     unknown = sorted(set(fields) - known)
     if unknown:
         raise UserError(f'model.{unknown[0]}: network {name!r} has no such field.')
+    # JSON gives tuples back as lists, which Flax would not hash.
+    fields = {field: tuple(value) if isinstance(value, list) else value for field, value in fields.items()}
     return MODELS[name](**fields, axis_name=axis_name, dtype=jnp.dtype(dtype))

@@ -28,11 +28,11 @@ def pad_to_multiple(x, multiple: int):
     return jnp.pad(x, ((0, 0), (0, -H % multiple), (0, -W % multiple), (0, 0)), mode='edge')
 
 
-def batch_norm(train: bool, axis_name: str | None = None, dtype: Any = jnp.float32):
+def batch_norm(train: bool, axis_name: str | None = None, dtype: Any = jnp.float32, name: str = 'norm'):
     """Batch normalisation over the device's batch, or over all devices where `axis_name` is given."""
     # Momentum 0.9 and epsilon 1e-5 are Torch's defaults, which the paper's code ran with.
     return nn.BatchNorm(
-        use_running_average=not train, momentum=0.9, epsilon=1e-5, axis_name=axis_name, dtype=dtype, name='norm'
+        use_running_average=not train, momentum=0.9, epsilon=1e-5, axis_name=axis_name, dtype=dtype, name=name
     )
 
 
@@ -62,6 +62,31 @@ class ConvBlock(nn.Module):
             kernel_init=_kernel_init(self.activation),
             dtype=self.dtype,
             name='conv',
+        )(x)
+        if self.batch_norm:
+            x = batch_norm(train, self.axis_name, self.dtype)(x)
+        return ACTIVATIONS[self.activation](x)
+
+
+class DeconvBlock(nn.Module):
+    """Transposed 3x3 convolution, optional batch norm, activation: (B, H, W, C) -> (B, H*strides, W*strides, features)."""
+
+    features: int
+    strides: int = 1
+    batch_norm: bool = False
+    activation: str = 'relu'
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        x = nn.ConvTranspose(
+            self.features,
+            (3, 3),
+            (self.strides, self.strides),
+            kernel_init=_kernel_init(self.activation),
+            dtype=self.dtype,
+            name='deconv',
         )(x)
         if self.batch_norm:
             x = batch_norm(train, self.axis_name, self.dtype)(x)

@@ -3,6 +3,8 @@
 `import_weights.py` makes an Extractor of a published file.
 """
 
+import functools
+import math
 import os
 import pathlib
 from typing import Any, NamedTuple
@@ -92,6 +94,7 @@ def gray_to_input(lightness, size: int):
     return jax.image.resize(rgb, (rgb.shape[0], size, size, 3), 'bilinear')
 
 
+@functools.cache
 def variable_shapes(name: str):
     """{path: jax.ShapeDtypeStruct} of a network's variables; paths are tuples such as ('params', 'fc1', 'kernel')."""
     network = NETWORKS[name]
@@ -100,11 +103,19 @@ def variable_shapes(name: str):
 
 
 def random_extractor(name: str, seed: int = 0) -> Extractor:
-    """An extractor that knows nothing, for trials without ImageNet weights; its preprocessing is Keras'."""
-    network = NETWORKS[name]
-    image = jax.ShapeDtypeStruct((1, network.size, network.size, 3), jnp.float32)
-    variables = network.module().lazy_init(jax.random.key(seed), image)
-    return Extractor(name, 'keras', 'random', jax.tree.map(np.asarray, variables))
+    """An extractor that knows nothing, for trials without ImageNet weights; its preprocessing is Keras'.
+
+    Kernels are normal with variance 2 / inputs (He et al. 2015), batch norms pass through, biases are 0.
+    """
+    rng = np.random.default_rng(seed)
+    variables = {}
+    for path, leaf in variable_shapes(name).items():
+        if path[-1] == 'kernel':
+            scale = np.float32((2 / math.prod(leaf.shape[:-1])) ** 0.5)
+            variables[path] = rng.standard_normal(leaf.shape, np.float32) * scale
+        else:
+            variables[path] = np.full(leaf.shape, path[-1] in ('scale', 'var'), np.float32)
+    return Extractor(name, 'keras', 'random', flax.traverse_util.unflatten_dict(variables))
 
 
 def save_extractor(extractor: Extractor, path):

@@ -114,7 +114,8 @@ def import_ltbc(path, network):
         network: the `LTBC` to fit, without batch norm; with classes=0 the file's classifier is left out.
 
     Returns:
-        The network's parameters, nested dicts of float32 NumPy arrays.
+        The network's parameters, nested dicts of float32 NumPy arrays. How the peer scaled L* and a*b* its report does
+        not say.
 
     Raises:
         UserError: the file cannot be read or does not fit; the sentence names the first layer that differs.
@@ -135,7 +136,7 @@ def import_ltbc(path, network):
             key=lambda name: ('fusion' not in name, [int(n) if n.isdigit() else n for n in re.split(r'(\d+)', name)]),
         )
         if len(found) != len(layers):
-            raise UserError(f'{what}: its part {part!r} should have {len(layers)} layers and has {len(found)}: {found}.')
+            raise UserError(f'{what}: its part {part!r} has {len(found)} layers, not {len(layers)}: {found}.')
         for layer, name in zip(layers, found, strict=True):
             layer = ('params', *layer.split('/'))
             plan |= {(*layer, 'kernel'): f'{name}.weight', (*layer, 'bias'): f'{name}.bias'}

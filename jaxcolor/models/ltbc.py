@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcolor.models.blocks import ConvBlock, DenseBlock, Fusion, pad_to_multiple, scaled, upsample
+from jaxcolor.models.blocks import ConvBlock, DeconvBlock, DenseBlock, Fusion, pad_to_multiple, scaled, upsample
 
 
 class LTBC(nn.Module):
@@ -22,6 +22,8 @@ class LTBC(nn.Module):
     batch_norm: bool = True
     classes: int = 205
     classifier_width: int = 256
+    dense_widths: tuple[int, ...] = (1024, 512, 256)
+    decoder: str = 'nearest'
     output_activation: str = 'sigmoid'
     global_size: int = 224
     padding: str = 'symmetric'
@@ -40,10 +42,15 @@ class LTBC(nn.Module):
         self.low = [conv(64, 2), conv(128), conv(128, 2), conv(256), conv(256, 2), conv(512)]
         self.mid = [conv(512), conv(256)]
         self.global_conv = [conv(512, 2), conv(512), conv(512, 2), conv(512)]
-        self.global_dense = [dense(1024), dense(512), dense(256)]
+        self.global_dense = [dense(features) for features in self.dense_widths]
         self.fusion = Fusion(scaled(256, self.width), self.dtype)
-        self.color = [conv(128), conv(64), conv(64), conv(32)]
-        self.output = ConvBlock(2, activation=self.output_activation, padding=self.padding, dtype=self.dtype)
+        if self.decoder == 'deconv':
+            widths = [(128, 1), (64, 2), (64, 1), (32, 2)]
+            self.color = [DeconvBlock(scaled(features, self.width), strides, **shared) for features, strides in widths]
+            self.output = DeconvBlock(2, 2, **shared | {'activation': self.output_activation})
+        else:
+            self.color = [conv(128), conv(64), conv(64), conv(32)]
+            self.output = ConvBlock(2, activation=self.output_activation, padding=self.padding, dtype=self.dtype)
         if self.classes:
             self.classifier_hidden = DenseBlock(scaled(self.classifier_width, self.width), **shared)
             self.classifier = DenseBlock(self.classes, activation='linear', dtype=self.dtype)
@@ -58,7 +65,8 @@ class LTBC(nn.Module):
             train: whether batch norm uses and updates the batch's statistics.
 
         Returns:
-            {'ab': float32 (B, H/2, W/2, 2) in the range of `output_activation`, H/2 and W/2 rounded up;
+            {'ab': float32 (B, H/2, W/2, 2) in the range of `output_activation`, H/2 and W/2 rounded up, or (B, H, W, 2)
+            from the 'deconv' decoder;
             'logits': float32 (B, classes), where the network has a classifier and its global branch ran}.
         """
         H, W = lightness.shape[1:3]
@@ -70,10 +78,14 @@ class LTBC(nn.Module):
             global_features, logits = self.describe(lightness, low if own_size else None, train=train)
         x = _run(self.mid, low, train)  # (B, H/8, W/8, 256)
         x = nn.relu(self.fusion(x, global_features))
-        x = upsample(self.color[0](x, train))  # (B, H/4, W/4, 128)
-        x = self.color[2](self.color[1](x, train), train)
-        x = self.color[3](upsample(x), train)  # (B, H/2, W/2, 32)
-        ab = self.output(x, train).astype(jnp.float32)[:, : -(-H // 2), : -(-W // 2)]
+        if self.decoder == 'deconv':
+            x = self.output(_run(self.color, x, train), train)  # (B, H, W, 2)
+        else:
+            x = upsample(self.color[0](x, train))  # (B, H/4, W/4, 128)
+            x = self.color[2](self.color[1](x, train), train)
+            x = self.output(self.color[3](upsample(x), train), train)  # (B, H/2, W/2, 2)
+            H, W = -(-H // 2), -(-W // 2)
+        ab = x.astype(jnp.float32)[:, :H, :W]  # without what the padding added
         return {'ab': ab} if logits is None else {'ab': ab, 'logits': logits}
 
     def describe(self, lightness, low=None, *, train: bool = False):

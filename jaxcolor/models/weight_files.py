@@ -126,7 +126,7 @@ _STORAGES = {
 # What training checkpoints hold beside the state dict: hyper-parameters, callbacks, paths. Nothing of it is wanted or
 # imported; it becomes `_Ignored`.
 _IGNORED_PACKAGES = (
-    'argparse', 'lightning', 'lightning_fabric', 'lightning_utilities', 'numpy', 'omegaconf', 'pathlib',
+    '_codecs', 'argparse', 'lightning', 'lightning_fabric', 'lightning_utilities', 'numpy', 'omegaconf', 'pathlib',
     'pytorch_lightning',
 )  # fmt: skip
 
@@ -188,7 +188,7 @@ def _tensor(storage, offset, size, stride):
     if math.prod(size) == 0:
         return np.zeros(size, storage.dtype)
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-    if min(offset, *size, *stride) < 0 or last >= storage.size:
+    if min([offset, *size, *stride]) < 0 or last >= storage.size:
         raise UserError('a tensor lies outside the stored values: it is damaged; fetch it again.')
     return np.lib.stride_tricks.as_strided(storage[offset:], size, [s * storage.itemsize for s in stride])
 

@@ -4,17 +4,20 @@ A task is built from a whole config and has four methods; it knows nothing of de
 
     init(rng) -> TrainState
     train_step(state, batch) -> (TrainState, {name: scalar})           per device, averaged over `parallel.AXIS`
-    eval_step(state, batch) -> {name: (B,)}                            per photo
+    eval_step(state, batch) -> {name: (B,)}, ab                        per photo
     predict(state, lightness, rng) -> ab                               (B, H, W, 1) L* -> (B, H, W, 2) a*b*
 
-`batch` is {'lab': uint8 (B, H, W, 3) of `color.encode_lab`, 'label': int32 (B,), -1 where there is none}.
+`batch` is {'lab': uint8 (B, H, W, 3) of `color.encode_lab`, 'label': int32 (B,), -1 where there is none} and, where they
+are cached, 'features': {name of the extractor: float (B, 1000)}.
 """
 
 from jaxcolor.errors import UserError
+from jaxcolor.tasks.adversarial import Adversarial
 from jaxcolor.tasks.regression import Regression
 
 TASKS = {
     'regression': Regression,
+    'adversarial': Adversarial,
 }
 
 

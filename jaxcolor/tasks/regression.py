@@ -1,6 +1,5 @@
 """Regression of a* and b*, with or without classification of the scene: the task of all reports but the GAN's."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -20,6 +19,7 @@ class Regression:
         self.loss = config.task
         self.activation = config.model.output_activation
         self.crop = config.data.crop
+        self.extractor = config.extractor.name
         for field, choices in {'reduction': ('sum', 'mean'), 'loss_resolution': ('output', 'input')}.items():
             if self.loss[field] not in choices:
                 raise UserError(f'task.{field}: {self.loss[field]!r} is none of {", ".join(choices)}.')
@@ -32,7 +32,8 @@ class Regression:
     def init(self, rng) -> TrainState:
         """A fresh state. rng: uint32 (2,) key."""
         init_rng, rng = jax.random.split(rng)
-        variables = self.network.init(init_rng, jnp.zeros((1, self.crop, self.crop, 1)))
+        vector = (jnp.zeros((1, 1000)),) if self.extractor else ()
+        variables = self.network.init(init_rng, jnp.zeros((1, self.crop, self.crop, 1)), *vector)
         params = variables.pop('params')
         return TrainState(jnp.zeros((), jnp.int32), params, variables, self.optimizer.init(params), rng)
 
@@ -40,7 +41,7 @@ class Regression:
         """One step of one device on its share of the batch; gradients and batch statistics are averaged over AXIS."""
 
         def loss_of(params):
-            outputs, model_state = self._apply(params, state.model_state, batch, train=True)
+            outputs, model_state = self._apply(state.replace(params=params), batch, train=True)
             terms = {name: jnp.mean(each) for name, each in self._terms(outputs, batch).items()}
             if self.loss.kernel_l2:
                 terms['l2_loss'] = self.loss.kernel_l2 * losses.kernel_l2(params, self.loss.kernel_l2_excluded)
@@ -60,27 +61,41 @@ class Regression:
 
     def eval_step(self, state: TrainState, batch):
         """Loss terms of each photo, {name: (B,)}, and its predicted a*b*, float32 (B, H, W, 2)."""
-        outputs, _ = self._apply(state.params, state.model_state, batch, train=False)
+        outputs, _ = self._apply(state, batch, train=False)
         terms = self._terms(outputs, batch)
         return {'loss': sum(terms.values()), **terms}, self._colors(outputs, batch['lab'].shape[1:3])
 
-    def predict(self, state: TrainState, lightness, rng=None, global_features=None):
-        """L* (B, H, W, 1) in [0, 100] -> a*b* float32 (B, H, W, 2). rng is unused: a photo has one answer here."""
+    def predict(self, state: TrainState, lightness, rng=None, features=None):
+        """L* (B, H, W, 1) in [0, 100] -> a*b* float32 (B, H, W, 2).
+
+        rng is unused: a photo has one answer here. features: what `describe` gave for other photos, in place of what
+        these photos' own would be.
+        """
         del rng
-        given = {} if global_features is None else {'global_features': global_features}
-        outputs = self.network.apply(_variables(state), color.normalize_l(lightness), **given)
+        vector = self._vector(state, lightness) if features is None else (features,)
+        outputs = self.network.apply(_variables(state), color.normalize_l(lightness), *vector)
         return self._colors(outputs, lightness.shape[1:3])
 
     def describe(self, state: TrainState, lightness):
-        """L* (B, H, W, 1) in [0, 100] -> the global features (B, G) that `predict` takes."""
+        """L* (B, H, W, 1) in [0, 100] -> the vector (B, G) that is joined to every pixel at the fusion."""
+        if self.extractor:
+            return state.frozen(lightness, self.network.dtype)
         return self.network.apply(_variables(state), color.normalize_l(lightness), method='describe')[0]
 
-    def _apply(self, params, model_state, batch, train):
-        lightness = color.normalize_l(color.decode_lab(batch['lab'])[..., :1])  # (B, H, W, 1)
-        variables = {'params': params, **model_state}
-        if train and model_state:
-            return self.network.apply(variables, lightness, train=True, mutable=list(model_state))
-        return self.network.apply(variables, lightness, train=train), model_state
+    def _apply(self, state, batch, train):
+        """-> (the network's outputs, the new model_state)"""
+        lightness = color.decode_lab(batch['lab'])[..., :1]  # (B, H, W, 1)
+        cached = batch.get('features', {}).get(self.extractor)
+        vector = self._vector(state, lightness) if cached is None else (cached,)
+        lightness = color.normalize_l(lightness)
+        if train and state.model_state:
+            mutable = list(state.model_state)
+            return self.network.apply(_variables(state), lightness, *vector, train=True, mutable=mutable)
+        return self.network.apply(_variables(state), lightness, *vector, train=train), state.model_state
+
+    def _vector(self, state, lightness):
+        """What the network takes beside the photo: (the extractor's vector,), or () to let it find its own."""
+        return (state.frozen(lightness, self.network.dtype),) if self.extractor else ()
 
     def _terms(self, outputs, batch):
         """The loss's terms for each photo, {name: (B,)}."""
@@ -114,7 +129,7 @@ def _resize(x, size):
     if (H, W) == (h, w):
         return x
     if (H, W) == (2 * h, 2 * w):
-        return nn.avg_pool(x, (2, 2), (2, 2))
+        return jnp.mean(x.reshape(B, h, 2, w, 2, C), axis=(2, 4))
     if (h, w) == (2 * H, 2 * W):
         return upsample(x)
     return jax.image.resize(x, (B, h, w, C), 'linear')

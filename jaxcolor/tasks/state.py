@@ -12,6 +12,7 @@ class TrainState:
 
     step: int32 (), the steps done. params: the trained float32 parameters. model_state: the networks' other collections
     (batch statistics). opt_state: Optax's state. rng: uint32 (2,), the key that each step's randomness is folded from.
+    frozen: an `extractors.Extractor` or (); never trained, and no part of checkpoints: the run directory holds it once.
     """
 
     step: jax.Array
@@ -19,3 +20,4 @@ class TrainState:
     model_state: Any
     opt_state: Any
     rng: jax.Array
+    frozen: Any = ()

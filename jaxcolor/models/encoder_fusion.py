@@ -1,0 +1,101 @@
+"""Encoder, fusion with the class vector of a frozen classifier, decoder: DeepColor and the VGG16-fusion report.
+
+Both follow Deep Koalarization (Baldassarre, Morin, Rodes-Guirao 2017): what LTBC's global branch learns from scene
+labels, a network trained on ImageNet knows already.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxcolor.models.blocks import (
+    ACTIVATIONS,
+    ConvBlock,
+    DeconvBlock,
+    Fusion,
+    batch_norm,
+    pad_to_multiple,
+    scaled,
+    upsample,
+)
+
+# DeepColor's table: filters of 3x3 convolutions, '64/2' at stride 2; of the 1x1 fusion; of the decoder, ahead of its
+# two-channel output. Architecture 1's strides are partly illegible: the choice here gives 28x28 features, too.
+DEEPCOLOR = {
+    'base': (('64/2', 128, '128/2', 256, '256/2', 512, 512, 256), (256, 256), (128, 'up', 64, 'up', 32, 16)),
+    '1': (('64/2', '128/2', '128/2', 256, 256, 512, 256), (256, 256), (128, 'up', 64, 'up', 32, 16)),
+    '2': (('64/2', '64/2', '64/2', 128, 256), (256, 256), (128, 'up', 64, 'up', 32, 16)),
+    '3': (('64/2', '64/2', '32/2', 64, 64), (64,), (64, 'up', 32, 'up', 32, 16)),
+}
+
+
+class DeepColor(nn.Module):
+    """DeepColor (section 3 and its table of architectures): 6,606,994 parameters for 'base', without the extractor.
+
+    Fields are those of `configs/base.py`, section model.
+    """
+
+    variant: str = 'base'
+    width: float = 1.0
+    output_activation: str = 'tanh'
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, lightness, features, *, train: bool = False):
+        """float (B, H, W, 1), L*/100, and (B, 1000) of the extractor -> {'ab': float32 (B, H/2, W/2, 2)}, rounded up."""
+        H, W = lightness.shape[1:3]
+        encoder, fusion, decoder = DEEPCOLOR[self.variant]
+        x = pad_to_multiple(lightness.astype(self.dtype), 8)
+        for i, layer in enumerate(encoder):
+            features_out, strides = (int(layer[:-2]), 2) if isinstance(layer, str) else (layer, 1)
+            x = self._conv(features_out, f'encoder_{i}', strides)(x, train)  # at last (B, H/8, W/8, 256)
+        x = nn.relu(Fusion(scaled(fusion[0], self.width), self.dtype, name='fusion_0')(x, features))
+        for i, layer in enumerate(fusion[1:], start=1):
+            x = self._conv(layer, f'fusion_{i}', kernel=1)(x, train)
+        for i, layer in enumerate(decoder):
+            x = upsample(x) if layer == 'up' else self._conv(layer, f'decoder_{i}')(x, train)
+        ab = ConvBlock(2, activation=self.output_activation, padding='SAME', dtype=self.dtype, name='output')(x, train)
+        return {'ab': ab.astype(jnp.float32)[:, : -(-H // 2), : -(-W // 2)]}
+
+    def _conv(self, features, name, strides=1, kernel=3):
+        return ConvBlock(
+            scaled(features, self.width), strides, kernel, padding='SAME', dtype=self.dtype, name=name
+        )
+
+
+class VGGFusion(nn.Module):
+    """The VGG16-fusion report (Pradhan, Gupta, Gaurav, section 3): 7,726,882 parameters but for VGG16 and batch norm.
+
+    Its table of the encoder's widths is lost; those here are a choice that gives the report's shapes. Fields are those
+    of `configs/base.py`, section model.
+    """
+
+    width: float = 1.0
+    encoder_widths: tuple[int, ...] = (64, 128, 128, 256, 256, 512)
+    output_activation: str = 'tanh'
+    use_features: bool = True
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, lightness, features, *, train: bool = False):
+        """float (B, H, W, 1), L*/100, and (B, 1000) of the extractor -> {'ab': float32 (B, H, W, 2)}."""
+        H, W = lightness.shape[1:3]
+        x = pad_to_multiple(lightness.astype(self.dtype), 64)
+        for i, layer in enumerate(self.encoder_widths):
+            x = ConvBlock(scaled(layer, self.width), 2, padding='SAME', dtype=self.dtype, name=f'encoder_{i}')(x, train)
+            if i == 2:
+                x = batch_norm(train, self.axis_name, self.dtype, name='encoder_norm')(x)
+        # (B, H/64, W/64, 512)
+        if not self.use_features:
+            features = jnp.zeros_like(features)
+        x = nn.relu(Fusion(scaled(512, self.width), self.dtype, name='fusion')(x, features))
+        for i, (layer, strides) in enumerate([(512, 1), (256, 2), (256, 2), (128, 2), (128, 2), (64, 2), (32, 2)]):
+            x = DeconvBlock(scaled(layer, self.width), strides, dtype=self.dtype, name=f'decoder_{i}')(x, train)
+            if i == 3:
+                x = batch_norm(train, self.axis_name, self.dtype, name='decoder_norm')(x)
+        # (B, H, W, 32)
+        x = nn.ConvTranspose(2, (1, 1), dtype=self.dtype, name='output')(x)
+        return {'ab': ACTIVATIONS[self.output_activation](x).astype(jnp.float32)[:, :H, :W]}

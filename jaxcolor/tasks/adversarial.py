@@ -1,0 +1,164 @@
+"""A generator of colours against a discriminator of photos, in YUV (Kraev, Safarani, Meyer; after arXiv:1702.06674)."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from jaxcolor import color, losses, models, optimizers
+from jaxcolor.errors import UserError
+from jaxcolor.parallel import AXIS
+from jaxcolor.tasks.state import TrainState
+
+
+class Adversarial:
+    """Cross-entropy GAN loss, plus an L1 term for the generator where asked for.
+
+    A step trains the discriminator on the batch's photos and on colours generated for them, then the generator against
+    the discriminator so improved, with fresh noise. State: params, model_state (batch statistics) and opt_state are
+    {'generator': ..., 'discriminator': ...}.
+    """
+
+    def __init__(self, config):
+        self.loss = config.task
+        size, crop = config.model.get('size', 0), config.data.crop
+        if size != crop:
+            raise UserError(f'model.size is {size}, data.crop {crop}: the GAN needs both the same.')
+        self.network = models.build(config.model, AXIS if config.train.cross_device_batch_norm else None)
+        self.schedule = optimizers.schedule(config.optimizer, config.train.steps)
+        self.optimizer = optimizers.build(config.optimizer, config.train.steps)
+
+    def init(self, rng) -> TrainState:
+        """A fresh state. rng: uint32 (2,) key."""
+        init_rng, rng = jax.random.split(rng)
+        size = self.network.size
+        variables = self.network.init(init_rng, jnp.zeros((1, size, size, 1)), jnp.zeros((1, self.network.noise_size)))
+        params, statistics = variables['params'], variables['batch_stats']
+        opt_state = {name: self.optimizer.init(params[name]) for name in params}
+        return TrainState(jnp.zeros((), jnp.int32), params, statistics, opt_state, rng)
+
+    def train_step(self, state: TrainState, batch):
+        """One half-step of the discriminator, one of the generator, of one device on its share of the batch."""
+        yuv = _yuv(batch['lab'])
+        # A photo's noise comes from its place in the global batch, so that the number of devices changes nothing.
+        places = lax.axis_index(AXIS) * len(yuv) + jnp.arange(len(yuv))
+        keys = jax.random.split(jax.random.fold_in(state.rng, state.step))
+        first, second = (self._noise(key, places) for key in keys)
+        state, of_discriminator = self.discriminator_step(state, yuv, first)
+        state, of_generator = self.generator_step(state, yuv, second)
+        measured = {**of_discriminator, **of_generator}
+        measured['loss'] = measured['discriminator_loss'] + measured['generator_loss']
+        measured['learning_rate'] = jnp.asarray(self.schedule(state.step))
+        return state.replace(step=state.step + 1), measured
+
+    def discriminator_step(self, state: TrainState, yuv, noise):
+        """Trains the discriminator alone to tell yuv (B, H, W, 3) from what the generator makes of its Y and noise."""
+        # The generator is in its training mode, as when it is trained, but its statistics are not kept.
+        chroma, _ = self._run(state.params, state.model_state, 'generate', yuv[..., :1], noise)
+        fake = lax.stop_gradient(jnp.concatenate([yuv[..., :1], chroma], axis=-1))
+
+        def loss_of(own):
+            params = {**state.params, 'discriminator': own}
+            # Photos and fakes pass one after the other, each normalised by its own statistics.
+            real_logits, statistics = self._run(params, state.model_state, 'discriminate', yuv)
+            fake_logits, statistics = self._run(params, statistics, 'discriminate', fake)
+            of_real = jnp.mean(optax.sigmoid_binary_cross_entropy(real_logits, jnp.full(len(yuv), self.loss.real_label)))
+            of_fake = jnp.mean(optax.sigmoid_binary_cross_entropy(fake_logits, jnp.zeros(len(yuv))))
+            measured = {
+                'discriminator_loss': of_real + of_fake,
+                'accuracy_on_photos': _share(real_logits > 0),
+                'accuracy_on_generated': _share(fake_logits < 0),
+            }
+            return of_real + of_fake, (measured, statistics['discriminator'])
+
+        return self._update(state, 'discriminator', loss_of)
+
+    def generator_step(self, state: TrainState, yuv, noise):
+        """Trains the generator alone to make the discriminator take its colours for true ones."""
+
+        def loss_of(own):
+            params = {**state.params, 'generator': own}
+            chroma, statistics = self._run(params, state.model_state, 'generate', yuv[..., :1], noise)
+            fake = jnp.concatenate([yuv[..., :1], chroma], axis=-1)
+            logits, _ = self._run(params, state.model_state, 'discriminate', fake)
+            loss = jnp.mean(optax.sigmoid_binary_cross_entropy(logits, jnp.ones(len(yuv))))
+            measured = {'generator_loss': loss, 'generator_fools': _share(logits > 0)}
+            if self.loss.l1:
+                measured['l1_loss'] = self.loss.l1 * jnp.mean(losses.absolute_error(chroma, yuv[..., 1:]))
+                loss += measured['l1_loss']
+            return loss, (measured, statistics['generator'])
+
+        return self._update(state, 'generator', loss_of)
+
+    def eval_step(self, state: TrainState, batch):
+        """Figures of each photo, {name: (B,)}, and its generated a*b*, float32 (B, H, W, 2).
+
+        `loss` is the mean absolute error in U and V: a GAN's own losses say nothing of how far a training has come.
+        """
+        yuv = _yuv(batch['lab'])
+        # Noise of a photo is drawn from the photo: the same in whatever batch and place it comes.
+        seeds = jnp.sum(batch['lab'].astype(jnp.uint32), axis=(1, 2, 3), dtype=jnp.uint32)
+        chroma = self._generate(state, yuv[..., :1], self._noise(state.rng, seeds))
+        fake = jnp.concatenate([yuv[..., :1], chroma], axis=-1)
+        real_logits = self.network.apply(_variables(state), yuv, method='discriminate')
+        fake_logits = self.network.apply(_variables(state), fake, method='discriminate')
+        each = {
+            'loss': losses.absolute_error(chroma, yuv[..., 1:]),
+            'accuracy_on_photos': (real_logits > 0).astype(jnp.float32),
+            'accuracy_on_generated': (fake_logits < 0).astype(jnp.float32),
+        }
+        return each, _ab(fake)
+
+    def predict(self, state: TrainState, lightness, rng):
+        """L* (B, H, W, 1) in [0, 100] -> a*b* float32 (B, H, W, 2); another rng, other colours."""
+        gray = jnp.concatenate([lightness, jnp.zeros_like(lightness), jnp.zeros_like(lightness)], axis=-1)
+        luma = color.rgb_to_yuv(color.lab_to_rgb(gray))[..., :1]
+        chroma = self._generate(state, luma, self._noise(rng, jnp.arange(len(lightness))))
+        return _ab(jnp.concatenate([luma, chroma], axis=-1))
+
+    def _noise(self, rng, numbers):
+        """z for photos that have these numbers (B,) -> (B, noise_size), uniform in [-1, 1]."""
+
+        def draw(number):
+            return jax.random.uniform(jax.random.fold_in(rng, number), (self.network.noise_size,), minval=-1.0)
+
+        return jax.vmap(draw)(numbers)
+
+    def _generate(self, state, luma, noise):
+        return self.network.apply(_variables(state), luma, noise, method='generate')
+
+    def _run(self, params, statistics, method, *inputs):
+        """A network in its training mode -> (its output, both networks' statistics)."""
+        variables = {'params': params, 'batch_stats': statistics}
+        output, new = self.network.apply(variables, *inputs, method=method, train=True, mutable=['batch_stats'])
+        return output, {**statistics, **new['batch_stats']}
+
+    def _update(self, state, name, loss_of):
+        """One optimizer step of one of the two networks; gradients and statistics are averaged over AXIS."""
+        (_, (measured, statistics)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params[name])
+        grads, measured, statistics = lax.pmean((grads, measured, statistics), AXIS)
+        updates, opt_state = self.optimizer.update(grads, state.opt_state[name], state.params[name])
+        state = state.replace(
+            params={**state.params, name: optax.apply_updates(state.params[name], updates)},
+            model_state={**state.model_state, name: statistics},
+            opt_state={**state.opt_state, name: opt_state},
+        )
+        return state, measured
+
+
+def _variables(state):
+    return {'params': state.params, 'batch_stats': state.model_state}
+
+
+def _share(truths):
+    return jnp.mean(truths.astype(jnp.float32))
+
+
+def _yuv(lab):
+    """uint8 Lab (B, H, W, 3) -> YUV (B, H, W, 3), every channel in [0, 1]."""
+    return color.rgb_to_yuv(color.lab_to_rgb(color.decode_lab(lab)))
+
+
+def _ab(yuv):
+    """YUV (B, H, W, 3) -> the a*b* (B, H, W, 2) of that colour."""
+    return color.rgb_to_lab(color.yuv_to_rgb(yuv))[..., 1:]

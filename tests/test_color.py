@@ -1,0 +1,77 @@
+"""Colour spaces against scikit-image, and exact inverses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from skimage.color import lab2rgb, rgb2lab
+
+from jaxcolor import color
+
+BOTH = pytest.mark.parametrize('array', [np.asarray, jnp.asarray], ids=['numpy', 'jax'])
+
+
+@BOTH
+def test_lab_agrees_with_scikit_image_on_photos(photos, array):
+    for photo in photos[::4]:
+        ours = np.asarray(color.rgb_to_lab(array(photo)))
+        assert ours.dtype == np.float32
+        assert np.abs(ours - rgb2lab(photo)).max() < 4e-4
+
+
+@BOTH
+def test_rgb_from_lab_agrees_with_scikit_image_within_half_a_step(photos, array):
+    for photo in photos[::4]:
+        lab = rgb2lab(photo).astype(np.float32)
+        ours = np.asarray(color.lab_to_rgb(array(lab)))
+        assert np.abs(ours - lab2rgb(lab)).max() < 0.5 / 255
+        assert (np.asarray(color.to_uint8(array(ours))) == photo).all()
+
+
+def test_lab_and_rgb_invert_each_other_on_every_gray_and_corner():
+    grays = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+    corners = np.array([[r, g, b] for r in (0, 255) for g in (0, 255) for b in (0, 255)], np.uint8)
+    for rgb in (grays, corners):
+        assert (color.to_uint8(color.lab_to_rgb(color.rgb_to_lab(rgb))) == rgb).all()
+    lab = color.rgb_to_lab(grays)
+    assert np.abs(lab[:, 1:]).max() < 0.02  # gray has no colour
+    assert abs(lab[255, 0] - 100) < 1e-3
+
+
+def test_inside_jit_equals_outside(photos):
+    photo = photos[0]
+    np.testing.assert_allclose(jax.jit(color.rgb_to_lab)(photo), color.rgb_to_lab(photo), atol=3e-4)
+
+
+def test_uint8_lab_is_within_its_stated_error(photos):
+    lab = color.rgb_to_lab(photos[0])
+    stored = color.encode_lab(lab)
+    assert stored.dtype == np.uint8
+    error = np.abs(color.decode_lab(stored) - lab)
+    assert error[..., 0].max() <= 0.2
+    assert error[..., 1:].max() <= 0.5
+    assert (color.encode_lab(color.decode_lab(stored)) == stored).all()
+
+
+def test_every_uint8_lab_inverts_exactly():
+    every = np.stack([np.arange(256, dtype=np.uint8)] * 3, axis=-1)
+    assert (color.encode_lab(color.decode_lab(every)) == every).all()
+
+
+@pytest.mark.parametrize('activation', color.AB_RANGE)
+def test_normalisations_invert_exactly(activation):
+    # Powers of two scale without rounding, so equality is exact.
+    ab = np.arange(-128, 128, 0.25, dtype=np.float32)
+    assert (color.denormalize_ab(color.normalize_ab(ab, activation), activation) == ab).all()
+    low, high = {'sigmoid': (0, 1), 'tanh': (-1, 1), 'linear': (-1, 1)}[activation]
+    assert color.normalize_ab(np.float32(-128), activation) == low
+    assert color.normalize_ab(np.float32(128), activation) == high
+
+
+@BOTH
+def test_yuv_inverts_and_is_bounded(photos, array):
+    yuv = color.rgb_to_yuv(array(photos[0]))
+    assert 0 <= float(yuv.min()) <= float(yuv.max()) <= 1
+    assert (np.asarray(color.to_uint8(color.yuv_to_rgb(yuv))) == photos[0]).all()
+    gray = color.rgb_to_yuv(array(np.full((1, 3), 77, np.uint8)))
+    np.testing.assert_allclose(np.asarray(gray), [[77 / 255, 0.5, 0.5]], atol=1e-5)
