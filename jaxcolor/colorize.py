@@ -29,6 +29,9 @@ _MIN_SIDE = 2
 # Rows recomposed at a time: bounds the memory that a large scan takes.
 _STRIP_PIXELS = 2**21
 _FORMATS = {'.jpg': 'JPEG', '.jpeg': 'JPEG', '.png': 'PNG', '.webp': 'WEBP', '.tif': 'TIFF', '.tiff': 'TIFF'}
+_EXIF_KEPT = [
+    ExifTags.Base[name] for name in ('ImageDescription', 'Make', 'Model', 'DateTime', 'Artist', 'Copyright')
+]
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
 
 
@@ -178,11 +181,17 @@ def colorize(colorizer, pairs, *, style=None, max_megapixels=200.0, quiet=False)
 
 
 def _exif(path):
-    """The photo's EXIF data but for its orientation (the result is upright), as bytes; None where there is none."""
+    """What the photo's EXIF data says of who took it, when and with what; bytes, or None where it says nothing.
+
+    Not the rest: orientation, sizes and offsets would be wrong for the result.
+    """
     with pillow_unguarded(), Image.open(path) as image:
-        exif = image.getexif()
-        exif.pop(ExifTags.Base.Orientation, None)
-        return exif.tobytes() if exif else None
+        of_photo, kept = image.getexif(), Image.Exif()
+        kept.update({tag: of_photo[tag] for tag in _EXIF_KEPT if tag in of_photo})
+        for directory in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+            if entries := of_photo.get_ifd(directory):
+                kept.get_ifd(directory).update(entries)
+        return kept.tobytes() if kept else None
 
 
 @one_line_errors

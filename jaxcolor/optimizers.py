@@ -1,5 +1,6 @@
 """Optimizers and learning-rate schedules by name, from Optax."""
 
+import jax
 import optax
 
 from jaxcolor.errors import UserError
@@ -22,11 +23,11 @@ SCHEDULES = {
 
 def schedule(config, steps: int):
     """The learning rate by step that section `optimizer` describes: a linear warm-up, then the named schedule."""
-    after = _lookup(SCHEDULES, config.schedule, 'optimizer.schedule')(config, steps)
-    if not config.warmup_steps:
-        return after
-    warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
-    return optax.join_schedules([warmup, after], [config.warmup_steps])
+    rate = _lookup(SCHEDULES, config.schedule, 'optimizer.schedule')(config, steps)
+    if config.warmup_steps:
+        warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+        rate = optax.join_schedules([warmup, rate], [config.warmup_steps])
+    return jax.numpy_dtype_promotion('standard')(rate)
 
 
 def build(config, steps: int):
@@ -38,7 +39,8 @@ def build(config, steps: int):
     optimizer = _lookup(OPTIMIZERS, config.name, 'optimizer.name')(config, schedule(config, steps))
     if config.clip_norm:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
-    return optimizer
+    # Optax mixes dtypes where JAX's strict promotion, which the tests ask for, allows none.
+    return optax.GradientTransformation(optimizer.init, jax.numpy_dtype_promotion('standard')(optimizer.update))
 
 
 def _decayed(config, optimizer):

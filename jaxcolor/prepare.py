@@ -204,7 +204,7 @@ def _finish(out, stems, classes, options, plan):
     """Writes `rejected.csv` and `dataset.json` from the notes of the shards, then removes what no longer matters."""
     counts, kept, example, rejected = collections.Counter(), [], None, 0
     temporary = out / WORK / 'rejected.tmp'
-    with open(temporary, 'w', newline='', encoding='utf-8', errors='backslashreplace') as file:
+    with open(temporary, 'w', newline='', encoding='utf-8') as file:
         rows = csv.writer(file, lineterminator='\n')
         rows.writerow(['name', 'reason'])
         for stem in stems:

@@ -1,10 +1,17 @@
 """Every test runs on 8 host devices and under strict dtype promotion."""
 
 import os
+import tempfile
 
-os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+# Most of the suite's time is XLA's: unoptimized code compiles in half of it.
+FLAGS = '--xla_backend_optimization_level=0'
+os.environ['XLA_FLAGS'] = f'{FLAGS} --xla_force_host_platform_device_count=8'
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['MPLBACKEND'] = 'agg'
+# Tests (and the commands that they run) share what has been compiled, too.
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='jaxcolor-tests-')
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.3'
 
 import subprocess
 import sys
@@ -40,8 +47,7 @@ def shards(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def tiny_config(shards):
+def small_config(shards):
     """The quickstart's recipe made smaller still: 64 pixels, an eighth of the width, one 8-photo batch a step."""
     from configs import ltbc
 
@@ -49,8 +55,14 @@ def tiny_config(shards):
     config.model.update({'width': 0.125, 'global_size': 32})
     config.data.update({'shards': str(shards), 'crop': 64})
     config.train.update({'batch_size': 8, 'steps': 4, 'log_every': 1, 'eval_every': 1000, 'checkpoint_every': 1000})
-    config.train.grid_photos = 2
+    config.train.update({'grid_photos': 2, 'eval_splits': ('validation', 'train')})
     return config
+
+
+@pytest.fixture
+def tiny_config(shards):
+    """`small_config` for one test to change."""
+    return small_config(shards)
 
 
 @pytest.fixture(scope='session')
@@ -58,7 +70,7 @@ def command():
     """Runs `python -m jaxcolor.ROOM ARGS...` as a user would, on one device -> (exit code, stdout, stderr)."""
 
     def run(room, *args, **kwargs):
-        environment = {**os.environ, 'XLA_FLAGS': '', **kwargs.pop('env', {})}
+        environment = {**os.environ, 'XLA_FLAGS': FLAGS, **kwargs.pop('env', {})}
         done = subprocess.run(
             [sys.executable, '-m', f'jaxcolor.{room}', *map(str, args)],
             capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600, **kwargs,

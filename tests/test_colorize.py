@@ -1,10 +1,11 @@
 """Colouring photographs: every kind of file, what is kept of them, and what is refused."""
 
+import io
 import os
 
 import numpy as np
 import pytest
-from conftest import PHOTOS, assert_one_sentence
+from conftest import PHOTOS, assert_one_sentence, small_config
 from PIL import ExifTags, Image, ImageCms
 
 from jaxcolor import color
@@ -18,12 +19,9 @@ FISH = PHOTOS / 'train' / 'fish1.jpg'
 @pytest.fixture(scope='module')
 def run(tmp_path_factory, shards):
     """A run with a little training, so that its colours are not gray."""
-    from configs import ltbc
-
-    config = ltbc.get_config('quickstart')
-    config.model.update({'width': 0.125, 'global_size': 32})
-    config.data.update({'shards': str(shards), 'crop': 32})
-    config.train.update({'batch_size': 8, 'steps': 12, 'eval_splits': ()})
+    config = small_config(shards)
+    config.data.crop = 32
+    config.train.update({'steps': 12, 'eval_splits': ()})
     path = tmp_path_factory.mktemp('runs') / 'run'
     train(config, path)
     return path
@@ -59,8 +57,6 @@ def test_every_mode(colorizer, tmp_path, mode):
 
 
 def _profile(image):
-    import io
-
     return ImageCms.ImageCmsProfile(io.BytesIO(image.info['icc_profile']))
 
 

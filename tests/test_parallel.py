@@ -1,8 +1,11 @@
 """One step over 8 devices equals one step on 1 device with the whole batch: gradients, not only losses."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
+from conftest import small_config
 
 from jaxcolor import tasks
 from jaxcolor.errors import UserError
@@ -17,67 +20,56 @@ def batch_of(size, crop, seed=0):
     }
 
 
-def one_step(config, parallel, batch):
-    """(state before, state after, metrics) of one step."""
-    task = tasks.build(config)
-    state = jax.jit(task.init)(jax.random.PRNGKey(0))
-    before = jax.device_get(state)
-    after, measured = parallel.map(task.train_step, donate_state=True)(parallel.replicate(state), parallel.shard(batch))
-    return before, jax.device_get(after), jax.device_get(measured)
-
-
-@pytest.fixture
-def sgd_config(tiny_config):
+@pytest.fixture(scope='module')
+def one_step(shards):
+    """(batch_norm, cross_device, mapping, devices) -> (gradients, statistics, metrics) of one step on a fixed batch."""
     # Plain SGD: the change of the parameters is the gradient, with its scale. Adam would hide a wrong scale.
-    tiny_config.optimizer.update({'name': 'sgd', 'learning_rate': 1.0, 'schedule': 'constant', 'warmup_steps': 0})
-    tiny_config.optimizer.weight_decay = 0.0
-    tiny_config.model.update({'classes': 3, 'batch_norm': False})
-    tiny_config.task.update({'alpha': 0.1, 'kernel_l2': 1e-3})
-    tiny_config.data.crop = 32
-    return tiny_config
+    config = small_config(shards)
+    config.optimizer.update({'name': 'sgd', 'learning_rate': 1.0, 'schedule': 'constant', 'warmup_steps': 0})
+    config.optimizer.weight_decay = 0.0
+    config.model.classes = 3
+    config.task.update({'alpha': 0.1, 'kernel_l2': 1e-3})
+    config.data.crop = 32
+    batch = batch_of(16, 32)
 
+    @functools.cache
+    def run(batch_norm, cross_device, mapping, devices):
+        config.model.batch_norm, config.train.cross_device_batch_norm = batch_norm, cross_device
+        task, parallel = tasks.build(config), DataParallel(mapping, jax.devices()[:devices])
+        state = jax.jit(task.init)(jax.random.PRNGKey(0))
+        before = jax.device_get(state.params)
+        step = parallel.map(task.train_step, donate_state=True)
+        after, measured = jax.device_get(step(parallel.replicate(state), parallel.shard(batch)))
+        return jax.tree.map(np.subtract, before, after.params), after.model_state, measured
 
-def gradients(before, after):
-    return jax.tree.map(np.subtract, before.params, after.params)
+    return run
 
 
 @pytest.mark.parametrize('mapping', ['shard_map', 'pmap'])
 @pytest.mark.parametrize('batch_norm', [False, True])
-def test_eight_devices_equal_one(sgd_config, mapping, batch_norm):
-    sgd_config.model.batch_norm = batch_norm
-    sgd_config.train.cross_device_batch_norm = batch_norm
-    batch = batch_of(16, 32)
-    before, one, metrics_one = one_step(sgd_config, DataParallel(mapping, jax.devices()[:1]), batch)
-    _, eight, metrics_eight = one_step(sgd_config, DataParallel(mapping), batch)
-    scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients(before, one)))
-    assert scale > 1e-3
-    for a, b in zip(
-        jax.tree.leaves(gradients(before, one)), jax.tree.leaves(gradients(before, eight)), strict=True
-    ):
-        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4 * scale)
-    for a, b in zip(jax.tree.leaves(one.model_state), jax.tree.leaves(eight.model_state), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+def test_eight_devices_equal_one(one_step, mapping, batch_norm):
+    one, statistics_one, metrics_one = one_step(batch_norm, batch_norm, 'shard_map', 1)
+    eight, statistics_eight, metrics_eight = one_step(batch_norm, batch_norm, mapping, 8)
+    # By norms: single elements jump where rounding takes a pixel across a ReLU's zero.
+    whole = norm(jax.tree.leaves(one))
+    assert whole > 1e-3
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(eight), strict=True):
+        assert norm([a - b]) < 0.03 * norm([a]) + 1e-4 * whole, jax.tree_util.keystr(path)
+    for a, b in zip(jax.tree.leaves(statistics_one), jax.tree.leaves(statistics_eight), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
     for name in metrics_one:
-        np.testing.assert_allclose(metrics_one[name], metrics_eight[name], rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(metrics_one[name], metrics_eight[name], rtol=1e-3, err_msg=name)
 
 
-def test_batch_norm_of_each_device_by_itself_differs(sgd_config):
+def test_batch_norm_of_each_device_by_itself_differs(one_step):
     """Without the cross-device field the statistics are each device's: the test above can tell the two apart."""
-    sgd_config.model.batch_norm = True
-    batch = batch_of(16, 32)
-    before, one, _ = one_step(sgd_config, DataParallel('shard_map', jax.devices()[:1]), batch)
-    _, eight, _ = one_step(sgd_config, DataParallel('shard_map'), batch)
-    differences = jax.tree.map(lambda a, b: np.abs(a - b).max(), gradients(before, one), gradients(before, eight))
-    assert max(jax.tree.leaves(differences)) > 1e-2
+    one, eight = one_step(True, True, 'shard_map', 1)[0], one_step(True, False, 'shard_map', 8)[0]
+    difference = jax.tree.leaves(jax.tree.map(np.subtract, one, eight))
+    assert norm(difference) > 0.1 * norm(jax.tree.leaves(one))
 
 
-def test_both_mappings_agree(sgd_config):
-    sgd_config.model.batch_norm = True
-    batch = batch_of(16, 32)
-    _, by_shard_map, _ = one_step(sgd_config, DataParallel('shard_map'), batch)
-    _, by_pmap, _ = one_step(sgd_config, DataParallel('pmap'), batch)
-    for a, b in zip(jax.tree.leaves(by_shard_map), jax.tree.leaves(by_pmap), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+def norm(leaves):
+    return np.sqrt(sum(np.square(leaf, dtype=np.float64).sum() for leaf in leaves))
 
 
 @pytest.mark.parametrize('mapping', ['shard_map', 'pmap'])

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from jaxcolor import color
-from jaxcolor.data import bundled, inspect, shards
+from jaxcolor.data import benchmark_data, bundled, inspect, shards
 from jaxcolor.errors import UserError
 from jaxcolor.prepare import prepare
 
@@ -84,6 +84,13 @@ def test_set_reads_records_of_any_encoding_in_one_set(own):
     records = shards.open_shards(own).records('train')
     np.testing.assert_array_equal(records[0]['lab'], lab)
     assert psnr(records[1]['lab'], lab) > 38
+
+
+def test_encodings_are_measured(capsys):
+    benchmark_data.main(['encodings', str(bundled.PHOTOS / 'validation'), '--rounds=1', '--count=2'])
+    rows = [line.split(' | ') for line in capsys.readouterr().out.splitlines() if line[:2] == '| ' and 'dB' in line]
+    assert [row[0] for row in rows] == ['| raw', '| zstd', '| jpeg']
+    assert [float(row[6].split()[0]) > limit for row, limit in zip(rows, (50, 50, 38), strict=True)] == [True] * 3
 
 
 def test_missing_set(tmp_path):

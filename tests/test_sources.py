@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import struct
 import sys
 import tarfile
@@ -108,6 +109,16 @@ def test_nested_folders_are_one_class_and_order_is_fixed(tmp_path):
     assert rejected(tmp_path) == {'scenes/readme.txt': 'not a photo, by its name'}
     names = [shards.records('train')[i]['name'] for i in range(6)]
     assert names == sorted(names)
+
+
+def test_names_that_are_no_utf8(tmp_path):
+    data = next(iter(PHOTOS.values()))
+    folder = os.fsencode(tmp_path / 'photos') + b'/class\xff'
+    os.makedirs(folder)
+    with open(folder + b'/\xfe.jpg', 'wb') as file:
+        file.write(data)
+    shards = prepare(tmp_path / 'photos', tmp_path / 'out', **OPTIONS)
+    assert shards.records('train')[0]['name'] == 'class\\xff/\\xfe.jpg' and shards.classes == ['class\\xff']
 
 
 @pytest.mark.parametrize('source', ['auto', 'linnaeus5'])
@@ -242,7 +253,7 @@ def test_one_lmdb_with_broken_and_webp_values(tmp_path, expected):
     webp = io.BytesIO()
     Image.open(io.BytesIO(next(iter(PHOTOS.values())))).save(webp, 'WEBP', lossless=True)
     with lmdb.open(str(folder), map_size=10_000_000) as environment, environment.begin(write=True) as transaction:
-        transaction.put(b'broken', next(iter(PHOTOS.values()))[:500])
+        transaction.put(b'broken', next(iter(PHOTOS.values()))[:-500])
         transaction.put(b'empty', b'')
         transaction.put(b'garbage', bytes(range(256)))
         transaction.put(b'webp', webp.getvalue())
@@ -377,8 +388,8 @@ class Exploding:
 # Parquet.
 
 
-def write_parquet(root):
-    features = {'image': {'_type': 'Image'}, 'label': {'_type': 'ClassLabel', 'names': ['a', 'b']}}
+def write_parquet(root, names=('a', 'b')):
+    features = {'image': {'_type': 'Image'}, 'label': {'_type': 'ClassLabel', 'names': list(names)}}
     schema = pa.schema(
         {'image': pa.struct({'bytes': pa.binary(), 'path': pa.string()}), 'label': pa.int64()},
         metadata={'huggingface': json.dumps({'info': {'features': features}})},
@@ -396,6 +407,14 @@ def write_parquet(root):
 def test_parquet(tmp_path, expected):
     write_parquet(tmp_path / 'set')
     assert records(tmp_path / 'set', tmp_path, shard_photos=3) == expected
+
+
+def test_classes_of_the_same_name_stay_apart(tmp_path):
+    """ImageNet has two cranes."""
+    write_parquet(tmp_path / 'set', ('crane', 'crane'))
+    shards = prepare(tmp_path / 'set', tmp_path / 'out', size=SIZE, quiet=True)
+    assert shards.classes == ['crane', 'crane']
+    assert [int(shards.records('train')[i]['label']) for i in range(4)] == [0, 1, 0, 1]
 
 
 def test_parquet_of_plain_bytes_with_gaps(tmp_path, expected):
@@ -482,7 +501,7 @@ def test_resize_is_an_area_filter():
     photo = open_photo(encoded(Image.fromarray(rgb), format='PNG'), shorter_side=32, max_megapixels=1)
     assert photo.size == (48, 32)
     means = rgb.reshape(32, 2, 48, 2, 3).mean(axis=(1, 3))
-    assert np.abs(np.asarray(photo) - means).max() <= 0.5
+    assert np.abs(np.asarray(photo) - means).max() <= 1  # Pillow rounds after each direction
 
 
 def png_bomb(side):

@@ -422,8 +422,9 @@ def test_checkpoint_that_does_not_fit_is_refused(peer, tmp_path):
         import_ltbc(file, build(classes=205))
     with pytest.raises(UserError, match=r'differs is low.conv1.conv.weight .*: of shape \(8, 1, 3, 3\)'):
         import_ltbc(file, build(width=0.25))
-    with pytest.raises(UserError, match=r'set model.batch_norm to False'):
-        import_ltbc(file, build(batch_norm=True))
+    for change in ({'batch_norm': True}, {'decoder': 'deconv'}):
+        with pytest.raises(UserError, match=r"set model.batch_norm to False and model.decoder to 'nearest'"):
+            import_ltbc(file, build(**change))
     torch.save({k: v for k, v in peer.state_dict().items() if 'mid.conv2' not in k}, file)
     with pytest.raises(UserError, match=r"its part 'mid' has 1 layers, not 2: \['mid.conv1.conv'\]"):
         import_ltbc(file, build())

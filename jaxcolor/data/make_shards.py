@@ -36,7 +36,7 @@ class Task:
         """Tells whether a shard that is there was made of these candidates with these options."""
         digest = hashlib.blake2b(repr(options).encode(), digest_size=16)
         for photo in self.photos:
-            digest.update(repr((photo.name, photo.number, photo.refused)).encode(errors='surrogateescape'))
+            digest.update(repr((photo.name, photo.number, photo.refused)).encode())
         return digest.hexdigest()
 
 
@@ -44,18 +44,21 @@ class Classes:
     """Class names and numbers: the source's own numbers where it has any, else in the order in which names come up."""
 
     def __init__(self):
-        self._numbers = {}
+        self._numbers, self._names = {}, {}
 
     def number(self, photo):
         """-1 for a photo without a class."""
         if photo.label is None:
             return -1
-        return self._numbers.setdefault(photo.label, len(self._numbers) if photo.number is None else photo.number)
+        number = photo.number
+        if number is None:
+            number = self._numbers.setdefault(photo.label, len(self._numbers))
+        self._names[number] = photo.label
+        return number
 
     def names(self):
         """The list that numbers index."""
-        names = {number: name for name, number in self._numbers.items()}
-        return [names.get(number, str(number)) for number in range(max(names, default=-1) + 1)]
+        return [self._names.get(number, str(number)) for number in range(max(self._names, default=-1) + 1)]
 
 
 def deal(photos, options, out):

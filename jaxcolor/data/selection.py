@@ -61,7 +61,7 @@ def parse_split(text):
 
 def _unit_hash(name, salt):
     """A name -> a number in [0, 1) that depends on nothing else."""
-    digest = hashlib.blake2b(name.encode(errors='surrogateescape'), digest_size=7, salt=salt).digest()
+    digest = hashlib.blake2b(name.encode(), digest_size=7, salt=salt).digest()
     return int.from_bytes(digest) / 2**56
 
 

@@ -38,6 +38,15 @@ class Photo:
     refused: str | None = None  # why it cannot be used, where that is known already
     position: float = 1.0  # how much of the source has been walked with it, in (0, 1]
 
+    def __post_init__(self):
+        # File systems and archives may hold names that are no UTF-8.
+        self.name = _printable(self.name)
+        self.label = self.label and _printable(self.label)
+
+
+def _printable(name):
+    return name.encode(errors='surrogateescape').decode(errors='backslashreplace')
+
 
 def read_range(path, offset, size, limit):
     """`size` bytes of a file from `offset` on, or all of it where `size` is None; RejectedError above the limit."""

@@ -111,7 +111,7 @@ def import_ltbc(path, network):
         path: a state dict (`.pth`, safetensors) or a Lightning `.ckpt`. Its parts are `low`, `mid`, `glob`, `color`,
             `classif`; in each, layers count in the order of their names (`conv1`, `conv2`, ..., `fc1`, ...), `fusion`
             before all. The rest of a name, and what stands before the part's, do not matter.
-        network: the `LTBC` to fit, without batch norm; with classes=0 the file's classifier is left out.
+        network: the `LTBC` to fit: no batch norm, decoder 'nearest'; with classes=0 the file's classifier is left out.
 
     Returns:
         The network's parameters, nested dicts of float32 NumPy arrays. How the peer scaled L* and a*b* its report does
@@ -121,8 +121,11 @@ def import_ltbc(path, network):
         UserError: the file cannot be read or does not fit; the sentence names the first layer that differs.
     """
     what = f'Weights file {path} does not fit this ltbc network'
-    if network.batch_norm:
-        raise UserError(f"{what}: the network has batch norm, the peer's has none; set model.batch_norm to False.")
+    if network.batch_norm or network.decoder != 'nearest':
+        raise UserError(
+            f"{what}: the peer's has neither batch norm nor transposed convolutions; "
+            "set model.batch_norm to False and model.decoder to 'nearest'."
+        )
     side = network.global_size
     variables = jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, side, side, 1), jnp.float32))
     shapes = {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(variables).items()}

@@ -161,7 +161,7 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) == ('collections', 'OrderedDict'):
             return collections.OrderedDict
         if module in ('torch', 'torch.cuda') and name in _STORAGES:
-            return _STORAGES[name]
+            return name
         # Made anew for each pickle, which could set attributes on what it is given.
         if (module, name) in (('torch._utils', '_rebuild_tensor'), ('torch._utils', '_rebuild_tensor_v2')):
             return lambda storage, offset, size, stride, *_: _tensor(storage, offset, size, stride)
@@ -177,10 +177,10 @@ class _Unpickler(pickle.Unpickler):
         )
 
     def persistent_load(self, pid):
-        kind, dtype, key, _, count, *view = pid
-        if kind != 'storage' or view not in ([], [None]) or not isinstance(dtype, np.dtype):
+        kind, storage, key, _, count, *view = pid
+        if kind != 'storage' or view not in ([], [None]) or storage not in _STORAGES:
             raise UserError('it holds something other than tensors; save it anew with torch.save(state_dict, PATH).')
-        return self.load_storage(dtype, key, count)
+        return self.load_storage(_STORAGES[storage], key, count)
 
 
 def _tensor(storage, offset, size, stride):

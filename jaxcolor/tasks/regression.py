@@ -50,7 +50,7 @@ class Regression:
         (loss, (terms, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         grads, model_state, measured = lax.pmean((grads, model_state, {'loss': loss, **terms}), AXIS)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-        measured |= {'grad_norm': optax.global_norm(grads), 'learning_rate': jnp.asarray(self.schedule(state.step))}
+        measured |= {'grad_norm': optax.tree.norm(grads), 'learning_rate': jnp.asarray(self.schedule(state.step))}
         state = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),

@@ -1,0 +1,324 @@
+"""Command: what preparing and streaming cost on this machine, beside the usual PyTorch way. Prints Markdown tables.
+
+    python -m jaxcolor.data.benchmark_data stream PHOTOS      photos/s of a training stream, by encoding
+    python -m jaxcolor.data.benchmark_data prepare PHOTOS     photos/s of preparing
+    python -m jaxcolor.data.benchmark_data encodings PHOTOS   size, speed and error of each encoding, on one core
+    python -m jaxcolor.data.benchmark_data memory             peak memory at 1,000, 10,000 and 100,000 photos
+
+What is compared takes turns, round after round, so that a slow spell of the machine meets all; medians are printed,
+with the range in brackets. PHOTOS is a folder of photos; `stream` and `prepare` need PyTorch and scikit-image.
+"""
+
+import argparse
+import functools
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from jaxcolor import color
+from jaxcolor.data import shards
+from jaxcolor.data.decode import open_photo
+from jaxcolor.data.pipeline import train_batches
+from jaxcolor.data.sources import folder
+from jaxcolor.errors import UserError, one_line_errors
+from jaxcolor.prepare import prepare
+
+SIZE, CROP, BATCH = 256, 224, 32
+
+
+def jpegs_of(photos, target, side=SIZE):
+    """Writes the photos as JPEG files with this shorter side, whatever they had; returns their paths."""
+    paths = []
+    for photo in folder(Path(photos), 10**9):
+        if photo.refused:
+            continue
+        image = open_photo(photo.load(10**9), max_megapixels=200)
+        scale = side / min(image.size)
+        path = target / f'{len(paths):06}.jpg'
+        image.resize((round(image.width * scale), round(image.height * scale))).save(path, quality=92)
+        paths.append(path)
+    if not paths:
+        raise UserError(f'there are no photos in {photos}')
+    return paths
+
+
+def take_turns(ways, rounds):
+    """Calls each of {name: function -> rate} once a round; returns {name: rates}."""
+    rates = {name: [] for name in ways}
+    for number in range(rounds):
+        # Each goes first in turn.
+        names = list(ways)[number % len(ways) :] + list(ways)[: number % len(ways)]
+        for name in names:
+            rates[name].append(ways[name]())
+    return rates
+
+
+def rate_table(rates, baseline):
+    """{name: rates} -> a Markdown table with the median of the ratios to the baseline, round by round."""
+    print('| way | photos/s | times the baseline |\n| --- | ---: | ---: |')
+    for name, values in rates.items():
+        ratio = statistics.median(a / b for a, b in zip(values, rates[baseline], strict=True))
+        print(f'| {name} | {statistics.median(values):,.0f} ({min(values):,.0f}-{max(values):,.0f}) | {ratio:.1f} |')
+
+
+# Streaming.
+
+
+class LabFolder:
+    """The usual PyTorch data set for colorization: JPEG -> crop, flip -> scikit-image's Lab -> float32 (3, H, W)."""
+
+    def __init__(self, paths):
+        self.paths = paths
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        import torch
+        from skimage.color import rgb2lab
+
+        rgb = np.asarray(Image.open(self.paths[index]).convert('RGB'))
+        top, left = (int(torch.randint(side - CROP + 1, ())) for side in rgb.shape[:2])
+        rgb = rgb[top : top + CROP, left : left + CROP]
+        if torch.rand(()) < 0.5:
+            rgb = rgb[:, ::-1]
+        return torch.from_numpy(rgb2lab(rgb).astype(np.float32).transpose(2, 0, 1))
+
+
+def rate_of(batches, seconds):
+    """Photos/s that an endless iterator gives, after a warm-up."""
+    for _ in range(4):
+        next(batches)
+    start, count = time.perf_counter(), 0
+    while (passed := time.perf_counter() - start) < seconds:
+        next(batches)
+        count += BATCH
+    return count / passed
+
+
+def torch_rate(paths, workers, seconds):
+    """Photos/s of a `DataLoader` over JPEG files."""
+    import torch
+
+    loader = torch.utils.data.DataLoader(
+        LabFolder(paths), BATCH, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=workers > 0,
+        multiprocessing_context='spawn' if workers else None,
+    )  # fmt: skip
+    return rate_of(itertools.chain.from_iterable(itertools.repeat(loader)), seconds)
+
+
+def crops(path, crop, read_threads=2, workers=0):
+    """`train_batches` with random crops and flips."""
+    off = dict.fromkeys(('flip_vertical', 'resized_crop', 'rotate', 'shift', 'brightness'), 0)
+    data = argparse.Namespace(crop=crop, flip=True, read_threads=read_threads, prefetch=4, workers=workers, **off)
+    return train_batches(shards.open_shards(path), batch_size=BATCH, data=data, seed=0)
+
+
+def shard_rate(path, seconds, **reading):
+    """Photos/s of `train_batches`."""
+    batches = crops(path, CROP, **reading)
+    try:
+        return rate_of(batches, seconds)
+    finally:
+        batches.close()
+
+
+def stream(args):
+    """The table of `stream`."""
+    with tempfile.TemporaryDirectory() as work:
+        work = Path(work)
+        (work / 'jpegs').mkdir()
+        paths = jpegs_of(args.photos, work / 'jpegs')
+        ways = {}
+        for workers in args.torch_workers:
+            name = f'PyTorch DataLoader, JPEG files, {workers} workers'
+            ways[name] = functools.partial(torch_rate, paths, workers, args.seconds)
+        baseline = max(take_turns(ways, 1).items(), key=lambda item: item[1][0])[0]
+        ways = {baseline: ways[baseline]}
+        for encoding in shards.ENCODINGS:
+            out = work / encoding
+            prepare(work / 'jpegs', out, size=SIZE, encoding=encoding, split='train:1', keep_gray=True, quiet=True)
+            for threads, workers in args.reading:
+                name = f'{encoding}, ' + (f'{workers} worker processes' if workers else f'{threads} threads')
+                reading = {'read_threads': threads, 'workers': workers}
+                ways[name] = functools.partial(shard_rate, out, args.seconds, **reading)
+        print(f'{len(paths)} photos, shorter side {SIZE}, crop {CROP}, flip, batch {BATCH}, {os.cpu_count()} cores')
+        rate_table(take_turns(ways, args.rounds), baseline)
+
+
+# Preparing.
+
+
+def usual_photo(path, out):
+    """One photo the usual way."""
+    from skimage.color import rgb2lab
+
+    image = Image.open(path).convert('RGB')
+    scale = SIZE / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BOX)
+    lab = np.round(rgb2lab(np.asarray(image)) * [2.55, 1, 1] + [0, 128, 128])
+    np.save(out / f'{path.stem}.npy', lab.astype(np.uint8))
+
+
+def prepare_rates(args):
+    """The table of `prepare`."""
+    with tempfile.TemporaryDirectory() as work:
+        work = Path(work)
+        (work / 'jpegs').mkdir()
+        paths = jpegs_of(args.photos, work / 'jpegs', args.side)
+        runs = itertools.count()
+
+        def usual():
+            out = work / f'usual{next(runs)}'
+            out.mkdir()
+            start = time.perf_counter()
+            with multiprocessing.get_context('spawn').Pool(args.workers) as pool:
+                pool.map(functools.partial(usual_photo, out=out), paths, chunksize=32)
+            return len(paths) / (time.perf_counter() - start)
+
+        def ours(encoding):
+            out = work / f'ours{next(runs)}'
+            start = time.perf_counter()
+            prepare(
+                work / 'jpegs', out, size=SIZE, encoding=encoding, split='train:1', keep_gray=True, quiet=True,
+                workers=args.workers, shard_photos=256,
+            )  # fmt: skip
+            return len(paths) / (time.perf_counter() - start)
+
+        print(f'{len(paths)} JPEG files, shorter side {args.side} -> {SIZE}, {args.workers} processes')
+        baseline = 'Pillow + scikit-image, one .npy a photo'
+        ways = {baseline: usual} | {name: functools.partial(ours, name) for name in shards.ENCODINGS}
+        rate_table(take_turns(ways, args.rounds), baseline)
+
+
+# Encodings.
+
+
+def encodings(args):
+    """The table of `encodings`."""
+    photos = [photo.load(10**9) for photo in folder(Path(args.photos), 10**9) if not photo.refused]
+    photos = photos[:: max(1, len(photos) // args.count)][: args.count]
+    rgb = [np.asarray(open_photo(data, shorter_side=SIZE, max_megapixels=200)) for data in photos]
+    exact = [color.rgb_to_lab(image) for image in rgb]
+    stored = [color.encode_lab(lab) for lab in exact]
+    pixels = np.mean([lab.shape[0] * lab.shape[1] for lab in stored])
+    print(f'{len(stored)} photos of {pixels / 1000:.1f} thousand pixels on average, one core')
+    print('| encoding | KB a photo | photos/s written | photos/s read | ΔE mean | ΔE max | PSNR of the RGB |')
+    print('| --- | ---: | ---: | ---: | ---: | ---: | ---: |')
+    with tempfile.TemporaryDirectory() as work:
+        files = {name: Path(work) / f'{name}.arrayrecord' for name in shards.ENCODINGS}
+
+        def write(name):
+            start = time.perf_counter()
+            shards.write_shard(files[name], (shards.encode_record('x', 0, lab, name) for lab in stored), name)
+            return len(stored) / (time.perf_counter() - start)
+
+        def read(name):
+            records = shards.Records([files[name]], [len(stored)])
+            start = time.perf_counter()
+            for i in range(len(stored)):
+                records[i]['lab'].copy()
+            return len(stored) / (time.perf_counter() - start)
+
+        written = take_turns({name: functools.partial(write, name) for name in files}, args.rounds)
+        was_read = take_turns({name: functools.partial(read, name) for name in files}, args.rounds)
+        for name, file in files.items():
+            records = shards.Records([file], [len(stored)])
+            back = [color.decode_lab(records[i]['lab']) for i in range(len(stored))]
+            delta = [np.sqrt(((a - b) ** 2).sum(axis=-1)) for a, b in zip(back, exact, strict=True)]
+            error = [np.mean((color.lab_to_rgb(a) - b / 255) ** 2) for a, b in zip(back, rgb, strict=True)]
+            rates = f'{statistics.median(written[name]):,.0f} | {statistics.median(was_read[name]):,.0f}'
+            worst, mean = max(d.max() for d in delta), np.mean([d.mean() for d in delta])
+            size = file.stat().st_size / len(stored) / 1000
+            psnr = -10 * np.log10(np.mean(error))
+            print(f'| {name} | {size:.1f} | {rates} | {mean:.2f} | {worst:.1f} | {psnr:.1f} dB |')
+
+
+# Memory.
+
+
+def tiny_photos(target, count):
+    """A tar of tiny JPEGs, as `count` members that differ in name."""
+    import tarfile
+
+    rng = np.random.default_rng(0)
+    files = []
+    for _ in range(64):
+        small = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8)).resize((64, 64), Image.Resampling.BICUBIC)
+        file = io.BytesIO()
+        small.save(file, 'JPEG')
+        files.append(file.getvalue())
+    with tarfile.open(target, 'w') as tar:
+        for i in range(count):
+            member = tarfile.TarInfo(f'{i % 10}/{i:07}.jpg')
+            member.size = len(files[i % 64])
+            tar.addfile(member, io.BytesIO(files[i % 64]))
+
+
+def peak_of(code, *arguments):
+    """Runs Python code in a process of its own; peak memory in MB of it and of the largest of its children."""
+    tail = '\nimport resource, json\nprint(json.dumps([resource.getrusage(who).ru_maxrss / 1024 for who in (0, -1)]))'
+    line = [sys.executable, '-c', f'import sys\nif __name__ == "__main__":\n {code}{tail}', *map(str, arguments)]
+    output = subprocess.run(line, check=True, capture_output=True, text=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def memory(args):
+    """The table of `memory`."""
+    options = 'size=64, workers=2, split="train:1", quiet=True'
+    making = f'from jaxcolor.prepare import prepare; prepare(*sys.argv[1:], {options})'
+    reading = 'from jaxcolor.data.benchmark_data import read_through; read_through(*sys.argv[1:])'
+    print('| photos | preparing: main process | preparing: a worker | streaming |\n| ---: | ---: | ---: | ---: |')
+    for count in args.counts:
+        with tempfile.TemporaryDirectory() as work:
+            tiny_photos(f'{work}/photos.tar', count)
+            main_mb, worker_mb = peak_of(making, f'{work}/photos.tar', f'{work}/out')
+            stream_mb, _ = peak_of(reading, f'{work}/out', count)
+        print(f'| {count:,} | {main_mb:,.0f} MB | {worker_mb:,.0f} MB | {stream_mb:,.0f} MB |')
+
+
+def read_through(path, count):
+    """Streams as many photos as the set has, but at least 10,000: the same work for small sets."""
+    batches = crops(path, 56)
+    for _ in range(max(int(count), 10_000) // BATCH):
+        next(batches)
+    batches.close()
+
+
+@one_line_errors
+def main(argv=None):
+    """`python -m jaxcolor.data.benchmark_data`."""
+    # For both sides: threads of BLAS beside processes only get in each other's way.
+    os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    functions = {'stream': stream, 'prepare': prepare_rates, 'encodings': encodings, 'memory': memory}
+    for name, function in functions.items():
+        command = commands.add_parser(name)
+        command.set_defaults(run=function, reading=[(1, 0), (2, 0), (4, 0), (1, 2)])
+        if name != 'memory':
+            command.add_argument('photos')
+            command.add_argument('--rounds', type=int, default=5)
+        command.add_argument('--seconds', type=float, default=4)
+        command.add_argument('--torch-workers', type=int, nargs='+', default=[0, 1, 2, 4])
+        command.add_argument('--workers', type=int, default=os.cpu_count())
+        command.add_argument('--side', type=int, default=SIZE, help='of the JPEG files that are prepared')
+        command.add_argument('--count', type=int, default=200)
+        command.add_argument('--counts', type=int, nargs='+', default=[1_000, 10_000, 100_000])
+    args = parser.parse_args(argv)
+    args.run(args)
+
+
+if __name__ == '__main__':
+    main()
