@@ -73,6 +73,7 @@ def extractor() -> ConfigDict:
     extractor = ConfigDict()
     extractor.name = ''  # 'vgg16', 'inception_resnet_v2'; '' for networks that take none
     extractor.weights = ''  # a published file; '' looks in the cache, then downloads; 'random' for weights of no meaning
+    extractor.cached = False  # take the vectors that `prepare --features` stored, of each photo's whole centre square
     return extractor
 
 
@@ -128,6 +129,7 @@ def data() -> ConfigDict:
     data.rotate = 0.0  # degrees, the most to either side
     data.shift = 0.0  # the most to either side, as part of the height and width; mirrored at the edges
     data.brightness = 0.0  # linear light is multiplied by a random factor from 1 / (1 + this) to 1 + this
+    data.placement = 'host'  # 'device' holds the whole set on every device: batches are then made inside the step
     data.read_threads = 2  # threads of this process that read and augment; each makes whole batches
     data.prefetch = 4  # batches ready ahead of the step
     data.workers = 0  # processes that read, beside the threads; 0 is faster unless decoding is slow

@@ -53,7 +53,7 @@ class Colorizer:
         self._predict = jax.jit(self.task.predict, compiler_options=compiler_options())
         self._describe = jax.jit(self.task.describe) if hasattr(self.task, 'describe') else None
 
-    def __call__(self, image: Image.Image, style=None) -> Image.Image:
+    def __call__(self, image: Image.Image, style=None, variant: int = 0) -> Image.Image:
         """Colours one photo.
 
         Args:
@@ -62,7 +62,7 @@ class Colorizer:
         """
         rgb = image.convert('RGB')
         given = {} if style is None else {'features': style}
-        ab = self._predict(self.state, self._network_input(rgb), jax.random.PRNGKey(0), **given)
+        ab = self._predict(self.state, self._network_input(rgb), jax.random.PRNGKey(variant), **given)
         colored = recompose(rgb, np.asarray(ab)[0])
         if image.mode == 'RGBA':
             colored.putalpha(image.getchannel('A'))
@@ -71,7 +71,7 @@ class Colorizer:
     def describe(self, image: Image.Image):
         """The global features of a photo. Raises UserError where the network has none."""
         if self._describe is None:
-            raise UserError('--style: this network has no global features of its own; models of LTBC have.')
+            raise UserError('--style: this network joins no features of the whole photo to its pixels.')
         return self._describe(self.state, self._network_input(image.convert('RGB')))
 
     def _network_input(self, rgb):
@@ -164,14 +164,24 @@ def plan(inputs, out) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def colorize(colorizer, pairs, *, style=None, max_megapixels=200.0, quiet=False) -> list[str]:
-    """Colours the photos of `plan`, each independent of the others; returns a sentence for each that failed."""
+def colorize(colorizer, pairs, *, style=None, variants=1, max_megapixels=200.0, quiet=False) -> list[str]:
+    """Colours the photos of `plan`, each independent of the others; returns a sentence for each that failed.
+
+    Several variants of a photo go to NAME-1, NAME-2, ...
+
+    Raises:
+        UserError: several variants are asked of a network that knows only one.
+    """
+    if variants > 1 and not colorizer.task.takes_noise:
+        raise UserError('--variants: this network gives a photo one answer; a cgan takes noise and gives many.')
     progress = Progress(len(pairs), 'photos', quiet=quiet)
     failures = []
     for photo, target in pairs:
         try:
             image = read_photo(photo, max_megapixels)
-            write_photo(colorizer(image, style), target, _exif(photo))
+            for variant in range(variants):
+                name = target if variants == 1 else target.with_stem(f'{target.stem}-{variant + 1}')
+                write_photo(colorizer(image, style, variant), name, _exif(photo))
         except UserError as error:
             failures.append(str(error))
             progress.say(f'jaxcolor: error: {error}')
@@ -205,16 +215,19 @@ def main(argv=None):
     parser.add_argument('--model', required=True, metavar='RUN', help='the run directory of a training')
     parser.add_argument('--out', default='colored', metavar='DIR', help='folder of the results (default: %(default)s)')
     parser.add_argument('--style', metavar='PHOTO', help='give all photos the mood (global features) of this one')
+    parser.add_argument('--variants', type=int, default=1, metavar='N', help='N colourings of each photo (cgan)')
     parser.add_argument('--size', type=int, default=0, help="pixels of the network's input, shorter side")
     parser.add_argument('--step', type=int, help='of the checkpoint (default: the best by validation loss)')
     parser.add_argument('--max-megapixels', type=float, default=200, help='refuse larger photos (default: %(default)s)')
     args = parser.parse_args(argv)
     if args.size < 0 or 0 < args.size < _MULTIPLE:
         raise UserError(f'--size must be at least {_MULTIPLE}, not {args.size}.')
+    if args.variants < 1:
+        raise UserError(f'--variants must be at least 1, not {args.variants}.')
     pairs = plan(args.photos, args.out)
     colorizer = Colorizer(args.model, args.step, args.size)
     style = colorizer.describe(read_photo(args.style, args.max_megapixels)) if args.style else None
-    failures = colorize(colorizer, pairs, style=style, max_megapixels=args.max_megapixels)
+    failures = colorize(colorizer, pairs, style=style, variants=args.variants, max_megapixels=args.max_megapixels)
     print(f'{len(pairs) - len(failures)} of {len(pairs)} photos coloured, in {args.out}')
     if failures:
         sys.exit(1)

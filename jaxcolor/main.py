@@ -2,6 +2,7 @@
 
     python -m jaxcolor.main --config=configs/ltbc.py [--config.train.batch_size=64 ...] [--workdir=RUN]
     python -m jaxcolor.main --mode=evaluate --workdir=RUN [--data=SHARDS] [--splits=validation,test]
+    python -m jaxcolor.main --mode=import --config=configs/ltbc_pytorch.py --weights=PEER.ckpt [--workdir=RUN]
 """
 
 import ast
@@ -14,10 +15,11 @@ from ml_collections import config_flags
 from jaxcolor.errors import UserError, one_line_errors
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The recipe: configs/NAME.py or configs/NAME.py:VARIANT.')
-_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate'], 'What to do.')
+_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'import'], 'What to do.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The run directory; runs/NAME-OF-THE-CONFIG by default.')
 _DATA = flags.DEFINE_string('data', '', 'evaluate: the shard set; by default the one that the run was trained on.')
 _SPLITS = flags.DEFINE_list('splits', ['validation'], 'evaluate: the splits, separated by commas.')
+_WEIGHTS = flags.DEFINE_string('weights', '', "import: a checkpoint of the PyTorch reimplementation of ltbc_pytorch.")
 _STEP = flags.DEFINE_integer('step', None, 'evaluate: the checkpoint; by default the best by validation loss.')
 
 
@@ -35,9 +37,17 @@ def main(argv):
         from jaxcolor.evaluate import evaluate_run
 
         evaluate_run(workdir, _DATA.value, _SPLITS.value, _STEP.value)
+        return
+    if config is None:
+        raise UserError(f'--mode={_MODE.value} needs a recipe: --config=configs/ltbc.py.')
+    if _MODE.value == 'import':
+        if not _WEIGHTS.value:
+            raise UserError('--mode=import needs --weights=FILE, the checkpoint to import.')
+        from jaxcolor.runs import import_run
+
+        import_run(workdir, config, _WEIGHTS.value)
+        print(f'Imported {_WEIGHTS.value} into the run directory {workdir}: train on, evaluate or colorize with it.')
     else:
-        if config is None:
-            raise UserError('training needs a recipe: --config=configs/ltbc.py.')
         from jaxcolor.train import train
 
         train(config, workdir)

@@ -261,7 +261,26 @@ def main(argv=None):
     add('--shard-photos', type=int, default=default.shard_photos, help='candidates a shard (%(default)s)')
     add('--workers', type=int, default=os.cpu_count(), help='processes (%(default)s)')
     add('--quiet', action='store_true', help='no progress')
-    prepare(**vars(parser.parse_args(argv)))
+    add('--features', choices=['vgg16', 'inception_resnet_v2'], help="cache this extractor's vectors in the records")
+    add('--extractor-weights', default='', metavar='FILE', help="its weights; looked up or downloaded; or 'random'")
+    arguments = vars(parser.parse_args(argv))
+    features, weights = arguments.pop('features'), arguments.pop('extractor_weights')
+    # Its weights first: a missing file should not wait for the photos.
+    extractor = find_features_extractor(features, weights) if features else None
+    shard_set = prepare(**arguments)
+    if extractor is not None:
+        from jaxcolor.data.features import add_features
+
+        add_features(shard_set, extractor, quiet=arguments['quiet'])
+
+
+def find_features_extractor(name, weights):
+    """The extractor of `--features`. Imported here: JAX is not needed, and not started, to prepare photos alone."""
+    from jaxcolor.models import extractors, import_weights
+
+    if weights == 'random':
+        return extractors.random_extractor(name)
+    return import_weights.find_extractor(name, weights)
 
 
 if __name__ == '__main__':

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from jaxcolor import tasks
 from jaxcolor.checkpoint import Checkpoints, abstract
+from jaxcolor.data import pipeline
 from jaxcolor.errors import UserError
 from jaxcolor.logs import write_atomically
 from jaxcolor.models import extractors, import_weights
@@ -68,13 +69,32 @@ def frozen(run, config: ConfigDict):
     if name not in extractors.NETWORKS:
         raise UserError(f'extractor.name: there is no {name!r}; there are {", ".join(sorted(extractors.NETWORKS))}.')
     if weights == 'random':
-        extractor = extractors.random_extractor(name, config.seed)
+        extractor = extractors.random_extractor(name)
     else:
         extractor = import_weights.find_extractor(name, weights)
     if jax.process_index() == 0:
         kept.parent.mkdir(parents=True, exist_ok=True)
         extractors.save_extractor(extractor, kept)
     return extractor
+
+
+def import_run(run, config: ConfigDict, weights) -> None:
+    """Makes a run directory, at step 0, of a peer's checkpoint (`import_weights.import_ltbc`).
+
+    Raises:
+        UserError: the config's network is no `ltbc` or does not fit the file; the directory holds checkpoints already.
+    """
+    if config.model.name != 'ltbc':
+        raise UserError(f'--mode=import reads networks of configs/ltbc_pytorch.py, not of {config.model.name}.')
+    task = tasks.build(config)
+    params = import_weights.import_ltbc(weights, task.network)
+    claim(run, config)
+    with Checkpoints(Path(run) / 'checkpoints', config.train.keep_best) as checkpoints:
+        if checkpoints.latest_step is not None:
+            raise UserError(f'{run} holds checkpoints already; name another --workdir.')
+        state = task.init(jax.random.PRNGKey(config.seed))
+        state = state.replace(params=jax.tree.map(jax.numpy.asarray, params))
+        checkpoints.save(0, state, pipeline.START, json.loads(config.to_json()))
 
 
 def load(run, step: int | None = None, sharding=None):

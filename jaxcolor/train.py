@@ -41,7 +41,7 @@ def train(config, run) -> dict[str, dict[str, float]]:
 
     # Data: every process reads its share of each batch.
     shards = named_shards or open_shards(bundled.prepare_for(config.data.crop, run / 'shards'))
-    _check_classes(config, shards)
+    _check_shards(config, shards)
     batches = pipeline.train_batches(
         shards,
         batch_size=hp.batch_size // jax.process_count(),
@@ -61,13 +61,14 @@ def train(config, run) -> dict[str, dict[str, float]]:
 
     with Checkpoints(run / 'checkpoints', hp.keep_best) as checkpoints:
         # Resume, or start.
-        first = checkpoints.latest_step or 0
-        if first:
+        first = checkpoints.latest_step
+        if first is not None:
             shapes = abstract(jax.eval_shape(task.init, rng), parallel.replicated)
             state, position = checkpoints.restore(first, shapes)
             batches.set_state(position)
             progress.say(f'resuming {run} from its checkpoint at step {first}')
         else:
+            first = 0
             state = jax.jit(task.init, out_shardings=parallel.replicated)(rng)
         state = state.replace(frozen=parallel.replicate(extractor))
         _announce(progress, config, parallel, shards, state, splits)
@@ -135,12 +136,19 @@ def _check(config, device_count):
         )
 
 
-def _check_classes(config, shards):
+def _check_shards(config, shards):
+    """Refuses a set that does not fit the network: more classes than it knows, no cached features where it needs them."""
     classes = config.model.get('classes', 0)
     if classes and len(shards.classes) > classes:
         raise UserError(
             f'{shards.path} has {len(shards.classes)} classes, model.classes is {classes}: '
             f'set --config.model.classes={len(shards.classes)}, or 0 for no classifier.'
+        )
+    name = config.extractor.name
+    if config.extractor.cached and name not in shards.meta.get('features', {}):
+        raise UserError(
+            f'extractor.cached: {shards.path} holds no features of {name or "any extractor"}; prepare it with '
+            f'--features={name}, or leave extractor.cached off.'
         )
 
 

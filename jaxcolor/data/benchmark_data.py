@@ -37,12 +37,11 @@ from jaxcolor.prepare import prepare
 SIZE, CROP, BATCH = 256, 224, 32
 
 
-def jpegs_of(photos, target, side=SIZE):
-    """Writes the photos as JPEG files with this shorter side, whatever they had; returns their paths."""
+def jpegs_of(photos, target, side=SIZE, count=None):
+    """Writes the first `count` photos as JPEG files with this shorter side; returns their paths."""
     paths = []
-    for photo in folder(Path(photos), 10**9):
-        if photo.refused:
-            continue
+    usable = (photo for photo in folder(Path(photos), 10**9) if not photo.refused)
+    for photo in itertools.islice(usable, count):
         image = open_photo(photo.load(10**9), max_megapixels=200)
         scale = side / min(image.size)
         path = target / f'{len(paths):06}.jpg'
@@ -139,7 +138,7 @@ def stream(args):
     with tempfile.TemporaryDirectory() as work:
         work = Path(work)
         (work / 'jpegs').mkdir()
-        paths = jpegs_of(args.photos, work / 'jpegs')
+        paths = jpegs_of(args.photos, work / 'jpegs', count=args.count)
         ways = {}
         for workers in args.torch_workers:
             name = f'PyTorch DataLoader, JPEG files, {workers} workers'
@@ -176,7 +175,7 @@ def prepare_rates(args):
     with tempfile.TemporaryDirectory() as work:
         work = Path(work)
         (work / 'jpegs').mkdir()
-        paths = jpegs_of(args.photos, work / 'jpegs', args.side)
+        paths = jpegs_of(args.photos, work / 'jpegs', args.side, args.count)
         runs = itertools.count()
 
         def usual():
@@ -208,7 +207,8 @@ def prepare_rates(args):
 def encodings(args):
     """The table of `encodings`."""
     photos = [photo.load(10**9) for photo in folder(Path(args.photos), 10**9) if not photo.refused]
-    photos = photos[:: max(1, len(photos) // args.count)][: args.count]
+    count = min(args.count or 200, len(photos))
+    photos = photos[:: len(photos) // count][:count]
     rgb = [np.asarray(open_photo(data, shorter_side=SIZE, max_megapixels=200)) for data in photos]
     exact = [color.rgb_to_lab(image) for image in rgb]
     stored = [color.encode_lab(lab) for lab in exact]
@@ -314,7 +314,7 @@ def main(argv=None):
         command.add_argument('--torch-workers', type=int, nargs='+', default=[0, 1, 2, 4])
         command.add_argument('--workers', type=int, default=os.cpu_count())
         command.add_argument('--side', type=int, default=SIZE, help='of the JPEG files that are prepared')
-        command.add_argument('--count', type=int, default=200)
+        command.add_argument('--count', type=int, help='of photos to take')
         command.add_argument('--counts', type=int, nargs='+', default=[1_000, 10_000, 100_000])
     args = parser.parse_args(argv)
     args.run(args)

@@ -25,8 +25,11 @@ def _table():
     return table.view('<u4').ravel()
 
 
+_TABLE_PAYS = 2**22  # pixels: whoever converts some sixty photos is likely to convert many
+
+
 class LabEncoder:
-    """Turns RGB images into uint8 Lab: by computing at first, by table once that would have paid for the table."""
+    """Turns RGB images into uint8 Lab: by computing at first, by table once there are many."""
 
     def __init__(self):
         self._pixels = 0
@@ -34,7 +37,7 @@ class LabEncoder:
     def __call__(self, image):
         """RGB `PIL.Image` -> uint8 Lab (H, W, 3)."""
         self._pixels += image.width * image.height
-        if self._pixels < 2**24:
+        if self._pixels < _TABLE_PAYS:
             return compute(np.asarray(image))
         rgba = np.asarray(image.convert('RGBA')).view('<u4')[..., 0]  # (H, W)
         found = _table().take(rgba & np.uint32(0xFFFFFF)).view(np.uint8).reshape(*rgba.shape, 4)

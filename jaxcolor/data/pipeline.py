@@ -70,6 +70,10 @@ def _stack(photos, keys):
     return batch
 
 
+# The state of an iterator that has given no batch yet.
+START = {'global_next_index': 0}
+
+
 class TrainIterator(grain.DatasetIterator):
     """Endless batches whose state is the number of photos that all processes together have been through."""
 

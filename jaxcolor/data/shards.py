@@ -62,12 +62,27 @@ def encode_record(name, label, lab, encoding='raw', features=None):
     """uint8 Lab (H, W, 3) and what is known of it -> the bytes of one record."""
     header = {'name': name, 'label': label, 'height': lab.shape[0], 'width': lab.shape[1], 'encoding': encoding}
     if features:
-        header['features'] = {
-            key: {'dtype': value.dtype.name, 'shape': value.shape, 'bytes': value.tobytes()}
-            for key, value in features.items()
-        }
+        header['features'] = _pack_arrays(features)
+    return _join(header, ENCODINGS[encoding].encode(lab))
+
+
+def add_to_record(data, features):
+    """The bytes of one record and {name: array} -> the bytes of that record with those features, the photo untouched."""
+    end = 4 + int.from_bytes(data[:4], 'little')
+    header = msgpack.unpackb(data[4:end])
+    header['features'] = {**header.get('features', {}), **_pack_arrays(features)}
+    return _join(header, data[end:])
+
+
+def _join(header, photo):
     header = msgpack.packb(header)
-    return b''.join([len(header).to_bytes(4, 'little'), header, ENCODINGS[encoding].encode(lab)])
+    return b''.join([len(header).to_bytes(4, 'little'), header, photo])
+
+
+def _pack_arrays(arrays):
+    return {
+        key: {'dtype': value.dtype.name, 'shape': value.shape, 'bytes': value.tobytes()} for key, value in arrays.items()
+    }
 
 
 def decode_record(data):
@@ -114,6 +129,10 @@ class Records:
 
     def __len__(self):
         return len(self._source)
+
+    def raw(self, index):
+        """The bytes of one record, as `encode_record` made them."""
+        return self._source[index]
 
     def __getitem__(self, index):
         try:

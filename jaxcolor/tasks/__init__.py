@@ -1,11 +1,12 @@
 """What a network is trained for, by name.
 
-A task is built from a whole config and has four methods; it knows nothing of devices, files or loops:
+A task is built from a whole config and has this interface; it knows nothing of devices, files or loops:
 
     init(rng) -> TrainState
     train_step(state, batch) -> (TrainState, {name: scalar})           per device, averaged over `parallel.AXIS`
     eval_step(state, batch) -> {name: (B,)}, ab                        per photo
     predict(state, lightness, rng) -> ab                               (B, H, W, 1) L* -> (B, H, W, 2) a*b*
+    takes_noise                                                        whether predict's rng matters
 
 `batch` is {'lab': uint8 (B, H, W, 3) of `color.encode_lab`, 'label': int32 (B,), -1 where there is none} and, where they
 are cached, 'features': {name of the extractor: float (B, 1000)}.

@@ -19,6 +19,8 @@ class Adversarial:
     {'generator': ..., 'discriminator': ...}.
     """
 
+    takes_noise = True  # other noise, other colours
+
     def __init__(self, config):
         self.loss = config.task
         size, crop = config.model.get('size', 0), config.data.crop

@@ -15,11 +15,13 @@ from jaxcolor.tasks.state import TrainState
 class Regression:
     """Squared error on a*b* + alpha * cross entropy of the class + kernel L2 (Iizuka et al. 2016, eq. 5)."""
 
+    takes_noise = False  # a photo has one answer
+
     def __init__(self, config):
         self.loss = config.task
         self.activation = config.model.output_activation
         self.crop = config.data.crop
-        self.extractor = config.extractor.name
+        self.extractor, self.cached = config.extractor.name, config.extractor.cached
         for field, choices in {'reduction': ('sum', 'mean'), 'loss_resolution': ('output', 'input')}.items():
             if self.loss[field] not in choices:
                 raise UserError(f'task.{field}: {self.loss[field]!r} is none of {", ".join(choices)}.')
@@ -85,8 +87,7 @@ class Regression:
     def _apply(self, state, batch, train):
         """-> (the network's outputs, the new model_state)"""
         lightness = color.decode_lab(batch['lab'])[..., :1]  # (B, H, W, 1)
-        cached = batch.get('features', {}).get(self.extractor)
-        vector = self._vector(state, lightness) if cached is None else (cached,)
+        vector = (batch['features'][self.extractor],) if self.cached else self._vector(state, lightness)
         lightness = color.normalize_l(lightness)
         if train and state.model_state:
             mutable = list(state.model_state)

@@ -1,0 +1,95 @@
+"""Caching: the vectors of a frozen extractor, computed once into a shard set.
+
+They are those of a photo's centre square, the whole of its shorter side. A training with `extractor.cached` takes them
+instead of running the extractor in every step; that is the same where a crop shows just that square and nothing else
+changes the photo.
+"""
+
+import dataclasses
+import json
+import os
+
+import jax
+import numpy as np
+
+from jaxcolor import color
+from jaxcolor.data import augment, shards
+from jaxcolor.errors import UserError
+from jaxcolor.logs import Progress
+from jaxcolor.parallel import compiler_options
+
+BATCH = 16  # photos that go through the extractor together
+
+
+def add_features(shard_set, extractor, *, quiet=False):
+    """Adds an extractor's vectors to every record of a shard set.
+
+    New shards are written beside the old ones, then `dataset.json` names them, then the old ones go: interrupted at any
+    moment, the set is whole, and the same call does it again.
+
+    Args:
+        shard_set: a `shards.ShardSet`.
+        extractor: an `extractors.Extractor`.
+
+    Returns:
+        The ShardSet with `meta['features'][extractor.name]`: {flavour, source}. One that has that already is returned
+        as it is.
+
+    Raises:
+        UserError: it has features of that extractor with other weights; a shard is damaged; nothing can be written.
+    """
+    path, meta = shard_set.path, json.loads(json.dumps(shard_set.meta))
+    about = {'flavour': extractor.flavour, 'source': extractor.source}
+    there = meta.get('features', {})
+    if extractor.name in there:
+        if there[extractor.name] != about:
+            raise UserError(
+                f'{path} holds features of {extractor.name} with the weights {there[extractor.name]["source"]}, not '
+                f'{extractor.source}; prepare the photos into another folder.'
+            )
+        return shard_set
+    run = jax.jit(lambda extractor, lightness: extractor(lightness), compiler_options=compiler_options())
+    extractor_on_device = jax.device_put(extractor)
+    progress = Progress(sum(shard['photos'] for shard in meta['shards']), 'photos', quiet=quiet)
+    old = [path / shard['file'] for shard in meta['shards']]
+    for shard in meta['shards']:
+        records = shards.Records([path / shard['file']], [shard['photos']])
+        name = shard['file'].replace('.arrayrecord', f'-{extractor.name}.arrayrecord')
+        temporary = path / f'{name}.tmp'
+
+        def with_vectors(records=records):
+            for begin in range(0, len(records), BATCH):
+                places = range(begin, min(begin + BATCH, len(records)))
+                vectors = _vectors(run, extractor_on_device, [records[i]['lab'] for i in places])
+                for place, vector in zip(places, vectors, strict=True):
+                    yield shards.add_to_record(records.raw(place), {extractor.name: vector})
+                progress.update(len(places))
+
+        try:
+            shards.write_shard(temporary, with_vectors(), meta['encoding'])
+            os.replace(temporary, path / name)
+        except (OSError, RuntimeError) as error:
+            temporary.unlink(missing_ok=True)
+            raise UserError(f'{path / name} cannot be written ({error}); the shard set is as it was.') from None
+        shard |= {'file': name, 'bytes': (path / name).stat().st_size}
+    meta['features'] = {**there, extractor.name: about}
+    shards.write_json(path / shards.SIDECAR, meta)
+    for file in old:
+        file.unlink()
+    progress.close()
+    return dataclasses.replace(shard_set, meta=meta)
+
+
+def _vectors(run, extractor, photos):
+    """The vectors (N, 1000) of photos uint8 Lab (H, W, 3) of any sizes, N at most BATCH."""
+    vectors = [None] * len(photos)
+    by_side = {}
+    for i, photo in enumerate(photos):
+        by_side.setdefault(min(photo.shape[:2]), []).append(i)
+    for side, places in by_side.items():
+        batch = np.zeros((BATCH, side, side, 1), np.float32)  # filled up, so that every call has the same shape
+        for row, i in enumerate(places):
+            batch[row] = color.decode_lab(augment.center_crop(photos[i], side))[..., :1]
+        for vector, i in zip(np.asarray(run(extractor, batch)), places, strict=False):
+            vectors[i] = vector
+    return vectors
