@@ -19,7 +19,7 @@ _MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'import'], 'Wha
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The run directory; runs/NAME-OF-THE-CONFIG by default.')
 _DATA = flags.DEFINE_string('data', '', 'evaluate: the shard set; by default the one that the run was trained on.')
 _SPLITS = flags.DEFINE_list('splits', ['validation'], 'evaluate: the splits, separated by commas.')
-_WEIGHTS = flags.DEFINE_string('weights', '', "import: a checkpoint of the PyTorch reimplementation of ltbc_pytorch.")
+_WEIGHTS = flags.DEFINE_string('weights', '', 'import: a checkpoint of the PyTorch reimplementation of ltbc_pytorch.')
 _STEP = flags.DEFINE_integer('step', None, 'evaluate: the checkpoint; by default the best by validation loss.')
 
 

@@ -266,21 +266,15 @@ def main(argv=None):
     arguments = vars(parser.parse_args(argv))
     features, weights = arguments.pop('features'), arguments.pop('extractor_weights')
     # Its weights first: a missing file should not wait for the photos.
-    extractor = find_features_extractor(features, weights) if features else None
-    shard_set = prepare(**arguments)
-    if extractor is not None:
+    # Imported here: JAX is not needed, and not started, to prepare photos alone.
+    if features:
         from jaxcolor.data.features import add_features
+        from jaxcolor.models.import_weights import find_extractor
 
+        extractor = find_extractor(features, weights)
+    shard_set = prepare(**arguments)
+    if features:
         add_features(shard_set, extractor, quiet=arguments['quiet'])
-
-
-def find_features_extractor(name, weights):
-    """The extractor of `--features`. Imported here: JAX is not needed, and not started, to prepare photos alone."""
-    from jaxcolor.models import extractors, import_weights
-
-    if weights == 'random':
-        return extractors.random_extractor(name)
-    return import_weights.find_extractor(name, weights)
 
 
 if __name__ == '__main__':

@@ -68,10 +68,7 @@ def frozen(run, config: ConfigDict):
         return import_weights.import_extractor(name, kept)
     if name not in extractors.NETWORKS:
         raise UserError(f'extractor.name: there is no {name!r}; there are {", ".join(sorted(extractors.NETWORKS))}.')
-    if weights == 'random':
-        extractor = extractors.random_extractor(name)
-    else:
-        extractor = import_weights.find_extractor(name, weights)
+    extractor = import_weights.find_extractor(name, weights)
     if jax.process_index() == 0:
         kept.parent.mkdir(parents=True, exist_ok=True)
         extractors.save_extractor(extractor, kept)

@@ -10,6 +10,7 @@ import jax
 from jaxcolor import runs, tasks
 from jaxcolor.checkpoint import Checkpoints, abstract
 from jaxcolor.data import bundled, pipeline
+from jaxcolor.data.features import check_source
 from jaxcolor.data.shards import open_shards
 from jaxcolor.errors import UserError
 from jaxcolor.evaluate import Evaluator, table
@@ -41,7 +42,7 @@ def train(config, run) -> dict[str, dict[str, float]]:
 
     # Data: every process reads its share of each batch.
     shards = named_shards or open_shards(bundled.prepare_for(config.data.crop, run / 'shards'))
-    _check_shards(config, shards)
+    _check_classes(config, shards)
     batches = pipeline.train_batches(
         shards,
         batch_size=hp.batch_size // jax.process_count(),
@@ -54,6 +55,8 @@ def train(config, run) -> dict[str, dict[str, float]]:
 
     # Network and optimizer: one state, a copy on every device; one compiled step over all of them.
     extractor = runs.frozen(run, config)
+    if config.extractor.cached:
+        check_source(shards, extractor)
     rng = jax.random.PRNGKey(config.seed)
     train_step = parallel.map(task.train_step, donate_state=True)
     evaluator = Evaluator(task, parallel, shards, config)
@@ -136,19 +139,12 @@ def _check(config, device_count):
         )
 
 
-def _check_shards(config, shards):
-    """Refuses a set that does not fit the network: more classes than it knows, no cached features where it needs them."""
+def _check_classes(config, shards):
     classes = config.model.get('classes', 0)
     if classes and len(shards.classes) > classes:
         raise UserError(
             f'{shards.path} has {len(shards.classes)} classes, model.classes is {classes}: '
             f'set --config.model.classes={len(shards.classes)}, or 0 for no classifier.'
-        )
-    name = config.extractor.name
-    if config.extractor.cached and name not in shards.meta.get('features', {}):
-        raise UserError(
-            f'extractor.cached: {shards.path} holds no features of {name or "any extractor"}; prepare it with '
-            f'--features={name}, or leave extractor.cached off.'
         )
 
 

@@ -39,14 +39,9 @@ def add_features(shard_set, extractor, *, quiet=False):
         UserError: it has features of that extractor with other weights; a shard is damaged; nothing can be written.
     """
     path, meta = shard_set.path, json.loads(json.dumps(shard_set.meta))
-    about = {'flavour': extractor.flavour, 'source': extractor.source}
     there = meta.get('features', {})
     if extractor.name in there:
-        if there[extractor.name] != about:
-            raise UserError(
-                f'{path} holds features of {extractor.name} with the weights {there[extractor.name]["source"]}, not '
-                f'{extractor.source}; prepare the photos into another folder.'
-            )
+        check_source(shard_set, extractor)
         return shard_set
     run = jax.jit(lambda extractor, lightness: extractor(lightness), compiler_options=compiler_options())
     extractor_on_device = jax.device_put(extractor)
@@ -72,12 +67,32 @@ def add_features(shard_set, extractor, *, quiet=False):
             temporary.unlink(missing_ok=True)
             raise UserError(f'{path / name} cannot be written ({error}); the shard set is as it was.') from None
         shard |= {'file': name, 'bytes': (path / name).stat().st_size}
-    meta['features'] = {**there, extractor.name: about}
+    meta['features'] = {**there, extractor.name: _about(extractor)}
     shards.write_json(path / shards.SIDECAR, meta)
     for file in old:
         file.unlink()
     progress.close()
     return dataclasses.replace(shard_set, meta=meta)
+
+
+def check_source(shard_set, extractor):
+    """Raises UserError where a shard set has no features of an extractor, or such of other weights."""
+    there = shard_set.meta.get('features', {})
+    name = extractor.name if extractor else 'an extractor'
+    if name not in there:
+        raise UserError(
+            f'extractor.cached: {shard_set.path} holds no features of {name}; prepare it with --features, or leave '
+            'extractor.cached off.'
+        )
+    if there[name] != _about(extractor):
+        raise UserError(
+            f'{shard_set.path} holds features of {name} with the weights {there[name]["source"]}, not '
+            f'{extractor.source}; prepare the photos into another folder.'
+        )
+
+
+def _about(extractor):
+    return {'flavour': extractor.flavour, 'source': extractor.source}
 
 
 def _vectors(run, extractor, photos):

@@ -74,7 +74,7 @@ class LTBC(nn.Module):
         low = _run(self.low, pad_to_multiple(lightness.astype(self.dtype), 8), train)  # (B, H/8, W/8, 512)
         if global_features is None:
             # At its own size the photo's low-level features serve both branches (section 3.1).
-            own_size = (H, W) == (self.global_size, self.global_size)
+            own_size = (self.global_size, self.global_size) == (H, W)
             global_features, logits = self.describe(lightness, low if own_size else None, train=train)
         x = _run(self.mid, low, train)  # (B, H/8, W/8, 256)
         x = nn.relu(self.fusion(x, global_features))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxcolor import color, losses, metrics, models, optimizers
+from jaxcolor import color, losses, models, optimizers
 from jaxcolor.errors import UserError
 from jaxcolor.models.blocks import upsample
 from jaxcolor.parallel import AXIS
@@ -127,9 +127,9 @@ def _resize(x, size):
     """(B, H, W, C) -> (B, *size, C): whole factors by mean down and by repetition up, others linearly."""
     B, H, W, C = x.shape
     h, w = size
-    if (H, W) == (h, w):
+    if (h, w) == (H, W):
         return x
-    if (H, W) == (2 * h, 2 * w):
+    if (2 * h, 2 * w) == (H, W):
         return jnp.mean(x.reshape(B, h, 2, w, 2, C), axis=(2, 4))
     if (h, w) == (2 * H, 2 * W):
         return upsample(x)
