@@ -22,12 +22,14 @@ class Checkpoints:
     Args:
         directory: the run's `checkpoints` folder, made where it is missing.
         keep_best: how many are kept for the lowest loss that they were saved with, beside the last one.
+        read_only: for looking at a run that may be in training: nothing is made or cleaned up.
     """
 
-    def __init__(self, directory, keep_best: int = 1):
+    def __init__(self, directory, keep_best: int = 1, read_only: bool = False):
         self.directory = Path(directory)
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            if not read_only:
+                self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f'the checkpoint folder {directory} cannot be made ({error.strerror}).') from None
         best = _keep.BestN(
@@ -40,7 +42,7 @@ class Checkpoints:
             self.directory.absolute(),
             save_decision_policy=_when.FixedIntervalPolicy(1),
             preservation_policy=_keep.AnyPreservationPolicy([_keep.LatestN(1), best]),
-            cleanup_tmp_directories=True,  # of saves that died under way
+            cleanup_tmp_directories=not read_only,  # of saves that died under way
         )
         self._response, self._unreported = None, []
 

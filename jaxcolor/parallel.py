@@ -64,10 +64,11 @@ class DataParallel:
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.split, np.asarray(x)), batch)
 
     def map(self, step, outputs=(False, False), donate_state: bool = False):
-        """Compiles `step(state, batch)` of one device into one of all devices.
+        """Compiles `step(state, batch, *replicated)` of one device into one of all devices.
 
         Args:
-            step: takes the replicated state and the device's share of the batch; returns a tuple.
+            step: takes the replicated state, the device's share of the batch and whatever more is replicated; returns a
+                tuple.
             outputs: for each of the step's outputs, whether it is split along the batch (True) or equal on all devices.
             donate_state: whether the state's memory is used for the new one, so that the caller's copy is gone.
         """
@@ -75,12 +76,14 @@ class DataParallel:
         if self.mapping == 'pmap':
             axes = tuple(0 if is_split else None for is_split in outputs)
             mapped = jax.pmap(
-                step, AXIS, in_axes=(None, 0), out_axes=axes, devices=list(self.mesh.devices), donate_argnums=donated
-            )
+                lambda state, batch, replicated: step(state, batch, *replicated), AXIS, in_axes=(None, 0, None),
+                out_axes=axes, devices=list(self.mesh.devices), donate_argnums=donated,
+            )  # fmt: skip
             n = self.device_count
 
-            def call(state, batch):
-                results = mapped(state, jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), batch))
+            def call(state, batch, *replicated):
+                batch = jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), batch)
+                results = mapped(state, batch, replicated)
                 return tuple(
                     jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), result) if is_split else result
                     for result, is_split in zip(results, outputs, strict=True)
@@ -89,5 +92,9 @@ class DataParallel:
             return call
         specs = tuple(_SPLIT if is_split else _REPLICATED for is_split in outputs)
         # check_vma=False: a gradient inside is the device's own, as under pmap, and pmean'ing it is right for both.
-        mapped = jax.shard_map(step, mesh=self.mesh, in_specs=(_REPLICATED, _SPLIT), out_specs=specs, check_vma=False)
-        return jax.jit(mapped, donate_argnums=donated, compiler_options=compiler_options())
+        mapped = jax.shard_map(
+            lambda state, batch, replicated: step(state, batch, *replicated),
+            mesh=self.mesh, in_specs=(_REPLICATED, _SPLIT, _REPLICATED), out_specs=specs, check_vma=False,
+        )  # fmt: skip
+        compiled = jax.jit(mapped, donate_argnums=donated, compiler_options=compiler_options())
+        return lambda state, batch, *replicated: compiled(state, batch, replicated)

@@ -16,7 +16,7 @@ from jaxcolor.models import extractors, import_weights
 
 # Fields that change neither parameters nor batches up to a step: a run may be continued with others.
 FREE_FIELDS = {
-    'data.read_threads', 'data.prefetch', 'data.workers', 'train.steps', 'train.log_every', 'train.eval_every',
+    'data.placement', 'data.read_threads', 'data.prefetch', 'data.workers', 'train.steps', 'train.log_every', 'train.eval_every',
     'train.eval_splits', 'train.checkpoint_every', 'train.keep_best', 'train.grid_photos', 'train.tensorboard',
 }  # fmt: skip
 
@@ -112,7 +112,7 @@ def load(run, step: int | None = None, sharding=None):
     task = tasks.build(config)
     if not (Path(run) / 'checkpoints').is_dir():
         raise UserError(f'{run} holds no checkpoint yet.')
-    with Checkpoints(Path(run) / 'checkpoints', config.train.keep_best) as checkpoints:
+    with Checkpoints(Path(run) / 'checkpoints', read_only=True) as checkpoints:
         step = checkpoints.best_step if step is None else step
         if step is None:
             raise UserError(f'{run} holds no checkpoint yet.')

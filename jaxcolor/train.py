@@ -9,7 +9,7 @@ import jax
 
 from jaxcolor import runs, tasks
 from jaxcolor.checkpoint import Checkpoints, abstract
-from jaxcolor.data import bundled, pipeline
+from jaxcolor.data import bundled, device, pipeline
 from jaxcolor.data.features import check_source
 from jaxcolor.data.shards import open_shards
 from jaxcolor.errors import UserError
@@ -43,14 +43,20 @@ def train(config, run) -> dict[str, dict[str, float]]:
     # Data: every process reads its share of each batch.
     shards = named_shards or open_shards(bundled.prepare_for(config.data.crop, run / 'shards'))
     _check_classes(config, shards)
-    batches = pipeline.train_batches(
-        shards,
-        batch_size=hp.batch_size // jax.process_count(),
-        data=config.data,
-        seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    share = {
+        'batch_size': hp.batch_size // jax.process_count(),
+        'process_index': jax.process_index(),
+        'process_count': jax.process_count(),
+    }
+    step_of_device, held = task.train_step, ()
+    if config.data.placement == 'device':
+        held = (device.hold(shards, 'train', config.data, parallel.replicated),)
+        batches = device.HeldBatches(*held, **share)
+
+        def step_of_device(state, places, held):
+            return task.train_step(state, device.gather(held, **places, data=config.data, seed=config.seed))
+    else:
+        batches = pipeline.train_batches(shards, data=config.data, seed=config.seed, **share)
     splits = [split for split in hp.eval_splits if shards.counts.get(split)]
 
     # Network and optimizer: one state, a copy on every device; one compiled step over all of them.
@@ -58,7 +64,7 @@ def train(config, run) -> dict[str, dict[str, float]]:
     if config.extractor.cached:
         check_source(shards, extractor)
     rng = jax.random.PRNGKey(config.seed)
-    train_step = parallel.map(task.train_step, donate_state=True)
+    train_step = parallel.map(step_of_device, donate_state=True)
     evaluator = Evaluator(task, parallel, shards, config)
     progress = Progress(hp.steps, 'steps', items_per_unit=hp.batch_size, item='images', quiet=not is_main)
 
@@ -81,7 +87,7 @@ def train(config, run) -> dict[str, dict[str, float]]:
 
         # Steps. A step is dispatched, not awaited: what is logged are the metrics of steps before it.
         for step in range(first + 1, hp.steps + 1):
-            state, measured = train_step(state, parallel.shard(next(batches)))
+            state, measured = train_step(state, parallel.shard(next(batches)), *held)
             pending.append((step, measured))
             is_eval = bool(splits) and (step % hp.eval_every == 0 or step == hp.steps)
             is_save = is_eval or step % hp.checkpoint_every == 0 or step == hp.steps
@@ -132,6 +138,10 @@ def _check(config, device_count):
     for name in ('steps', 'batch_size', 'log_every', 'eval_every', 'checkpoint_every', 'grid_photos'):
         if hp[name] < 1:
             raise UserError(f'train.{name} must be at least 1, not {hp[name]}.')
+    if config.data.placement not in ('host', 'device'):
+        raise UserError(f"data.placement: {config.data.placement!r} is none of 'host', 'device'.")
+    if config.data.placement == 'device' and config.extractor.cached:
+        raise UserError("extractor.cached: data.placement='device' does not hold features; take placement 'host'.")
     if hp.batch_size % device_count:
         raise UserError(
             f'train.batch_size: {hp.batch_size} photos cannot be dealt evenly to {device_count} devices; '
@@ -150,11 +160,10 @@ def _check_classes(config, shards):
 
 def _announce(progress, config, parallel, shards, state, splits):
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    device = parallel.mesh.devices.flat[0]
     progress.say(
         f'{config.name}: {config.model.name}, {count:,} parameters; {shards.counts.get("train", 0)} training photos at '
         f'{config.data.crop} pixels; batch {config.train.batch_size} over {parallel.device_count} '
-        f'{device.device_kind} device(s); {config.train.steps} steps. Compiling.'
+        f'{parallel.mesh.devices.flat[0].device_kind} device(s); {config.train.steps} steps. Compiling.'
     )
     if not splits:
         progress.say(f'{shards.path} has none of the splits {list(config.train.eval_splits)}: nothing is evaluated.')

@@ -61,6 +61,12 @@ def test_stop_and_resume_is_bit_identical(tiny_config, tmp_path, capsys):
         assert rows[0][step] == rows[1][step]
 
 
+def test_a_set_held_on_the_devices_trains_the_same(tiny_config, trained, tmp_path):
+    tiny_config.data.placement = 'device'
+    train(tiny_config, tmp_path)
+    assert_identical(state_of(tmp_path, 4, tiny_config)[0].params, state_of(trained, 4, tiny_config)[0].params)
+
+
 def test_batches_go_on_where_the_iterator_stood(tiny_config, shards):
     def batches():
         return pipeline.train_batches(open_shards(shards), batch_size=8, data=tiny_config.data, seed=3)

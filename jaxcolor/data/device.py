@@ -64,12 +64,37 @@ def position(first, length):
     return tuple(np.uint32(x) for x in divmod(first, length))
 
 
+class HeldBatches:
+    """Says which photos of a held set come next: the device's counterpart of `pipeline.train_batches`.
+
+    Yields {epoch, place, offsets: uint32 (B,)}, what `gather` takes, an entry a photo of this process; get_state and
+    set_state are those of the host's iterator, so that a run may change from one to the other.
+    """
+
+    def __init__(self, held, *, batch_size, process_index=0, process_count=1):
+        self._length, self._next = len(held.label), 0
+        self._global_batch_size = batch_size * process_count
+        self._offsets = (process_index + process_count * np.arange(batch_size)).astype(np.uint32)
+
+    def __next__(self):
+        epoch, place = position(self._next, self._length)
+        self._next += self._global_batch_size
+        here = np.ones_like(self._offsets)
+        return {'epoch': epoch * here, 'place': place * here, 'offsets': self._offsets}
+
+    def get_state(self):
+        return {'global_next_index': self._next}
+
+    def set_state(self, state):
+        self._next = int(state['global_next_index'])
+
+
 def gather(held, epoch, place, offsets, *, data, seed):
     """A training batch, for use inside jit.
 
     Args:
         held: a `HeldSet` of N photos.
-        epoch, place: uint32 scalars of `position`, where this step's global batch begins.
+        epoch, place: uint32 scalars of `position`, or (B,) of them: where this step's global batch begins.
         offsets: uint32 (B,), which of the photos from there on this device gets: of device d of D, d + D * arange(B).
         data: the config's `data` section: crop, flip, flip_vertical.
         seed: a Python int, as for `pipeline.train_batches`.

@@ -6,23 +6,26 @@ computed ahead of training, `features` (name -> {dtype, shape, bytes}); then, up
 `color.encode_lab` in that encoding.
 """
 
+import bisect
 import dataclasses
 import io
+import itertools
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import msgpack
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
-from array_record.python.array_record_module import ArrayRecordWriter
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from PIL import Image
 
 from jaxcolor.errors import UserError
 
 VERSION = 1
 SIDECAR = 'dataset.json'
+_RANDOM_ACCESS = {'options': 'readahead_buffer_size:0,max_parallelism:0', 'file_reader_buffer_size': 32768}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,31 +123,43 @@ class Records:
     """Random access to the photos of one split: `len(records)`, `records[i]` as `decode_record` gives them."""
 
     def __init__(self, paths, counts):
-        self._source = ArrayRecordDataSource(
-            [f'{path}[0:{count}]' for path, count in zip(paths, counts, strict=True)],
-            reader_options={'max_parallelism': '0'},
-        )
         self._paths = [os.fspath(path) for path in paths]
-        self._ends = np.cumsum(counts)
+        self._ends = list(itertools.accumulate(counts))
+        self.__setstate__({})
+
+    def __getstate__(self):
+        return {'_paths': self._paths, '_ends': self._ends}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._readers, self._lock = {}, threading.Lock()  # opened when they are needed, in each process
 
     def __len__(self):
-        return len(self._source)
-
-    def raw(self, index):
-        """The bytes of one record, as `encode_record` made them."""
-        return self._source[index]
+        return self._ends[-1]
 
     def __getitem__(self, index):
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        shard = bisect.bisect_right(self._ends, index)
+        place = index - (self._ends[shard - 1] if shard else 0)
         try:
-            return decode_record(self._source[index])
+            return decode_record(self._reader(shard).read([place])[0])
         except (RuntimeError, IndexError, KeyError, TypeError, ValueError, OSError, msgpack.UnpackException) as error:
-            if not 0 <= index < len(self):
-                raise IndexError(index) from None
-            path = self._paths[int(np.searchsorted(self._ends, index, side='right'))]
             raise UserError(
-                f'record {index} in {path} cannot be read ({type(error).__name__}: {str(error)[:120]}): '
+                f'record {place} in {self._paths[shard]} cannot be read ({type(error).__name__}: {str(error)[:120]}): '
                 f'the shard is damaged; prepare the set again'
             ) from error
+
+    def _reader(self, shard):
+        """Readers serve several threads at once."""
+        reader = self._readers.get(shard)
+        if reader is None:
+            with self._lock:
+                reader = self._readers.get(shard)
+                if reader is None:
+                    reader = ArrayRecordReader(self._paths[shard], **_RANDOM_ACCESS)
+                    self._readers[shard] = reader
+        return reader
 
 
 @dataclasses.dataclass(frozen=True)
