@@ -201,6 +201,26 @@ def test_workers_and_kills_change_no_byte(photos, expected, tmp_path):
     assert content(out) == content(expected.path)
 
 
+def workers_of(process):
+    children = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+    return [int(child) for child in children if b'spawn_main' in Path(f'/proc/{child}/cmdline').read_bytes()]
+
+
+def test_worker_that_is_killed(photos, expected, tmp_path):
+    """As the kernel does when memory runs out: one clear line, the other workers end, and the command goes on later."""
+    arguments = (photos, f'--out={tmp_path / "out"}', *FLAGS, '--workers=2')
+    process = subprocess.Popen(command(*arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while len(workers := workers_of(process)) < 2:
+        time.sleep(0.01)
+    os.kill(workers[0], signal.SIGKILL)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and 'Traceback' not in error
+    assert 'jaxcolor: error: a worker process was killed' in error
+    assert not Path(f'/proc/{workers[1]}').exists()
+    prepare(photos, tmp_path / 'out', quiet=True, **OPTIONS)
+    assert content(tmp_path / 'out') == content(expected.path)
+
+
 def test_finished_set_is_left_alone(photos, expected):
     before = {path: path.stat().st_mtime_ns for path in expected.path.iterdir()}
     prepare(photos, expected.path, quiet=True, **OPTIONS)

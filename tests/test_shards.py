@@ -107,6 +107,12 @@ def test_broken_sidecar(own, text):
         shards.open_shards(own)
 
 
+def test_sidecar_with_gaps(own):
+    (own / 'dataset.json').write_text('{"version": 1}')
+    with pytest.raises(UserError, match='lacks classes, counts, shards'):
+        shards.open_shards(own)
+
+
 def test_sidecar_of_another_version(own):
     meta = json.loads((own / 'dataset.json').read_text())
     (own / 'dataset.json').write_text(json.dumps({**meta, 'version': 99}))

@@ -206,6 +206,8 @@ def open_shards(path):
         raise UserError(f'{path / SIDECAR} cannot be read ({error}); prepare the set again') from None
     if version != VERSION:
         raise UserError(f'{path} is a shard set of version {version}; this program reads {VERSION}; prepare it again')
+    if missing := {'counts', 'classes', 'shards'} - meta.keys():
+        raise UserError(f'{path / SIDECAR} lacks {", ".join(sorted(missing))}; prepare the set again')
     for shard in meta['shards']:
         file = path / shard['file']
         size = file.stat().st_size if file.exists() else None

@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jaxcolor.errors import UserError
 from jaxcolor.models.blocks import (
     ACTIVATIONS,
     ConvBlock,
@@ -41,6 +42,11 @@ class DeepColor(nn.Module):
     output_activation: str = 'tanh'
     axis_name: str | None = None
     dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        if self.variant not in DEEPCOLOR:
+            raise UserError(f'model.variant: there is no {self.variant!r}; there are {", ".join(DEEPCOLOR)}.')
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, lightness, features, *, train: bool = False):
@@ -78,6 +84,11 @@ class VGGFusion(nn.Module):
     use_features: bool = True
     axis_name: str | None = None
     dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        if len(self.encoder_widths) != 6:
+            raise UserError(f'model.encoder_widths: {len(self.encoder_widths)} widths for the six convolutions.')
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, lightness, features, *, train: bool = False):
