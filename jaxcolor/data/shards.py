@@ -7,6 +7,7 @@ computed ahead of training, `features` (name -> {dtype, shape, bytes}); then, up
 """
 
 import bisect
+import contextlib
 import dataclasses
 import io
 import itertools
@@ -138,13 +139,31 @@ class Records:
         return self._ends[-1]
 
     def __getitem__(self, index):
+        with self._naming_damage(index):
+            return decode_record(self._read(index))
+
+    def raw(self, index):
+        """The bytes of one record, as `encode_record` made them."""
+        with self._naming_damage(index):
+            return self._read(index)
+
+    def _read(self, index):
+        shard, place = self._locate(index)
+        return self._reader(shard).read([place])[0]
+
+    def _locate(self, index):
+        """The place of a photo: which shard, and which record in it."""
+        shard = bisect.bisect_right(self._ends, index)
+        return shard, index - (self._ends[shard - 1] if shard else 0)
+
+    @contextlib.contextmanager
+    def _naming_damage(self, index):
         if not 0 <= index < len(self):
             raise IndexError(index)
-        shard = bisect.bisect_right(self._ends, index)
-        place = index - (self._ends[shard - 1] if shard else 0)
         try:
-            return decode_record(self._reader(shard).read([place])[0])
+            yield
         except (RuntimeError, IndexError, KeyError, TypeError, ValueError, OSError, msgpack.UnpackException) as error:
+            shard, place = self._locate(index)
             raise UserError(
                 f'record {place} in {self._paths[shard]} cannot be read ({type(error).__name__}: {str(error)[:120]}): '
                 f'the shard is damaged; prepare the set again'
