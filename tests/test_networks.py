@@ -270,12 +270,11 @@ def fresh_state(task, config, run):
 
 @pytest.mark.parametrize('name', SMALL)
 def test_learns_resumes_evaluates_and_colorizes(shards, tmp_path, capsys, name):
-    """LEARNT"""
+    """The loss falls (measured at the time of writing: to 0.77, 0.28, 0.65, 0.74, 0.79 of the first, in SMALL's order)."""
     config, run = small_recipe(name, shards), tmp_path / 'run'
     results = train(config, run)
     term, factor = FALLS[name]
     rows = [row[term] for row in logs.read_metrics(run) if term in row]
-    import sys; print('FELL', name, rows[0], np.mean(rows[-4:]) / rows[0], file=sys.__stdout__)
     assert np.mean(rows[-4:]) < factor * rows[0]
 
     # A run that has only its checkpoint from half-way gets to the very same end.
