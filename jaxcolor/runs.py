@@ -16,8 +16,9 @@ from jaxcolor.models import extractors, import_weights
 
 # Fields that change neither parameters nor batches up to a step: a run may be continued with others.
 FREE_FIELDS = {
-    'data.placement', 'data.read_threads', 'data.prefetch', 'data.workers', 'train.steps', 'train.log_every', 'train.eval_every',
-    'train.eval_splits', 'train.checkpoint_every', 'train.keep_best', 'train.grid_photos', 'train.tensorboard',
+    'data.placement', 'data.read_threads', 'data.prefetch', 'data.workers', 'train.steps', 'train.log_every',
+    'train.eval_every', 'train.eval_splits', 'train.checkpoint_every', 'train.keep_best', 'train.grid_photos',
+    'train.tensorboard',
 }  # fmt: skip
 
 
