@@ -14,10 +14,13 @@ from jaxcolor.errors import UserError
 
 _keep = ocp.training.preservation_policies
 _when = ocp.training.save_decision_policies
-# Orbax cuts each array into one slice a device; cutting the hundreds of small ones takes longer than writing them.
-_WHOLE_SMALL_ARRAYS = ocp.options.ArrayOptions(
-    saving=ocp.options.ArrayOptions.Saving(min_slice_bytes_for_replica_parallel=1 << 20)
-)
+
+
+def _context():
+    """Orbax cuts each array into one slice a device; cutting the hundreds of small ones takes longer than writing them."""
+    context = ocp.Context()
+    context.array.saving.min_slice_bytes_for_replica_parallel = 1 << 20
+    return context
 
 
 class Checkpoints:
@@ -47,7 +50,7 @@ class Checkpoints:
             save_decision_policy=_when.FixedIntervalPolicy(1),
             preservation_policy=_keep.AnyPreservationPolicy([_keep.LatestN(1), best]),
             cleanup_tmp_directories=not read_only,  # of saves that died under way
-            context=ocp.Context(array_options=_WHOLE_SMALL_ARRAYS),
+            context=_context(),
         )
         self._response, self._unreported = None, []
 
