@@ -35,7 +35,8 @@ class Progress:
 
     def restart_clock(self):
         """Forgets the time so far, so that the rate leaves out compilation."""
-        self.began, self.start = time.monotonic(), self.done
+        self.began = self.told = time.monotonic()
+        self.start = self.done
 
     def update(self, units=1, note=None):
         """Counts units as done; `note` is shown behind the rate from now on."""
