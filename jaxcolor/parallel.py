@@ -96,5 +96,7 @@ class DataParallel:
             lambda state, batch, replicated: step(state, batch, *replicated),
             mesh=self.mesh, in_specs=(_REPLICATED, _SPLIT, _REPLICATED), out_specs=specs, check_vma=False,
         )  # fmt: skip
-        compiled = jax.jit(mapped, donate_argnums=donated, compiler_options=compiler_options())
-        return lambda state, batch, *replicated: compiled(state, batch, replicated)
+        return jax.jit(
+            lambda state, batch, *replicated: mapped(state, batch, replicated),
+            donate_argnums=donated, compiler_options=compiler_options(),
+        )  # fmt: skip

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcolor.models.blocks import ConvBlock, batch_norm, scaled
+from jaxcolor.models.blocks import BatchNorm, Conv, ConvBlock, scaled
 
 
 class CGAN(nn.Module):
@@ -83,8 +83,8 @@ class Discriminator(nn.Module):
     def __call__(self, yuv, train: bool):
         x = yuv.astype(self.dtype)
         for i, features in enumerate([64, 128, 256, 512]):
-            x = nn.Conv(scaled(features, self.width), (5, 5), 2, dtype=self.dtype, name=f'conv_{i}')(x)
-            x = batch_norm(train, self.axis_name, self.dtype, name=f'norm_{i}')(x)
+            x = Conv(scaled(features, self.width), 2, 5, 'SAME', dtype=self.dtype, name=f'conv_{i}')(x)
+            x = BatchNorm(train, self.axis_name, self.dtype, name=f'norm_{i}')(x)
             x = nn.leaky_relu(x, 0.2)
         x = x.reshape(x.shape[0], -1)  # (B, 4*4*512)
         x = nn.Dense(scaled(self.hidden_width, self.width), dtype=self.dtype, name='hidden')(x)

@@ -12,13 +12,12 @@ import jax.numpy as jnp
 from jaxcolor.errors import UserError
 from jaxcolor.models.blocks import (
     ACTIVATIONS,
+    BatchNorm,
     ConvBlock,
     DeconvBlock,
     Fusion,
-    batch_norm,
     pad_to_multiple,
     scaled,
-    upsample,
 )
 
 # DeepColor's table: filters of 3x3 convolutions, '64/2' at stride 2; of the 1x1 fusion; of the decoder, ahead of its
@@ -61,13 +60,14 @@ class DeepColor(nn.Module):
         for i, layer in enumerate(fusion[1:], start=1):
             x = self._conv(layer, f'fusion_{i}', kernel=1)(x, train)
         for i, layer in enumerate(decoder):
-            x = upsample(x) if layer == 'up' else self._conv(layer, f'decoder_{i}')(x, train)
+            if layer != 'up':
+                x = self._conv(layer, f'decoder_{i}', upsampled=i > 0 and decoder[i - 1] == 'up')(x, train)
         ab = ConvBlock(2, activation=self.output_activation, padding='SAME', dtype=self.dtype, name='output')(x, train)
         return {'ab': ab.astype(jnp.float32)[:, : -(-H // 2), : -(-W // 2)]}
 
-    def _conv(self, features, name, strides=1, kernel=3):
+    def _conv(self, features, name, strides=1, kernel=3, upsampled=False):
         return ConvBlock(
-            scaled(features, self.width), strides, kernel, padding='SAME', dtype=self.dtype, name=name
+            scaled(features, self.width), strides, kernel, padding='SAME', upsampled=upsampled, dtype=self.dtype, name=name
         )
 
 
@@ -98,7 +98,7 @@ class VGGFusion(nn.Module):
         for i, layer in enumerate(self.encoder_widths):
             x = ConvBlock(scaled(layer, self.width), 2, padding='SAME', dtype=self.dtype, name=f'encoder_{i}')(x, train)
             if i == 2:
-                x = batch_norm(train, self.axis_name, self.dtype, name='encoder_norm')(x)
+                x = BatchNorm(train, self.axis_name, self.dtype, name='encoder_norm')(x)
         # (B, H/64, W/64, 512)
         if not self.use_features:
             features = jnp.zeros_like(features)
@@ -106,7 +106,7 @@ class VGGFusion(nn.Module):
         for i, (layer, strides) in enumerate([(512, 1), (256, 2), (256, 2), (128, 2), (128, 2), (64, 2), (32, 2)]):
             x = DeconvBlock(scaled(layer, self.width), strides, dtype=self.dtype, name=f'decoder_{i}')(x, train)
             if i == 3:
-                x = batch_norm(train, self.axis_name, self.dtype, name='decoder_norm')(x)
+                x = BatchNorm(train, self.axis_name, self.dtype, name='decoder_norm')(x)
         # (B, H, W, 32)
         x = nn.ConvTranspose(2, (1, 1), dtype=self.dtype, name='output')(x)
         return {'ab': ACTIVATIONS[self.output_activation](x).astype(jnp.float32)[:, :H, :W]}

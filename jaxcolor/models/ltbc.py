@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcolor.models.blocks import ConvBlock, DeconvBlock, DenseBlock, Fusion, pad_to_multiple, scaled, upsample
+from jaxcolor.models.blocks import ConvBlock, DeconvBlock, DenseBlock, Fusion, pad_to_multiple, scaled
 
 
 class LTBC(nn.Module):
@@ -33,8 +33,9 @@ class LTBC(nn.Module):
     def setup(self):
         shared = {'batch_norm': self.batch_norm, 'axis_name': self.axis_name, 'dtype': self.dtype}
 
-        def conv(features, strides=1):
-            return ConvBlock(scaled(features, self.width), strides, padding=self.padding, **shared)
+        def conv(features, strides=1, upsampled=False):
+            features = scaled(features, self.width)
+            return ConvBlock(features, strides, padding=self.padding, upsampled=upsampled, **shared)
 
         def dense(features):
             return DenseBlock(scaled(features, self.width), **shared)
@@ -49,7 +50,7 @@ class LTBC(nn.Module):
             self.color = [DeconvBlock(scaled(features, self.width), strides, **shared) for features, strides in widths]
             self.output = DeconvBlock(2, 2, **shared | {'activation': self.output_activation})
         else:
-            self.color = [conv(128), conv(64), conv(64), conv(32)]
+            self.color = [conv(128), conv(64, upsampled=True), conv(64), conv(32, upsampled=True)]
             self.output = ConvBlock(2, activation=self.output_activation, padding=self.padding, dtype=self.dtype)
         if self.classes:
             self.classifier_hidden = DenseBlock(scaled(self.classifier_width, self.width), **shared)
@@ -81,9 +82,9 @@ class LTBC(nn.Module):
         if self.decoder == 'deconv':
             x = self.output(_run(self.color, x, train), train)  # (B, H, W, 2)
         else:
-            x = upsample(self.color[0](x, train))  # (B, H/4, W/4, 128)
-            x = self.color[2](self.color[1](x, train), train)
-            x = self.output(self.color[3](upsample(x), train), train)  # (B, H/2, W/2, 2)
+            x = self.color[0](x, train)  # (B, H/8, W/8, 128)
+            x = self.color[2](self.color[1](x, train), train)  # (B, H/4, W/4, 64)
+            x = self.output(self.color[3](x, train), train)  # (B, H/2, W/2, 2)
             H, W = -(-H // 2), -(-W // 2)
         ab = x.astype(jnp.float32)[:, :H, :W]  # without what the padding added
         return {'ab': ab} if logits is None else {'ab': ab, 'logits': logits}

@@ -1,0 +1,244 @@
+"""One thing to time: a network's training or inference step, on a batch, on some devices."""
+
+import contextlib
+import dataclasses
+import importlib
+import math
+import statistics
+import tempfile
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcolor import color, tasks
+from jaxcolor.benchmark import flops
+from jaxcolor.data import bundled, device, pipeline
+from jaxcolor.data.shards import open_shards
+from jaxcolor.errors import UserError
+from jaxcolor.models import blocks, extractors
+from jaxcolor.parallel import DataParallel, compiler_options
+
+CHOICES = {
+    'mode': ('train', 'infer'),
+    'precision': ('f32', 'tf32', 'bf16'),
+    'mapping': ('shard_map', 'pmap'),
+    'data': ('fixed', 'stream', 'device'),
+    'forms': ('auto', 'plain', *blocks.FORMS),
+}
+MATMUL_PRECISION = {'f32': 'float32', 'tf32': 'tensorfloat32', 'bf16': None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is timed. Values of most fields are those of CHOICES.
+
+    Attributes:
+        recipe: 'ltbc', 'deepcolor:base', ...
+        batch: photos a step, over all devices.
+        size: pixels of a photo's side; 0 takes the recipe's.
+        devices: how many; 0 takes all.
+        data: 'fixed' is one batch on the devices, 'stream' comes from shards, 'device' from a set held on the devices.
+        forms: which of `blocks.FORMS` takes its second form: what the platform takes ('auto'), none, or just one.
+        cached: whether the extractor's features come with the batch.
+    """
+
+    recipe: str
+    mode: str = 'train'
+    precision: str = 'f32'
+    batch: int = 4
+    size: int = 0
+    devices: int = 1
+    mapping: str = 'shard_map'
+    data: str = 'fixed'
+    forms: str = 'auto'
+    cached: bool = False
+
+    def __post_init__(self):
+        for field, choices in CHOICES.items():
+            if getattr(self, field) not in choices:
+                raise UserError(f'--{field}: {getattr(self, field)!r} is none of {", ".join(choices)}.')
+        if self.precision == 'tf32' and jax.default_backend() != 'gpu':
+            raise UserError('--precision: tf32 is for GPUs.')
+        if self.batch < 1 or self.batch % (self.devices or len(jax.devices())):
+            raise UserError(f'--batch: {self.batch} photos cannot be dealt to {self.devices or "all"} devices.')
+
+
+def load_recipe(name: str):
+    """'deepcolor:base' -> the config of configs/deepcolor.py. Raises UserError where there is none."""
+    module, _, variant = name.partition(':')
+    try:
+        recipe = importlib.import_module(f'configs.{module}')
+        return recipe.get_config(variant) if variant else recipe.get_config()
+    except (ImportError, ValueError) as error:
+        raise UserError(f'--configs: {name!r} cannot be read ({error}); run this in the checkout.') from None
+
+
+class Workload:
+    """A case, compiled and ready: `run(steps)` does so many and waits for the last.
+
+    Extractors have random weights, which cost what trained ones do.
+
+    Attributes:
+        config, task, state, batch: what the step is made of; the batch is None where it comes from a stream.
+        parameters: trained ones.
+        flops: of one step, over all devices, counted by hand (`flops.count`).
+        bytes, memory: moved by a step and taken in all, on one device, as XLA says; None under pmap, which does not.
+        compile_s: seconds to trace and compile.
+    """
+
+    def __init__(self, case: Case):
+        self.case, self.config = case, load_recipe(case.recipe)
+        config = self.config
+        config.extractor.cached = case.cached
+        config.train.batch_size = case.batch
+        config.data.crop = case.size or config.data.crop
+        config.data.placement = 'device' if case.data == 'device' else 'host'
+        if case.precision == 'bf16':
+            config.model.dtype = 'bfloat16'
+        self.task = tasks.build(config)
+        self.parallel = DataParallel(case.mapping, jax.devices()[: case.devices or None])
+        self._context = contextlib.ExitStack()
+        with self:
+            self.state = jax.jit(self.task.init, out_shardings=self.parallel.replicated)(jax.random.PRNGKey(0))
+            self.parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
+            self._make_batch()
+            self._compile()
+
+    def __enter__(self):
+        """Makes what is traced take the case's precision and forms."""
+        if precision := MATMUL_PRECISION[self.case.precision]:
+            self._context.enter_context(jax.default_matmul_precision(precision))
+        if self.case.forms != 'auto':
+            self._context.enter_context(blocks.second_form_of(set(blocks.FORMS) & {self.case.forms}))
+        return self
+
+    def __exit__(self, *exception):
+        self._context.close()
+
+    def _make_batch(self):
+        case, config, parallel = self.case, self.config, self.parallel
+        rng = np.random.default_rng(0)
+        lab = rng.integers(0, 256, (case.batch, config.data.crop, config.data.crop, 3), dtype=np.uint8)
+        batch = {'lab': lab, 'label': np.zeros(case.batch, np.int32)}
+        if config.extractor.name:
+            extractor = extractors.random_extractor(config.extractor.name)
+            if case.cached:
+                batch['features'] = {extractor.name: np.ones((case.batch, 1000), np.float32)}
+            else:
+                self.state = self.state.replace(frozen=parallel.replicate(extractor))
+        if case.mode == 'infer':
+            batch['lightness'] = color.decode_lab(batch.pop('lab'))[..., :1]
+            del batch['label']
+        self.batch, self._held, self._batches = parallel.shard(batch), (), None
+        if case.data != 'fixed':
+            if case.mode == 'infer' or case.cached:
+                raise UserError(f'--data={case.data} is for training, without cached features.')
+            folder = tempfile.TemporaryDirectory()
+            self._context_of_data = folder  # removed with this object
+            shards = open_shards(bundled.prepare_for(config.data.crop, f'{folder.name}/shards'))
+            share = {'batch_size': case.batch, 'process_index': 0, 'process_count': 1}
+            if case.data == 'device':
+                self._held = (device.hold(shards, 'train', config.data, parallel.replicated),)
+                self._batches = device.HeldBatches(*self._held, **share)
+            else:
+                self._batches = pipeline.train_batches(shards, data=config.data, seed=0, **share)
+            self.batch = None
+
+    def _next(self):
+        return self.batch if self._batches is None else self.parallel.shard(next(self._batches))
+
+    def step_of_device(self, state, batch, *held):
+        """The step that is timed, as it is written for one device."""
+        if self.case.mode == 'infer':
+            features = next(iter(batch['features'].values())) if self.case.cached else None
+            return state, self.task.predict(state, batch['lightness'], jax.random.PRNGKey(0), features)
+        if held:
+            batch = device.gather(*held, **batch, data=self.config.data, seed=0)
+        return self.task.train_step(state, batch)
+
+    def _compile(self):
+        batch = self._next()
+        per_device = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((x.shape[0] // self.parallel.device_count, *x.shape[1:]), x.dtype), batch
+        )
+        self.flops = self.parallel.device_count * flops.count(self.step_of_device, self.state, per_device, *self._held)
+        is_training = self.case.mode == 'train'
+        step = self.parallel.map(self.step_of_device, (False, not is_training), donate_state=is_training)
+        start = time.perf_counter()
+        self.bytes = self.memory = None
+        if hasattr(step, 'lower'):
+            step = step.lower(self.state, batch, *self._held).compile()
+            self.bytes = step.cost_analysis().get('bytes accessed')
+            sizes = step.memory_analysis()
+            self.memory = sizes and (
+                sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
+                - sizes.alias_size_in_bytes
+            )  # fmt: skip
+        self._step = step
+        self.state, self.measured = jax.block_until_ready(step(self.state, batch, *self._held))
+        self.compile_s = time.perf_counter() - start
+
+    def run(self, steps: int) -> float:
+        """Seconds that so many steps took."""
+        start = time.perf_counter()
+        for _ in range(steps):
+            self.state, self.measured = self._step(self.state, self._next(), *self._held)
+        jax.block_until_ready((self.state, self.measured))
+        return time.perf_counter() - start
+
+    def close(self):
+        """Ends the stream."""
+        if hasattr(self._batches, 'close'):
+            self._batches.close()
+
+
+def measure(case: Case, rounds: int = 7, seconds: float = 0.3) -> dict:
+    """Times a case: a row of the report, the case's fields and {parameters, gflop (an image), compile_s, step_s (median of
+    the rounds), spread (largest - smallest, over the median), images_per_second, flops_per_second, bytes, memory}.
+
+    A round is as many steps as take `seconds`, at least one.
+    """
+    workload = Workload(case)
+    steps = max(1, math.ceil(seconds / workload.run(1)))
+    times = [workload.run(steps) / steps for _ in range(rounds)]
+    workload.close()
+    step_s = statistics.median(times)
+    return {
+        **dataclasses.asdict(case),
+        'size': workload.config.data.crop,
+        'devices': workload.parallel.device_count,
+        'parameters': workload.parameters,
+        'gflop': workload.flops / case.batch / 1e9,
+        'compile_s': workload.compile_s,
+        'step_s': step_s,
+        'spread': (max(times) - min(times)) / step_s,
+        'images_per_second': case.batch / step_s,
+        'flops_per_second': workload.flops / step_s,
+        'bytes': workload.bytes,
+        'memory': workload.memory,
+    }
+
+
+def ceilings(precision: str) -> dict[str, float]:
+    """What one device reaches at best: {flops_per_second} in a large matrix product, {bytes_per_second} in a large copy."""
+    is_cpu = jax.default_backend() == 'cpu'
+    n, dtype = (2048 if is_cpu else 8192), (jnp.bfloat16 if precision == 'bf16' else jnp.float32)
+    matrix = jax.random.normal(jax.random.PRNGKey(0), (n, n), dtype)
+    image = jnp.zeros((1 << 26 if is_cpu else 1 << 28,), jnp.float32)
+    options = {'compiler_options': compiler_options()}
+    with jax.default_matmul_precision(MATMUL_PRECISION[precision]):
+        product_s = _best_time(jax.jit(lambda a: a @ a, **options), matrix)
+    copy_s = _best_time(jax.jit(lambda a: a + 1, **options), image)
+    return {'flops_per_second': 2 * n**3 / product_s, 'bytes_per_second': 2 * image.nbytes / copy_s}
+
+
+def _best_time(function, argument, rounds=7):
+    jax.block_until_ready(function(argument))
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        jax.block_until_ready(function(argument))
+        times.append(time.perf_counter() - start)
+    return min(times)
