@@ -1,125 +1,144 @@
 """Command: what each network costs on this machine.
 
-    python -m jaxcolor.benchmark [--configs=ltbc,deepcolor:base] [--batch=4] [--rounds=7]
+    python -m jaxcolor.benchmark                                            every recipe's training step
+    python -m jaxcolor.benchmark --configs=ltbc,vgg_fusion --mode=train,infer --precision=f32,bf16 --batch=8,32
+    python -m jaxcolor.benchmark --configs=ltbc --data=fixed,stream,device  what the step waits for its photos
+    python -m jaxcolor.benchmark --configs=ltbc --forms=plain,auto          what the layers' second forms save
+    python -m jaxcolor.benchmark --configs=ltbc --scaling --cpu-devices=4   1, 2, 4 devices
+    python -m jaxcolor.benchmark --configs=ltbc --trace=DIR                 a profile of three steps, for Perfetto, XProf
 
-A row a recipe: its parameters, the floating-point operations of one photo's forward pass as XLA counts them, and the
-time of a training step on fixed data. The recipes come at their own photo size and width; only the batch is `--batch`.
-Extractors have random weights, which cost what trained ones do.
+Values separated by commas are all combined. Results are printed, and written to --out as results.json, results.md and
+results.png; --compare=results.json puts them beside earlier ones. Recipes come at their own photo size and width.
 """
 
 import argparse
-import importlib
+import dataclasses
+import datetime
+import itertools
 import os
 import platform
-import time
 
 import jax
-import numpy as np
 
-from jaxcolor import tasks
+from jaxcolor.benchmark import report
+from jaxcolor.benchmark.workload import Case, Workload, ceilings, measure
 from jaxcolor.errors import UserError, one_line_errors
-from jaxcolor.models import extractors
-from jaxcolor.parallel import DataParallel, compiler_options
 
-# Recipe, and whether its extractor's features come cached.
-ROWS = [
+# The recipes, and whether their extractors' features come cached.
+RECIPES = [
     ('ltbc', False), ('ltbc:quickstart', False), ('ltbc_pytorch', False), ('ltbc_deconv', False), ('vgg_fusion', False),
     ('vgg_fusion', True), ('cgan', False), ('deepcolor:base', False), ('deepcolor:base', True), ('deepcolor:1', True),
     ('deepcolor:2', True), ('deepcolor:3', True),
 ]  # fmt: skip
 
 
-def load_recipe(name: str):
-    """'deepcolor:base' -> the config of configs/deepcolor.py. Raises UserError where there is none."""
-    module, _, variant = name.partition(':')
-    try:
-        recipe = importlib.import_module(f'configs.{module}')
-        return recipe.get_config(variant) if variant else recipe.get_config()
-    except (ImportError, ValueError) as error:
-        raise UserError(f'--configs: {name!r} cannot be read ({error}); run this in the checkout.') from None
+def cases(args) -> list[Case]:
+    """The combinations that the command line asks for."""
+    recipes = [(name, args.cached) for name in args.configs] if args.configs else RECIPES
+    choices = itertools.product(
+        recipes, args.mode, args.precision, args.batch, args.size, args.mapping, args.data, args.forms
+    )
+    made = [
+        Case(recipe, mode, precision, batch, size, args.devices, mapping, data, forms, cached)
+        for (recipe, cached), mode, precision, batch, size, mapping, data, forms in choices
+    ]
+    if not args.scaling:
+        return made
+    # The batch is shared out (strong), or grows with the devices (weak).
+    counts = [n for n in (2**i for i in range(20)) if n <= len(jax.devices())]
+    return [
+        dataclasses.replace(case, devices=n, batch=batch)
+        for case in made for n in counts for batch in dict.fromkeys((case.batch, case.batch * n))
+    ]  # fmt: skip
 
 
-def measure(name: str, cached: bool, batch_size: int, rounds: int) -> dict:
-    """One row: {name, parameters, gflop, compile_s, step_s (median), spread_s (largest - smallest), batch}."""
-    config = load_recipe(name)
-    config.extractor.cached = cached
-    config.train.batch_size = batch_size
-    task = tasks.build(config)
-    parallel = DataParallel(config.train.mapping, jax.devices()[:1])
-    state = jax.jit(task.init, out_shardings=parallel.replicated)(jax.random.PRNGKey(0))
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    batch = _fixed_batch(config, batch_size)
-    if config.extractor.name:
-        extractor = extractors.random_extractor(config.extractor.name)
-        if cached:
-            batch['features'] = {extractor.name: np.ones((batch_size, 1000), np.float32)}
-        else:
-            state = state.replace(frozen=parallel.replicate(extractor))
-    batch = parallel.shard(batch)
-
-    forward = jax.jit(lambda state, batch: task.eval_step(state, batch)[1], compiler_options=compiler_options())
-    gflop = forward.lower(state, batch).compile().cost_analysis()['flops'] / batch_size / 1e9
-
-    step = parallel.map(task.train_step, donate_state=True)
-    start = time.perf_counter()
-    state, measured = jax.block_until_ready(step(state, batch))
-    compile_s = time.perf_counter() - start
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        state, measured = jax.block_until_ready(step(state, batch))
-        times.append(time.perf_counter() - start)
-    del measured
+def machine() -> dict:
+    """What the figures were taken with."""
+    devices = jax.devices()
     return {
-        'name': f'{name}, cached' if cached else name,
-        'parameters': parameters,
-        'size': config.data.crop,
-        'gflop': gflop,
-        'compile_s': compile_s,
-        'step_s': float(np.median(times)),
-        'spread_s': max(times) - min(times),
-        'batch': batch_size,
+        'device': f'{len(devices)} x {devices[0].device_kind}',
+        'host': f'{_processor()}, {os.cpu_count()} cores',
+        'versions': f'jax {jax.__version__}, Python {platform.python_version()}',
+        'date': datetime.date.today().isoformat(),
     }
 
 
-def _fixed_batch(config, batch_size):
-    rng = np.random.default_rng(0)
-    lab = rng.integers(0, 256, (batch_size, config.data.crop, config.data.crop, 3), dtype=np.uint8)
-    return {'lab': lab, 'label': np.zeros(batch_size, np.int32)}
+def _processor():
+    try:
+        with open('/proc/cpuinfo', encoding='utf-8') as file:
+            return next(line.split(':', 1)[1].strip() for line in file if line.startswith('model name'))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
-def markdown(rows) -> str:
-    """The rows as a table."""
-    head = ['recipe', 'trained parameters', 'photo', 'GFLOP forward', 'batch', 'step (ms)', 'spread', 'images/s']
-    lines = ['| ' + ' | '.join(head) + ' |', '|:--|' + '--:|' * (len(head) - 1)]
-    for row in rows:
-        cells = [
-            row['name'], f'{row["parameters"]:,}', row['size'], f'{row["gflop"]:.2f}', row['batch'],
-            f'{1e3 * row["step_s"]:.0f}', f'{100 * row["spread_s"] / row["step_s"]:.0f} %',
-            f'{row["batch"] / row["step_s"]:.1f}',
-        ]  # fmt: skip
-        lines.append('| ' + ' | '.join(map(str, cells)) + ' |')
-    return '\n'.join(lines)
+def trace(case: Case, folder):
+    """Writes a profile of three steps."""
+    workload = Workload(case)
+    with jax.profiler.trace(folder):
+        workload.run(3)
+    workload.close()
+    print(f'profile: {folder} (open its .trace.json.gz in Perfetto, or the folder in XProf)')
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        'python -m jaxcolor.benchmark', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+    def several(text):
+        return text.split(',')
+
+    def numbers(text):
+        return [int(number) for number in text.split(',')]
+
+    add = parser.add_argument
+    add('--configs', type=several, default=[], metavar='NAME,...', help='recipes (all)')
+    add('--cached', action='store_true', help="the extractor's features come with the batch")
+    add('--mode', type=several, default=['train'], metavar='train,infer')
+    add('--precision', type=several, default=['f32'], metavar='f32,tf32,bf16')
+    add('--batch', type=numbers, default=[4], metavar='N,...', help='photos a step, over all devices (4)')
+    add('--size', type=numbers, default=[0], metavar='N,...', help="pixels of a photo's side (the recipe's)")
+    add('--devices', type=int, default=1, help='how many to use; 0 for all (%(default)s)')
+    add('--mapping', type=several, default=['shard_map'], metavar='shard_map,pmap')
+    add('--data', type=several, default=['fixed'], metavar='fixed,stream,device')
+    add('--forms', type=several, default=['auto'], metavar='auto,plain,...', help="of the layers: the platform's, the plain")
+    add('--scaling', action='store_true', help='1, 2, 4, ... devices; the batch shared out, and growing with them')
+    add('--cpu-devices', type=int, help='make so many devices of the CPU')
+    add('--rounds', type=int, default=7, help='timed, of at least 0.3 s each (%(default)s)')
+    add('--trace', metavar='DIR', help='write a profile instead')
+    add('--out', metavar='DIR', help='where to write the results')
+    add('--compare', metavar='JSON', help='earlier results')
+    return parser
 
 
 @one_line_errors
 def main(argv=None):
-    """Parses the command line, measures, prints."""
-    parser = argparse.ArgumentParser('python -m jaxcolor.benchmark', description='Step times of the networks.')
-    parser.add_argument('--configs', help='recipes, separated by commas (default: all)')
-    parser.add_argument('--batch', type=int, default=4, help='photos a step (default: %(default)s)')
-    parser.add_argument('--rounds', type=int, default=7, help='timed steps (default: %(default)s)')
-    args = parser.parse_args(argv)
-    if args.batch < 1 or args.rounds < 1:
-        raise UserError('--batch and --rounds must be at least 1.')
-    rows = [(name, False) for name in args.configs.split(',')] if args.configs else ROWS
-    device = jax.devices()[0]
-    print(f'{device.device_kind} ({platform.machine()}, {os.cpu_count()} cores), jax {jax.__version__}, float32', flush=True)
-    done = []
-    for name, cached in rows:
-        done.append(measure(name, cached, args.batch, args.rounds))
-        print(f'{done[-1]["name"]}: {1e3 * done[-1]["step_s"]:.0f} ms', flush=True)
-    print(f'\n{markdown(done)}')
+    """Parses the command line, measures, reports."""
+    try:
+        args = _parser().parse_args(argv)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if args.rounds < 1:
+        raise UserError('--rounds must be at least 1.')
+    if args.cpu_devices:
+        jax.config.update('jax_num_cpu_devices', args.cpu_devices)
+    earlier = report.read(args.compare) if args.compare else None
+    todo = cases(args)
+    if args.trace:
+        trace(todo[0], args.trace)
+        return
+    results = {'machine': machine(), 'ceilings': {p: ceilings(p) for p in args.precision}, 'rows': []}
+    print(', '.join(results['machine'].values()), flush=True)
+    for number, case in enumerate(todo, start=1):
+        row = measure(case, args.rounds)
+        results['rows'].append(row)
+        print(f'{number}/{len(todo)} {report.name_of(row)}: {1e3 * row["step_s"]:.4g} ms', flush=True)
+    print(f'\n{report.markdown(results)}')
+    if earlier:
+        print(f'\n{report.comparison(results, earlier)}')
+    if args.out:
+        for path in report.write(results, args.out):
+            print(path)
 
 
 if __name__ == '__main__':

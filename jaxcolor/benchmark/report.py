@@ -1,0 +1,119 @@
+"""Results of the benchmark as JSON, Markdown and a picture; and beside earlier ones."""
+
+import json
+import os
+import statistics
+from pathlib import Path
+
+from jaxcolor.errors import UserError
+from jaxcolor.logs import write_atomically
+
+FIELDS = ('recipe', 'mode', 'precision', 'batch', 'size', 'devices', 'mapping', 'data', 'forms', 'cached')
+SHOWN = {
+    'mode': 'train', 'precision': 'f32', 'devices': 1, 'mapping': 'shard_map', 'data': 'fixed', 'forms': 'auto',
+}  # fmt: skip
+
+
+def name_of(row) -> str:
+    """'ltbc, infer, bf16': the recipe, and what is not as it usually is."""
+    parts = [row['recipe'], *(str(row[field]) for field in SHOWN if row[field] != SHOWN[field] and field != 'devices')]
+    parts += [f'{row["devices"]} devices'] * (row['devices'] != 1) + ['cached'] * row['cached']
+    return ', '.join(parts)
+
+
+def binding(row, ceilings) -> str:
+    """'arithmetic' or 'memory': which of the machine's ceilings a step would meet first; '?' where XLA does not say."""
+    if not row['bytes']:
+        return '?'
+    arithmetic_s = row['gflop'] * 1e9 * row['batch'] / row['devices'] / ceilings['flops_per_second']
+    return 'arithmetic' if arithmetic_s > row['bytes'] / ceilings['bytes_per_second'] else 'memory'
+
+
+def markdown(results) -> str:
+    """The rows as a table."""
+    head = [
+        'network', 'trained parameters', 'photo', 'batch', 'GFLOP an image', 'step (ms)', 'spread', 'images/s',
+        'of the ceiling', 'bound by', 'memory (MB)', 'compile (s)',
+    ]  # fmt: skip
+    lines = ['| ' + ' | '.join(head) + ' |', '|:--|' + '--:|' * (len(head) - 1)]
+    for row in results['rows']:
+        top = results['ceilings'][row['precision']]
+        share = row['flops_per_second'] / row['devices'] / top['flops_per_second']
+        cells = [
+            name_of(row), f'{row["parameters"]:,}', row['size'], row['batch'], f'{row["gflop"]:.2f}',
+            f'{1e3 * row["step_s"]:.4g}', f'{100 * row["spread"]:.0f} %', f'{row["images_per_second"]:.4g}',
+            f'{100 * share:.0f} %', binding(row, top), f'{row["memory"] / 1e6:.0f}' if row['memory'] else '?',
+            f'{row["compile_s"]:.0f}',
+        ]  # fmt: skip
+        lines.append('| ' + ' | '.join(map(str, cells)) + ' |')
+    tops = '; '.join(
+        f'{precision} {top["flops_per_second"] / 1e9:,.0f} GFLOP/s in a matrix product, '
+        f'{top["bytes_per_second"] / 1e9:,.1f} GB/s in a copy'
+        for precision, top in results['ceilings'].items()
+    )
+    machine = ', '.join(results['machine'].values())
+    return '\n'.join([*lines, '', f'Ceilings, measured in the same run: {tops}. {machine}.'])
+
+
+def read(path) -> dict:
+    """Results as `write` wrote them. Raises UserError."""
+    try:
+        results = json.loads(Path(path).read_text(encoding='utf-8'))
+        return {'machine': results['machine'], 'rows': [{**row, 'step_s': float(row['step_s'])} for row in results['rows']]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{path} holds no results of the benchmark ({error}).') from None
+
+
+def comparison(results, earlier) -> str:
+    """The step times of the same cases, now and then, as a table."""
+    then = {tuple(row[field] for field in FIELDS): row['step_s'] for row in earlier['rows']}
+    lines = [f'Then: {", ".join(earlier["machine"].values())}', '', '| network | then (ms) | now (ms) | now / then |']
+    lines.append('|:--|--:|--:|--:|')
+    for row in results['rows']:
+        before = then.get(tuple(row[field] for field in FIELDS))
+        if before:
+            cells = f'{1e3 * before:.4g} | {1e3 * row["step_s"]:.4g} | {row["step_s"] / before:.2f}'
+            lines.append(f'| {name_of(row)} | {cells} |')
+    return '\n'.join(lines) if len(lines) > 4 else 'None of the cases is among the earlier results.'
+
+
+def write(results, folder) -> list[Path]:
+    """results.json, results.md and results.png in a folder; returns their paths. Raises UserError."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [folder / f'results.{suffix}' for suffix in ('json', 'md', 'png')]
+        write_atomically(paths[0], json.dumps(results, indent=1) + '\n')
+        write_atomically(paths[1], markdown(results) + '\n')
+        draw(results, paths[2])
+    except OSError as error:
+        raise UserError(f'the results cannot be written to {folder} ({error.strerror}).') from None
+    return paths
+
+
+def draw(results, path):
+    """Bars of images/s, and every row under its roof: operations a byte against operations a second."""
+    from matplotlib.figure import Figure
+
+    rows = results['rows']
+    figure = Figure(figsize=(12, max(4, 0.3 * len(rows))), layout='constrained')
+    bars, roof = figure.subplots(1, 2)
+    names = [f'{name_of(row)}, {row["batch"]}x{row["size"]}' for row in rows]
+    bars.barh(range(len(rows)), [row['images_per_second'] for row in rows], color='C0')
+    bars.set(yticks=range(len(rows)), yticklabels=names, xlabel='images/s', xscale='log')
+    bars.invert_yaxis()
+    for number, (precision, top) in enumerate(results['ceilings'].items()):
+        known = [row for row in rows if row['precision'] == precision and row['bytes']]
+        intensity = [row['gflop'] * 1e9 * row['batch'] / row['devices'] / row['bytes'] for row in known]
+        reached = [row['flops_per_second'] / row['devices'] / 1e9 for row in known]
+        roof.scatter(intensity, reached, color=f'C{number}', label=precision, s=18)
+        ridge = top['flops_per_second'] / top['bytes_per_second']
+        middle = statistics.median(intensity) if known else ridge
+        ends = [min([ridge, *intensity]) / 3, ridge, max([ridge, middle, *intensity]) * 3]
+        heights = [min(top['flops_per_second'], end * top['bytes_per_second']) / 1e9 for end in ends]
+        roof.plot(ends, heights, color=f'C{number}')
+    roof.set(xlabel='operations a byte', ylabel='GFLOP/s of a device', xscale='log', yscale='log', title='roofline')
+    roof.legend()
+    temporary = Path(f'{path}.tmp.png')
+    figure.savefig(temporary, dpi=100)
+    os.replace(temporary, path)
