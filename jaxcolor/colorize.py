@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
 
-from jaxcolor import color, runs
+from jaxcolor import cache, color, runs
 from jaxcolor.data.decode import SUFFIXES, RejectedError, open_photo, pillow_unguarded
 from jaxcolor.errors import UserError, one_line_errors
 from jaxcolor.logs import Progress
@@ -225,6 +225,7 @@ def main(argv=None):
     if args.variants < 1:
         raise UserError(f'--variants must be at least 1, not {args.variants}.')
     pairs = plan(args.photos, args.out)
+    cache.keep_compiled()
     colorizer = Colorizer(args.model, args.step, args.size)
     style = colorizer.describe(read_photo(args.style, args.max_megapixels)) if args.style else None
     failures = colorize(colorizer, pairs, style=style, variants=args.variants, max_megapixels=args.max_megapixels)

@@ -33,6 +33,9 @@ def main(argv):
     if workdir is None:
         raise UserError('name a recipe, --config=configs/ltbc.py, or a run directory, --workdir=RUN --mode=evaluate.')
     # Only now: JAX starts its devices when it is used, and a mistake in the flags should not wait for that.
+    from jaxcolor.cache import keep_compiled
+
+    keep_compiled()
     if _MODE.value == 'evaluate':
         from jaxcolor.evaluate import evaluate_run
 

@@ -5,6 +5,7 @@
     python -m jaxcolor.benchmark --configs=ltbc --data=fixed,stream,device  what the step waits for its photos
     python -m jaxcolor.benchmark --configs=ltbc --forms=plain,auto          what the layers' second forms save
     python -m jaxcolor.benchmark --configs=ltbc --scaling --cpu-devices=4   1, 2, 4 devices
+    python -m jaxcolor.benchmark --configs=ltbc --against=torch             beside the same network in PyTorch, in turns
     python -m jaxcolor.benchmark --configs=ltbc --trace=DIR                 a profile of three steps, for Perfetto, XProf
 
 Values separated by commas are all combined. Results are printed, and written to --out as results.json, results.md and
@@ -21,6 +22,7 @@ import platform
 import jax
 
 from jaxcolor.benchmark import report
+from jaxcolor.benchmark.against import TorchTraining, check_same_loss, paired, varied_batch
 from jaxcolor.benchmark.workload import Case, Workload, ceilings, measure
 from jaxcolor.errors import UserError, one_line_errors
 
@@ -80,6 +82,32 @@ def trace(case: Case, folder):
     print(f'profile: {folder} (open its .trace.json.gz in Perfetto, or the folder in XProf)')
 
 
+def beside_torch(case: Case, rounds: int) -> dict:
+    """Times jaxcolor and PyTorch in turns: {'eager': Ratio as a dict, 'compiled': the same}. Both first show one loss.
+
+    Raises:
+        UserError: PyTorch is not installed, or computes something else.
+    """
+    workload = Workload(case)
+    batch = varied_batch(workload.config, case.batch)
+    if case.mode == 'train':
+        check_same_loss(workload.config, batch)
+    steps, found = workload.steps_that_take(0.3), {}
+    for name, is_compiled in (('eager', False), ('compiled', True)):
+        theirs = TorchTraining(workload.config, batch, case.precision, is_compiled)
+        step = theirs.step if case.mode == 'train' else theirs.infer
+
+        def run(theirs=theirs, step=step):
+            for _ in range(steps):
+                step()
+            theirs.synchronize()
+
+        ratio = paired(lambda: workload.run(steps), run, rounds)
+        found[name] = ratio._replace(ours_s=ratio.ours_s / steps, theirs_s=ratio.theirs_s / steps)._asdict()
+    workload.close()
+    return found
+
+
 def _parser():
     parser = argparse.ArgumentParser(
         'python -m jaxcolor.benchmark', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -104,6 +132,7 @@ def _parser():
     add('--forms', type=several, default=['auto'], metavar='auto,plain,...', help="of the layers: the platform's, the plain")
     add('--scaling', action='store_true', help='1, 2, 4, ... devices; the batch shared out, and growing with them')
     add('--cpu-devices', type=int, help='make so many devices of the CPU')
+    add('--against', choices=['torch'], help="put PyTorch's step times, eager and compiled, beside each row")
     add('--rounds', type=int, default=7, help='timed, of at least 0.3 s each (%(default)s)')
     add('--trace', metavar='DIR', help='write a profile instead')
     add('--out', metavar='DIR', help='where to write the results')
@@ -131,9 +160,13 @@ def main(argv=None):
     print(', '.join(results['machine'].values()), flush=True)
     for number, case in enumerate(todo, start=1):
         row = measure(case, args.rounds)
+        if args.against:
+            row['against'] = beside_torch(case, args.rounds)
         results['rows'].append(row)
         print(f'{number}/{len(todo)} {report.name_of(row)}: {1e3 * row["step_s"]:.4g} ms', flush=True)
     print(f'\n{report.markdown(results)}')
+    if args.against:
+        print(f'\n{report.ratios(results)}')
     if earlier:
         print(f'\n{report.comparison(results, earlier)}')
     if args.out:

@@ -55,6 +55,19 @@ def markdown(results) -> str:
     return '\n'.join([*lines, '', f'Ceilings, measured in the same run: {tops}. {machine}.'])
 
 
+def ratios(results) -> str:
+    """The times beside PyTorch's, as a table: below 1, jaxcolor is quicker."""
+    lines = ['| network | photo | batch | PyTorch | its step (ms) | ours (ms) | ours / theirs |']
+    lines.append('|:--|--:|--:|:--|--:|--:|--:|')
+    for row in results['rows']:
+        for kind, ratio in row['against'].items():
+            lines.append(
+                f'| {name_of(row)} | {row["size"]} | {row["batch"]} | {kind} | {1e3 * ratio["theirs_s"]:.4g} | '
+                f'{1e3 * ratio["ours_s"]:.4g} | {ratio["median"]:.2f} ({ratio["least"]:.2f}-{ratio["largest"]:.2f}) |'
+            )
+    return '\n'.join(lines)
+
+
 def read(path) -> dict:
     """Results as `write` wrote them. Raises UserError."""
     try:

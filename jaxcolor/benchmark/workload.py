@@ -188,6 +188,10 @@ class Workload:
         jax.block_until_ready((self.state, self.measured))
         return time.perf_counter() - start
 
+    def steps_that_take(self, seconds: float) -> int:
+        """How many steps take so long, at least one."""
+        return max(1, math.ceil(seconds / self.run(1)))
+
     def close(self):
         """Ends the stream."""
         if hasattr(self._batches, 'close'):
@@ -201,7 +205,7 @@ def measure(case: Case, rounds: int = 7, seconds: float = 0.3) -> dict:
     A round is as many steps as take `seconds`, at least one.
     """
     workload = Workload(case)
-    steps = max(1, math.ceil(seconds / workload.run(1)))
+    steps = workload.steps_that_take(seconds)
     times = [workload.run(steps) / steps for _ in range(rounds)]
     workload.close()
     step_s = statistics.median(times)

@@ -5,7 +5,6 @@ out and refuses a file at the first array that is missing, has another shape, or
 """
 
 import math
-import os
 import pathlib
 import re
 
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pooch
 
+from jaxcolor import cache
 from jaxcolor.errors import UserError
 from jaxcolor.models import extractors, inception_resnet_v2, vgg16
 from jaxcolor.models.extractors import NETWORKS, Extractor
@@ -38,22 +38,22 @@ def find_extractor(name: str, path: str = '') -> Extractor:
     if path:
         return import_extractor(name, path)
     network = NETWORKS[name]
-    cache = pathlib.Path(os.environ.get('JAXCOLOR_CACHE') or pooch.os_cache('jaxcolor'))
-    found = sorted(cache.glob(f'{name}*'))
+    place = cache.folder()
+    found = sorted(place.glob(f'{name}*'))
     if len(found) > 1:
         raise UserError(
-            f'There are several weights files of {name} in {cache} ({found[0].name}, {found[1].name}); '
+            f'There are several weights files of {name} in {place} ({found[0].name}, {found[1].name}); '
             'leave one there, or give the path of the one to use.'
         )
     if not found:
         file = network.url.rpartition('/')[2]
         try:
-            found = [pooch.retrieve(network.url, f'md5:{network.md5}', file, cache, progressbar=True)]
+            found = [pooch.retrieve(network.url, f'md5:{network.md5}', file, place, progressbar=True)]
         except (OSError, ValueError) as error:  # Also what requests raises; ValueError is a wrong checksum.
             reason = str(error).splitlines()[0]
             raise UserError(
                 f'The ImageNet weights of {name} could not be downloaded ({reason}): put {network.url} '
-                f'into {cache}, or any other published file under a name that begins with {name!r}, or give its path.'
+                f'into {place}, or any other published file under a name that begins with {name!r}, or give its path.'
             ) from error
     return import_extractor(name, found[0])
 
