@@ -32,8 +32,8 @@ def binding(row, ceilings) -> str:
 def markdown(results) -> str:
     """The rows as a table."""
     head = [
-        'network', 'trained parameters', 'photo', 'batch', 'GFLOP an image', 'step (ms)', 'spread', 'images/s',
-        'of the ceiling', 'bound by', 'memory (MB)', 'compile (s)',
+        'network', 'trained parameters', 'photo', 'batch', 'GFLOP an image', 'as XLA counts', 'step (ms)', 'spread',
+        'images/s', 'of the ceiling', 'bound by', 'memory (MB)', 'compile (s)',
     ]  # fmt: skip
     lines = ['| ' + ' | '.join(head) + ' |', '|:--|' + '--:|' * (len(head) - 1)]
     for row in results['rows']:
@@ -41,6 +41,7 @@ def markdown(results) -> str:
         share = row['flops_per_second'] / row['devices'] / top['flops_per_second']
         cells = [
             name_of(row), f'{row["parameters"]:,}', row['size'], row['batch'], f'{row["gflop"]:.2f}',
+            f'{row["xla_gflop"]:.2f}' if row['xla_gflop'] else '?',
             f'{1e3 * row["step_s"]:.4g}', f'{100 * row["spread"]:.0f} %', f'{row["images_per_second"]:.4g}',
             f'{100 * share:.0f} %', binding(row, top), f'{row["memory"] / 1e6:.0f}' if row['memory'] else '?',
             f'{row["compile_s"]:.0f}',

@@ -84,7 +84,8 @@ class Workload:
         config, task, state, batch: what the step is made of; the batch is None where it comes from a stream.
         parameters: trained ones.
         flops: of one step, over all devices, counted by hand (`flops.count`).
-        bytes, memory: moved by a step and taken in all, on one device, as XLA says; None under pmap, which does not.
+        bytes, memory, xla_flops: moved by a step, taken in all, and computed, on one device, as XLA says; None under
+            pmap, which does not.
         compile_s: seconds to trace and compile.
     """
 
@@ -152,8 +153,8 @@ class Workload:
     def step_of_device(self, state, batch, *held):
         """The step that is timed, as it is written for one device."""
         if self.case.mode == 'infer':
-            features = next(iter(batch['features'].values())) if self.case.cached else None
-            return state, self.task.predict(state, batch['lightness'], jax.random.PRNGKey(0), features)
+            given = {'features': next(iter(batch['features'].values()))} if self.case.cached else {}
+            return state, self.task.predict(state, batch['lightness'], jax.random.PRNGKey(0), **given)
         if held:
             batch = device.gather(*held, **batch, data=self.config.data, seed=0)
         return self.task.train_step(state, batch)
@@ -167,10 +168,11 @@ class Workload:
         is_training = self.case.mode == 'train'
         step = self.parallel.map(self.step_of_device, (False, not is_training), donate_state=is_training)
         start = time.perf_counter()
-        self.bytes = self.memory = None
+        self.bytes = self.memory = self.xla_flops = None
         if hasattr(step, 'lower'):
             step = step.lower(self.state, batch, *self._held).compile()
-            self.bytes = step.cost_analysis().get('bytes accessed')
+            costs = step.cost_analysis()
+            self.bytes, self.xla_flops = costs.get('bytes accessed'), costs.get('flops')
             sizes = step.memory_analysis()
             self.memory = sizes and (
                 sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
@@ -199,8 +201,9 @@ class Workload:
 
 
 def measure(case: Case, rounds: int = 7, seconds: float = 0.3) -> dict:
-    """Times a case: a row of the report, the case's fields and {parameters, gflop (an image), compile_s, step_s (median of
-    the rounds), spread (largest - smallest, over the median), images_per_second, flops_per_second, bytes, memory}.
+    """Times a case: a row of the report, the case's fields and {parameters, gflop and xla_gflop (an image), compile_s,
+    step_s (median of the rounds), spread (largest - smallest, over the median), images_per_second, flops_per_second, bytes,
+    memory}.
 
     A round is as many steps as take `seconds`, at least one.
     """
@@ -220,6 +223,7 @@ def measure(case: Case, rounds: int = 7, seconds: float = 0.3) -> dict:
         'spread': (max(times) - min(times)) / step_s,
         'images_per_second': case.batch / step_s,
         'flops_per_second': workload.flops / step_s,
+        'xla_gflop': workload.xla_flops and workload.xla_flops * workload.parallel.device_count / case.batch / 1e9,
         'bytes': workload.bytes,
         'memory': workload.memory,
     }
