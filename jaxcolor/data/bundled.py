@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import jax
-from jax.experimental import multihost_utils
 
+from jaxcolor import cluster
 from jaxcolor.prepare import prepare
 
 PHOTOS = Path(__file__).parent / 'photos'
@@ -19,6 +19,5 @@ def prepare_for(crop: int, out) -> Path:
     if jax.process_index() == 0:
         print(f'No shards named (data.shards): training on the bundled photos, at {size} pixels.', flush=True)
         prepare(PHOTOS, out, size=size, quiet=True)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices('bundled photos prepared')
+    cluster.wait_for_all('bundled photos prepared')
     return Path(out)
