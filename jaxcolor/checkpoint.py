@@ -105,6 +105,8 @@ class Checkpoints:
             try:
                 response.result()
             except (OSError, ValueError) as error:  # a full disk reaches us as ValueError, from TensorStore
+                if jax.process_count() > 1 and 'Error writing' not in str(error):
+                    raise  # another process died
                 raise self._save_error(error) from None
 
     def newly_saved(self) -> list[int]:

@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -160,6 +161,24 @@ def all_say(yes: bool) -> bool:
     return bool(multihost_utils.process_allgather(yes).all()) if jax.process_count() > 1 else yes
 
 
+def on_first(function, *arguments) -> None:
+    """Calls a function on process 0 alone; the others wait.
+
+    Raises:
+        UserError: on all processes, when the function raises one.
+    """
+    import jax
+
+    failure = None
+    if jax.process_index() == 0:
+        try:
+            function(*arguments)
+        except UserError as error:
+            failure = error
+    if not all_say(failure is None):
+        raise failure or UserError('process 0 says what is wrong.')
+
+
 @contextlib.contextmanager
 def leaves_at_once(place: Place):
     """Where there are peers, an exception is told and ends the process here and now.
@@ -174,6 +193,8 @@ def leaves_at_once(place: Place):
         if isinstance(error, UserError):
             print(f'jaxcolor: error: {error}', file=sys.stderr)
             code = 1
+            if place.index == 0:
+                time.sleep(2)  # its end aborts its peers, who may be about to say the same and to end with the same code
         else:
             traceback.print_exc()
             cause = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]

@@ -67,13 +67,15 @@ def frozen(run, config: ConfigDict):
     if name not in extractors.NETWORKS:
         raise UserError(f'extractor.name: there is no {name!r}; there are {", ".join(sorted(extractors.NETWORKS))}.')
     kept = Path(run) / 'extractor.safetensors'
-    extractor = None
-    if jax.process_index() == 0 and not kept.exists():  # one process finds it, perhaps downloads it; the others wait
-        extractor = import_weights.find_extractor(name, weights)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        extractors.save_extractor(extractor, kept)
-    cluster.wait_for_all('extractor kept')
-    return extractor or import_weights.import_extractor(name, kept)
+
+    def keep():
+        if not kept.exists():
+            extractor = import_weights.find_extractor(name, weights)  # perhaps downloads it
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            extractors.save_extractor(extractor, kept)
+
+    cluster.on_first(keep)
+    return import_weights.import_extractor(name, kept)
 
 
 def import_run(run, config: ConfigDict, weights) -> None:

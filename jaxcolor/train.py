@@ -41,9 +41,7 @@ def train(config, run) -> dict[str, dict[str, float]]:
     _check(config, parallel.device_count)
     task = tasks.build(config)
     named_shards = open_shards(config.data.shards) if config.data.shards else None
-    if is_main:
-        runs.claim(run, config)
-    cluster.wait_for_all('run claimed')
+    cluster.on_first(runs.claim, run, config)
 
     # Data: every process reads its share of each batch.
     shards = named_shards or open_shards(bundled.prepare_for(config.data.crop, run / 'shards'))
@@ -126,6 +124,7 @@ def train(config, run) -> dict[str, dict[str, float]]:
                 checkpoints.save(step, state.replace(frozen=()), batches.get_state(), json.loads(config.to_json()), loss)
             if is_preempted:
                 checkpoints.wait()
+                cluster.wait_for_all('preempted step saved')  # the launcher ends all when the first has ended
             for saved in checkpoints.newly_saved():
                 progress.say(f'saved step {saved}')
             if is_preempted:
