@@ -5,6 +5,7 @@
 set -euo pipefail
 dir=$CLUSTER_DIR name=${CLUSTER_NAME:-c}
 export SLURM_CONF=$dir/slurm.conf
+# shellcheck disable=SC2016
 on() { local node=$1; shift; ip netns exec "$name-$node" unshare --uts sh -c 'hostname "$0" && exec "$@"' "$node" "$@"; }
 configure() {
     local last=$(($1 - 1))
