@@ -24,12 +24,12 @@ from jaxcolor.checkpoint import Checkpoints, abstract
 
 pytestmark = pytest.mark.cluster
 
-STEPS = 150
+STEPS = 60
 RECIPE = [
     '--config=configs/ltbc.py:quickstart', '--config.model.width=0.0625', '--config.model.global_size=32',
     '--config.data.crop=32', '--config.train.batch_size=4', '--config.train.log_every=1',
-    '--config.train.eval_splits=()', '--config.train.checkpoint_every=20', '--config.train.heartbeat=10',
-    '--config.train.cross_device_batch_norm=True', '--config.optimizer.schedule=constant',
+    '--config.train.eval_splits=()', '--config.train.checkpoint_every=10', '--config.train.heartbeat=10',
+    '--config.model.batch_norm=False', '--config.optimizer.schedule=constant',
 ]  # fmt: skip
 
 
@@ -136,14 +136,15 @@ def assert_identical(a, b):
         np.testing.assert_array_equal(x, y, err_msg=jax.tree_util.keystr(path))
 
 
-def assert_same_losses(run, reference, steps=STEPS):
+def assert_same_losses(run, reference):
     run, reference = losses(run), losses(reference)
     shared = [step for step in run if step in reference]
-    assert len(shared) > 0.7 * steps
+    assert len(shared) > 0.6 * STEPS
     np.testing.assert_allclose([run[step] for step in shared], [reference[step] for step in shared], rtol=2e-4)
 
 
 def run_here(run, *flags, devices=1, launcher=(), **environ):
+    """Trains on this machine, without Slurm -> what it said."""
     command = [*launcher] or [sys.executable, '-m', 'jaxcolor.main']
     done = subprocess.run(
         [*command, *RECIPE, f'--config.train.steps={STEPS}', f'--workdir={run}', *flags],
@@ -172,24 +173,39 @@ def undisturbed(slurm, tmp_path_factory):
     return run
 
 
-def test_two_nodes_equal_one_process_with_two_devices_and_mpirun(undisturbed, tmp_path):
+def test_two_nodes_equal_one_process_with_two_devices(undisturbed, tmp_path):
     run_here(tmp_path / 'one', devices=2)
     assert_same_losses(tmp_path / 'one', undisturbed)
-    said = run_here(tmp_path / 'mpi', launcher=['launch/mpirun.sh', 'localhost:2'], **MPI)
+
+
+def test_other_processes_and_devices_go_on_with_the_same_training(slurm, undisturbed, tmp_path):
+    """2 processes by mpirun, 1 with 4 devices, 2 nodes by Slurm until kill.sh, which saves and does not requeue."""
+    run = tmp_path / 'run'
+    said = run_here(run, '--config.train.steps=25', launcher=['launch/mpirun.sh', 'localhost:2'], **MPI)
     assert '2 x 2 cpu device(s) of 2 process(es)' in said
-    assert_same_losses(tmp_path / 'mpi', undisturbed)
+    said = run_here(run, '--config.train.steps=45', devices=4)
+    assert 'at step 25' in said and '1 x 4 cpu device(s) of 1 process(es)' in said
+    job = slurm.submit(run, '--config.train.steps=100000')
+    slurm.wait_for_step(job, STEPS)
+    assert 'at step 45' in slurm.log(job) and '2 x 2 cpu device(s) of 2 process(es)' in slurm.log(job)
+    assert 'has saved and ended' in slurm('on', 'ctl', 'launch/slurm/kill.sh', job)
+    assert slurm.state(job) == 'FAILED' and 'srun ended with 75' in slurm.log(job)
+    step = int(re.search(r'SIGTERM: step (\d+) is saved', slurm.log(job)).group(1))
+    state, position = saved(run, step)
+    assert int(state.step) == step and position == {'global_next_index': 4 * step}  # no photo left out, none twice
+    assert_same_losses(run, undisturbed)
 
 
 def test_sigterm_and_preemption_change_nothing(slurm, undisturbed, tmp_path):
     run = tmp_path / 'run'
     job = slurm.submit(run)
-    slurm.wait_for_step(job, 30)
+    slurm.wait_for_step(job, 15)
     slurm('on', 'ctl', 'scancel', '--signal=TERM', job)
     print(f'\nSIGTERM: saved and requeued in {slurm.wait_for_state(job, "PENDING"):.1f} s')
     assert len(re.findall('SIGTERM: step \\d+ is saved', slurm.log(job))) == 1
     assert 'srun ended with 75' in slurm.log(job)
     slurm.start_again(job)
-    slurm.wait_for_step(job, reached(run) + 20)
+    slurm.wait_for_step(job, reached(run) + 10)
     start = time.monotonic()
     urgent = slurm('on', 'ctl', 'sbatch', '--parsable', '-p', 'urgent', '-N', '2', '--exclusive', '-o', '/dev/null', '--wrap=true')
     slurm.wait_for_state(int(urgent), 'COMPLETED')
@@ -224,7 +240,7 @@ def last_saved(log):
 def test_a_killed_rank_and_a_cut_cable_lose_nothing_that_was_saved(slurm, undisturbed, tmp_path):
     run = tmp_path / 'run'
     job = slurm.submit(run)
-    slurm.wait_for_step(job, 30)
+    slurm.wait_for_step(job, 15)
     os.kill(rank_process(run, 1), signal.SIGKILL)
     _, seconds = wait_until(lambda: 'srun ended with' in slurm.log(job), 15, 'the end of the step')
     print(f'\nSIGKILL of rank 1: all had ended in {seconds:.1f} s, requeued in {slurm.wait_for_state(job, "PENDING"):.1f} s more')
@@ -232,7 +248,7 @@ def test_a_killed_rank_and_a_cut_cable_lose_nothing_that_was_saved(slurm, undist
     lost = reached(run) - before
     assert 'ends, as a step or a save of it failed' in slurm.log(job)
     slurm.start_again(job)
-    slurm.wait_for_step(job, before + 30)
+    slurm.wait_for_step(job, before + 15)
     resumed = int(re.findall(r'resuming .* at step (\d+)', slurm.log(job))[-1])
     assert resumed >= before
     print(f'  {lost} steps since the last checkpoint were made again')
@@ -251,15 +267,6 @@ def test_a_killed_rank_and_a_cut_cable_lose_nothing_that_was_saved(slurm, undist
     assert_identical(saved(run, STEPS), saved(undisturbed, STEPS))
 
 
-def test_kill_sh_saves_ends_and_does_not_requeue(slurm, tmp_path):
-    job = slurm.submit(tmp_path / 'run', '--config.train.steps=100000')
-    slurm.wait_for_step(job, 10)
-    assert 'has saved and ended' in slurm('on', 'ctl', 'launch/slurm/kill.sh', job)
-    step = int(re.search(r'SIGTERM: step (\d+) is saved', slurm.log(job)).group(1))
-    assert saved(tmp_path / 'run', step)[0].step == step
-    assert slurm.state(job) in ('FAILED', 'COMPLETED', 'CANCELLED')
-
-
 def test_one_task_on_eight_gpus_is_refused_and_not_requeued(slurm, tmp_path):
     job = int(
         slurm(
@@ -271,3 +278,89 @@ def test_one_task_on_eight_gpus_is_refused_and_not_requeued(slurm, tmp_path):
     slurm.wait_for_state(job, 'FAILED')
     assert 'this node has 8 GPUs for this job, and 1 process(es) on it would use 1' in slurm.log(job)
     assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('nodes', [13])
+def test_104_processes_know_who_and_where_they_are(tmp_path, nodes):
+    """Without JAX: 104 of it are too much for this machine."""
+    cluster = None
+    try:
+        cluster = Slurm(tmp_path / 'slurm', nodes)
+        start = time.monotonic()
+        job = cluster.submit(tmp_path / 'run', '--check', nodes=nodes, gpus=8)
+        cluster.wait_for_state(job, 'COMPLETED')
+        print(f'\n{8 * nodes} processes: {time.monotonic() - start:.1f} s')
+        assert f'start 0 of job {job} on n[0-{nodes - 1}]' in cluster.log(job)
+        said = {line for line in cluster.log(job).splitlines() if line.startswith('process')}
+        assert said == {
+            f'process {rank} of {8 * nodes} by Slurm on n{rank // 8}: GPU {rank % 8}' for rank in range(8 * nodes)
+        }
+    finally:
+        if cluster:
+            cluster('down')
+
+
+def test_killed_during_a_save_the_one_before_stands(tmp_path):
+    """SIGKILL at five moments of the save of 100 MB: whole or not at all, and what a save left is cleaned up."""
+    digests, whole, leftovers = {}, {}, 0
+    for moment in (0.1, 0.3, 0.5, 0.7, 0.9):
+        saver = subprocess.Popen(
+            [sys.executable, ROOT / 'tests' / 'cluster' / 'save.py', tmp_path / 'run'],
+            cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        for line in saver.stdout:
+            said = json.loads(line)
+            if 'restored' in said:  # what the life before this one saved
+                assert said['digest'] == digests[said['restored']], said
+                assert said['restored'] >= max(step for step, reported in whole.items() if reported), said
+            if 'saving' in said:
+                digests[said['saving']] = said['digest']
+                if 'last_took' in said:
+                    time.sleep(moment * said['last_took'])
+                    break
+        saver.kill()
+        saver.wait()
+        whole = {step: (tmp_path / 'run' / str(step)).exists() for step in digests}
+        leftovers += len(list((tmp_path / 'run').glob('*.orbax-checkpoint-tmp')))
+    print(f'\nfive kills during saves left {leftovers} unfinished folders')
+    assert leftovers >= 2
+    with Checkpoints(tmp_path / 'run') as checkpoints:
+        newest = checkpoints.latest_step
+    assert whole[newest] and not list((tmp_path / 'run').glob('*tmp*'))
+
+
+def test_the_jobset_is_valid_and_its_command_runs(tmp_path):
+    import jsonschema
+    import kubernetes_validate
+    import yaml
+
+    jobset = yaml.safe_load((ROOT / 'launch' / 'k8s' / 'jobset.yaml').read_text())
+    jsonschema.validate(jobset, json.loads((ROOT / 'tests' / 'cluster' / 'jobset.schema.json').read_text()))
+    (group,) = jobset['spec']['replicatedJobs']
+    job = {'apiVersion': 'batch/v1', 'kind': 'Job', 'metadata': {'name': 'workers'}, **group['template']}
+    kubernetes_validate.validate(job, '1.30', strict=True)
+
+    spec = job['spec']
+    (container,) = spec['template']['spec']['containers']
+    variables = {variable['name']: variable.get('value') for variable in container['env']}
+    assert int(variables['NUM_PROCESSES']) == spec['parallelism'] == spec['completions']
+    service = jobset['spec']['network']['subdomain']
+    assert variables['COORDINATOR'].split(':')[0] == f'{jobset["metadata"]["name"]}-{group["name"]}-0-0.{service}'
+    # As the two pods would run it, but for the host's name and the folders.
+    variables['COORDINATOR'] = f'127.0.0.1:{20000 + os.getpid() % 10000}'
+    pods = []
+    for index in range(2):
+        variables['PROCESS_ID'] = str(index)
+        command = [re.sub(r'\$\((\w+)\)', lambda m: variables[m.group(1)], word) for word in container['command']]
+        command = [word for word in command if not word.startswith(('--config=', '--config.data.shards='))]
+        command = [word.replace('/runs/', f'{tmp_path}/') for word in command]
+        pods.append(
+            subprocess.Popen(
+                [*command, *RECIPE, '--config.train.steps=2'], cwd=ROOT, env=environment(),
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            )  # fmt: skip
+        )
+    said = [pod.communicate(timeout=120)[0] for pod in pods]
+    assert [pod.returncode for pod in pods] == [0, 0], said
+    assert '2 x 2 cpu device(s) of 2 process(es)' in said[0]
+    assert reached(tmp_path / 'ltbc') == 2
