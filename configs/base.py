@@ -103,7 +103,7 @@ def optimizer() -> ConfigDict:
     optimizer = ConfigDict()
     optimizer.name = 'adadelta'  # 'adadelta', 'adam', 'rmsprop', 'sgd'; for huge batches 'lars' (sgd's), 'lamb' (adam's)
     optimizer.learning_rate = 1.0  # the peak, where the schedule varies
-    optimizer.scaling = 'none'  # of the rate by batch_size / base_batch_size: 'none', 'linear', 'sqrt'; warm up where it is large
+    optimizer.scaling = 'none'  # of the rate with batch_size / base_batch_size: 'none', 'linear', 'sqrt'; go with a warm-up
     optimizer.base_batch_size = 128  # photos a step that learning_rate is right for
     optimizer.schedule = 'constant'  # 'constant', 'cosine' (to 0 at the last step) or 'step'
     optimizer.warmup_steps = 0  # steps of linear warm-up from 0, ahead of any schedule
