@@ -117,9 +117,14 @@ def join(place: Place, heartbeat: int) -> None:
             coordinator = bind = f'127.0.0.1:{free.getsockname()[1]}'
     method = {'Slurm': 'slurm', 'Open MPI': 'ompi'}.get(place.engine) if coordinator is None else 'deactivate'
     jax.distributed.initialize(
-        coordinator, place.count, place.index, place.devices, method, coordinator_bind_address=bind,
+        coordinator_address=coordinator,
+        num_processes=place.count,
+        process_id=place.index,
+        local_device_ids=place.devices,
+        cluster_detection_method=method,
+        coordinator_bind_address=bind,
         heartbeat_timeout_seconds=heartbeat,
-    )  # fmt: skip
+    )
     if _gpus(os.environ)[0] and jax.default_backend() == 'cpu' and 'cpu' not in os.environ.get('JAX_PLATFORMS', ''):
         raise UserError("there are GPUs and this JAX has no CUDA: pip install 'jaxcolor[cuda]', or set JAX_PLATFORMS=cpu.")
     if jax.device_count() != jax.local_device_count() * place.count:
@@ -217,9 +222,12 @@ def _expand(counts: str) -> list[int]:
 
 def _gpus(environ, gpu_files=None) -> tuple[int, int]:
     """GPUs that this job may use on this node, and those of them that this process sees."""
-    files = [f for f in Path('/dev').glob('nvidia*') if f.name[6:].isdigit()] if gpu_files is None else gpu_files
+    if gpu_files is None:
+        gpu_files = [path for path in Path('/dev').glob('nvidia*') if path.name[6:].isdigit()]
+    if environ.get('JAX_PLATFORMS') == 'cpu':
+        gpu_files = []  # nobody asked for them
     visible = environ.get('CUDA_VISIBLE_DEVICES')
-    visible = len(files) if visible is None else len([name for name in visible.split(',') if name])
+    visible = len(gpu_files) if visible is None else len([name for name in visible.split(',') if name])
     return int(environ.get('SLURM_GPUS_ON_NODE', visible)), visible
 
 
