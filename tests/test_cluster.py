@@ -17,6 +17,8 @@ from conftest import FLAGS, ROOT, assert_one_sentence, small_config
 from configs import base
 from jaxcolor import cluster, logs, optimizers, tasks
 from jaxcolor.cluster import Place, check_launch, find_place
+from jaxcolor.data import pipeline
+from jaxcolor.data import shards as sharding
 from jaxcolor.errors import UserError
 from jaxcolor.parallel import DataParallel
 
@@ -156,6 +158,54 @@ def test_lars_and_lamb_adapt_kernels_and_leave_biases(name):
         np.testing.assert_allclose(updates['kernel'], -0.5 * coefficient * 2.0, rtol=1e-4)
         if name == 'lars':
             np.testing.assert_allclose(updates['bias'], -0.5 * scale, rtol=1e-5)
+
+
+def test_every_photo_comes_once_an_epoch_whatever_the_processes(tmp_path, tiny_config):
+    """2 processes, then 1, then 4, each going on where the ones before stood."""
+    packed = [sharding.encode_record(str(i), i, np.full((8, 8, 3), i, np.uint8)) for i in range(24)]
+    sharding.write_shard(tmp_path / 'train-00000.arrayrecord', packed, 'raw')
+    size = (tmp_path / 'train-00000.arrayrecord').stat().st_size
+    shard = {'file': 'train-00000.arrayrecord', 'split': 'train', 'photos': 24, 'bytes': size}
+    meta = {'version': sharding.VERSION, 'counts': {'train': 24}, 'classes': [str(i) for i in range(24)], 'shards': [shard]}
+    sharding.write_json(tmp_path / 'dataset.json', meta)
+    opened = sharding.open_shards(tmp_path)
+    tiny_config.data.crop = 8
+
+    def stream(count, index):
+        share = {'batch_size': 4 // count, 'process_index': index, 'process_count': count}
+        return pipeline.train_batches(opened, data=tiny_config.data, seed=5, **share)
+
+    whole, position, seen = stream(1, 0), None, []
+    for count in (2, 1, 4):
+        streams = [stream(count, index) for index in range(count)]
+        for one in streams:
+            if position:
+                one.set_state(json.loads(position))
+        for _ in range(4):
+            labels = np.concatenate([next(one)['label'] for one in streams])
+            np.testing.assert_array_equal(labels, next(whole)['label'])
+            seen.append(labels)
+        positions = {json.dumps(one.get_state()) for one in streams}
+        assert len(positions) == 1
+        position = positions.pop()
+    for epoch in np.concatenate(seen).reshape(2, 24):
+        assert sorted(epoch) == list(range(24))
+
+
+@pytest.mark.parametrize(('error', 'code', 'words'), [('UserError', 1, 'error: mend it'), ('RuntimeError', 70, 'process 1 of 2')])
+def test_a_process_with_peers_leaves_at_once(error, code, words):
+    """Not even what atexit holds is waited for, as JAX's barrier there would be."""
+    program = f"""
+import atexit, sys, time
+from jaxcolor import cluster
+from jaxcolor.errors import UserError
+atexit.register(time.sleep, 100)
+with cluster.leaves_at_once(cluster.Place('flags', 1, 2)):
+    raise {error}('mend it')
+"""
+    done = subprocess.run([sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code
+    assert words in done.stderr and 'mend it' in done.stderr
 
 
 def start(*arguments, devices=1, **environ):
