@@ -192,7 +192,9 @@ def test_every_photo_comes_once_an_epoch_whatever_the_processes(tmp_path, tiny_c
         assert sorted(epoch) == list(range(24))
 
 
-@pytest.mark.parametrize(('error', 'code', 'words'), [('UserError', 1, 'error: mend it'), ('RuntimeError', 70, 'process 1 of 2')])
+@pytest.mark.parametrize(
+    ('error', 'code', 'words'), [('UserError', 1, 'error: mend it'), ('RuntimeError', 70, 'process 1 of 2')]
+)
 def test_a_process_with_peers_leaves_at_once(error, code, words):
     """Not even what atexit holds is waited for, as JAX's barrier there would be."""
     program = f"""
