@@ -101,8 +101,10 @@ def adversarial() -> ConfigDict:
 def optimizer() -> ConfigDict:
     """Section optimizer; a field that the named optimizer or schedule does not have is ignored."""
     optimizer = ConfigDict()
-    optimizer.name = 'adadelta'  # 'adadelta', 'adam', 'rmsprop' or 'sgd'
+    optimizer.name = 'adadelta'  # 'adadelta', 'adam', 'rmsprop', 'sgd'; for huge batches 'lars' (sgd's), 'lamb' (adam's)
     optimizer.learning_rate = 1.0  # the peak, where the schedule varies
+    optimizer.scaling = 'none'  # of the rate with batch_size / base_batch_size: 'none', 'linear', 'sqrt'; go with a warm-up
+    optimizer.base_batch_size = 128  # photos a step that learning_rate is right for
     optimizer.schedule = 'constant'  # 'constant', 'cosine' (to 0 at the last step) or 'step'
     optimizer.warmup_steps = 0  # steps of linear warm-up from 0, ahead of any schedule
     optimizer.decay_every = 10_000  # steps, of schedule 'step'
@@ -110,11 +112,11 @@ def optimizer() -> ConfigDict:
     optimizer.weight_decay = 0.0  # decoupled (AdamW); kernel L2 in the loss is task.kernel_l2
     optimizer.clip_norm = 0.0  # largest global norm of the gradients; 0 clips none
     optimizer.rho = 0.95  # decay of the squared gradients: adadelta, rmsprop
-    optimizer.eps = 1e-6  # adadelta, adam, rmsprop
-    optimizer.beta1 = 0.9  # adam
-    optimizer.beta2 = 0.999  # adam
-    optimizer.momentum = 0.0  # sgd, rmsprop
-    optimizer.nesterov = False  # sgd
+    optimizer.eps = 1e-6  # adadelta, adam, rmsprop, lars, lamb
+    optimizer.beta1 = 0.9  # adam, lamb
+    optimizer.beta2 = 0.999  # adam, lamb
+    optimizer.momentum = 0.0  # sgd, rmsprop, lars
+    optimizer.nesterov = False  # sgd, lars
     return optimizer
 
 
@@ -140,9 +142,11 @@ def train() -> ConfigDict:
     """Section train."""
     train = ConfigDict()
     train.steps = 200_000  # optimizer steps, in all
-    train.batch_size = 128  # photos a step, over all devices of all processes
+    train.batch_size = 128  # photos a step: those of a device and a part x devices of all processes x accumulation_steps
+    train.accumulation_steps = 1  # parts that a device takes its photos in, one after the other; as good as more devices
     train.mapping = 'shard_map'  # of a device's step over all devices: 'shard_map' or 'pmap', with the same numbers
-    train.cross_device_batch_norm = False  # batch norm over the batch of all devices, not of each by itself
+    train.cross_device_batch_norm = False  # batch norm over all devices' photos (of a part), not each device's by itself
+    train.heartbeat = 30  # seconds without a sign of life after which a process of several is taken for dead
     train.log_every = 50  # steps between lines of metrics.jsonl
     train.eval_every = 5_000  # steps between evaluations, each with example grids and curves
     train.eval_splits = ('validation',)  # splits to evaluate; the first one's loss says which checkpoints are best

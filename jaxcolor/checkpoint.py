@@ -4,12 +4,14 @@ A checkpoint is a folder `checkpoints/STEP` that appears whole, by one rename. I
 (where the data iterator stands) and, as its metadata, the config.
 """
 
+import os
 from pathlib import Path
 
 import jax
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
+from jaxcolor import cluster
 from jaxcolor.errors import UserError
 
 _keep = ocp.training.preservation_policies
@@ -28,7 +30,8 @@ class Checkpoints:
 
     Args:
         directory: the run's `checkpoints` folder, made where it is missing.
-        keep_best: how many are kept for the lowest loss that they were saved with, beside the last one.
+        keep_best: how many are kept for the lowest loss that they were saved with, beside the last two: one more to
+            go back to, should the last turn out to be damaged.
         read_only: for looking at a run that may be in training: nothing is made or cleaned up.
     """
 
@@ -48,7 +51,7 @@ class Checkpoints:
         self._checkpointer = ocp.training.Checkpointer(
             self.directory.absolute(),
             save_decision_policy=_when.FixedIntervalPolicy(1),
-            preservation_policy=_keep.AnyPreservationPolicy([_keep.LatestN(1), best]),
+            preservation_policy=_keep.AnyPreservationPolicy([_keep.LatestN(2), best]),
             cleanup_tmp_directories=not read_only,  # of saves that died under way
             context=_context(),
         )
@@ -57,7 +60,9 @@ class Checkpoints:
     def __enter__(self):
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, kind, error, trace):
+        if isinstance(error, Exception) and jax.process_count() > 1:
+            return  # a save would wait for the other processes, and one of them may be dead
         try:
             self.wait()
         finally:
@@ -100,6 +105,8 @@ class Checkpoints:
             try:
                 response.result()
             except (OSError, ValueError) as error:  # a full disk reaches us as ValueError, from TensorStore
+                if jax.process_count() > 1 and 'Error writing' not in str(error):
+                    raise  # another process died
                 raise self._save_error(error) from None
 
     def newly_saved(self) -> list[int]:
@@ -107,6 +114,50 @@ class Checkpoints:
         saved = [step for step in self._unreported if (self.directory / str(step)).exists()]
         self._unreported = [step for step in self._unreported if step not in saved]
         return saved
+
+    def restore_newest(self, abstract_state, say):
+        """The newest checkpoint that can be read: (step, state, the data iterator's place); None where there are none.
+
+        Newer ones that cannot be read are moved to the folder `damaged-checkpoints` beside, so that their steps can be
+        saved again, and `say` is told.
+
+        Raises:
+            UserError: there are checkpoints, and none can be read.
+        """
+        steps = sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
+        damaged, failure = [], None
+        while True:
+            # Process 0 says which: on a network file system the others may see older listings.
+            step = cluster.from_first(max((step for step in steps if step not in damaged), default=-1))
+            if step == -1:
+                if failure is not None:
+                    raise failure
+                return None
+            restored = None
+            try:
+                restored = self.restore(step, abstract_state)
+            except UserError as error:
+                failure = failure or error
+                say(f'jaxcolor: WARNING: {error}')
+            if cluster.all_say(restored is not None):
+                break
+            failure = failure or UserError(f'the checkpoint {self.directory / str(step)} cannot be read by all processes.')
+            damaged.append(step)
+        if damaged:
+            for bad in damaged:
+                self._set_aside(bad, say)
+            say(f'jaxcolor: WARNING: going back to the checkpoint before, of step {step}.')
+            cluster.wait_for_all('damaged checkpoints set aside')
+            self._checkpointer.reload()
+        return step, *restored
+
+    def _set_aside(self, step, say):
+        if jax.process_index() == 0:
+            aside = self.directory.parent / 'damaged-checkpoints'
+            aside.mkdir(exist_ok=True)
+            place = next(p for i in range(10**6) if not (p := aside / (f'{step}.{i}' if i else f'{step}')).exists())
+            os.replace(self.directory / str(step), place)
+            say(f'jaxcolor: WARNING: moved the damaged checkpoint of step {step} to {place}.')
 
     def restore(self, step: int, abstract_state):
         """The state and the data iterator's place at a step.
@@ -123,8 +174,7 @@ class Checkpoints:
         except (OSError, ValueError, KeyError, TypeError, ocp.errors.InvalidLayoutError) as error:
             reason = ' '.join(str(error).split())[:200]
             raise UserError(
-                f'the checkpoint {self.directory / str(step)} cannot be read ({type(error).__name__}: {reason}); '
-                'remove that folder to go on from the checkpoint before it.'
+                f'the checkpoint {self.directory / str(step)} cannot be read ({type(error).__name__}: {reason}).'
             ) from error
         return parts['state'], {name: int(value) for name, value in parts['data'].items()}
 

@@ -36,12 +36,12 @@ class Evaluator:
         task: of `jaxcolor.tasks`.
         parallel: a DataParallel.
         shards: a ShardSet.
-        config: whole; its data.crop and train.batch_size (rounded up to the devices) say how photos are taken.
+        config: whole; its data.crop and train.batch_size (a device's part, rounded up) say how photos are taken.
     """
 
     def __init__(self, task, parallel, shards, config):
         self.task, self.parallel, self.shards, self.config = task, parallel, shards, config
-        per_device = -(-config.train.batch_size // parallel.device_count)
+        per_device = -(-config.train.batch_size // (parallel.device_count * config.train.accumulation_steps))
         self.batch_size = per_device * parallel.device_count // jax.process_count()
         self._sums = parallel.map(self._sums_of_device, outputs=(False,))
         self._predict = jax.jit(task.predict, compiler_options=compiler_options())
@@ -117,8 +117,8 @@ def evaluate_run(run, data: str, splits, step: int | None = None) -> dict[str, d
     shards = open_shards(data or config.data.shards or Path(run) / 'shards')
     evaluator = Evaluator(task, parallel, shards, config)
     results = {split: evaluator.measure(state, split) for split in splits}
-    print(f'{run}, step {int(state.step)}, on {shards.path}:\n\n{table(results)}\n', flush=True)
     if jax.process_index() == 0:
+        print(f'{run}, step {int(state.step)}, on {shards.path}:\n\n{table(results)}\n', flush=True)
         for split in splits:
             path = Path(run) / 'evaluation' / f'{split}.png'
             evaluator.grid(state, split, path, config.train.grid_photos)

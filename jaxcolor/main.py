@@ -1,6 +1,7 @@
 """Command: train a network as a config says, or evaluate what was trained.
 
     python -m jaxcolor.main --config=configs/ltbc.py [--config.train.batch_size=64 ...] [--workdir=RUN]
+        [--coordinator_address=HOST:PORT --num_processes=N --process_id=I]
     python -m jaxcolor.main --mode=evaluate --workdir=RUN [--data=SHARDS] [--splits=validation,test]
     python -m jaxcolor.main --mode=import --config=configs/ltbc_pytorch.py --weights=PEER.ckpt [--workdir=RUN]
 """
@@ -12,6 +13,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from jaxcolor import cluster
 from jaxcolor.errors import UserError, one_line_errors
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The recipe: configs/NAME.py or configs/NAME.py:VARIANT.')
@@ -20,6 +22,11 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'The run directory; runs/NAME-OF
 _DATA = flags.DEFINE_string('data', '', 'evaluate: the shard set; by default the one that the run was trained on.')
 _SPLITS = flags.DEFINE_list('splits', ['validation'], 'evaluate: the splits, separated by commas.')
 _WEIGHTS = flags.DEFINE_string('weights', '', 'import: a checkpoint of the PyTorch reimplementation of ltbc_pytorch.')
+_COORDINATOR = flags.DEFINE_string(
+    'coordinator_address', None, 'HOST:PORT of process 0, where there are several; under Slurm and Open MPI it is found.'
+)
+_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many processes train together; goes with process_id.')
+_PROCESS = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0 on.')
 _STEP = flags.DEFINE_integer('step', None, 'evaluate: the checkpoint; by default the best by validation loss.')
 
 
@@ -32,6 +39,7 @@ def main(argv):
     workdir = _WORKDIR.value or (config and f'runs/{config.name}')
     if workdir is None:
         raise UserError('name a recipe, --config=configs/ltbc.py, or a run directory, --workdir=RUN --mode=evaluate.')
+    place = cluster.find_place(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     # Only now: JAX starts its devices when it is used, and a mistake in the flags should not wait for that.
     from jaxcolor.cache import keep_compiled
 
@@ -39,7 +47,10 @@ def main(argv):
     if _MODE.value == 'evaluate':
         from jaxcolor.evaluate import evaluate_run
 
-        evaluate_run(workdir, _DATA.value, _SPLITS.value, _STEP.value)
+        if place.count > 1:
+            cluster.join(place, heartbeat=30)
+        with cluster.leaves_at_once(place):
+            evaluate_run(workdir, _DATA.value, _SPLITS.value, _STEP.value)
         return
     if config is None:
         raise UserError(f'--mode={_MODE.value} needs a recipe: --config=configs/ltbc.py.')
@@ -53,7 +64,9 @@ def main(argv):
     else:
         from jaxcolor.train import train
 
-        train(config, workdir)
+        with cluster.leaves_at_once(place):
+            cluster.join(place, config.train.heartbeat)
+            train(config, workdir)
 
 
 def _read_config():

@@ -6,7 +6,9 @@ A step is written for one device: it sees its share of the batch, and `lax.pmean
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxcolor.errors import UserError
@@ -31,6 +33,26 @@ def compiler_options() -> dict | None:
     except (jax.errors.JaxRuntimeError, ValueError):
         return None
     return options
+
+
+def mean_over_batch(function, batch, parts: int = 1):
+    """Inside a device's step: the mean of `function(part of the batch)` over all parts of all devices.
+
+    A device goes through its parts one after the other in the memory of one: gradient accumulation. Part i of device d is
+    what device `d * parts + i` of `parts` times as many devices would have, so the result is the same as theirs.
+
+    Args:
+        function: takes a tree of arrays like `batch`, returns one of float arrays.
+        batch: this device's rows (B, ...) of every array.
+        parts: a divisor of B.
+    """
+    if parts == 1:
+        return lax.pmean(function(batch), AXIS)
+    cut = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], cut))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total, _ = lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, function(part)), None), zeros, cut)
+    return lax.pmean(jax.tree.map(lambda x: x / parts, total), AXIS)
 
 
 class DataParallel:

@@ -7,18 +7,18 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from jaxcolor import tasks
+from jaxcolor import cluster, tasks
 from jaxcolor.checkpoint import Checkpoints, abstract
 from jaxcolor.data import pipeline
 from jaxcolor.errors import UserError
 from jaxcolor.logs import write_atomically
 from jaxcolor.models import extractors, import_weights
 
-# Fields that change neither parameters nor batches up to a step: a run may be continued with others.
+# Fields that change neither parameters (but for rounding) nor batches up to a step: a run may be continued with others.
 FREE_FIELDS = {
-    'data.placement', 'data.read_threads', 'data.prefetch', 'data.workers', 'train.steps', 'train.log_every',
-    'train.eval_every', 'train.eval_splits', 'train.checkpoint_every', 'train.keep_best', 'train.grid_photos',
-    'train.tensorboard',
+    'data.placement', 'data.read_threads', 'data.prefetch', 'data.workers', 'train.steps', 'train.accumulation_steps',
+    'train.heartbeat', 'train.log_every', 'train.eval_every', 'train.eval_splits', 'train.checkpoint_every',
+    'train.keep_best', 'train.grid_photos', 'train.tensorboard',
 }  # fmt: skip
 
 
@@ -64,16 +64,18 @@ def frozen(run, config: ConfigDict):
     name, weights = config.extractor.name, config.extractor.weights
     if not name:
         return ()
-    kept = Path(run) / 'extractor.safetensors'
-    if kept.exists():
-        return import_weights.import_extractor(name, kept)
     if name not in extractors.NETWORKS:
         raise UserError(f'extractor.name: there is no {name!r}; there are {", ".join(sorted(extractors.NETWORKS))}.')
-    extractor = import_weights.find_extractor(name, weights)
-    if jax.process_index() == 0:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        extractors.save_extractor(extractor, kept)
-    return extractor
+    kept = Path(run) / 'extractor.safetensors'
+
+    def keep():
+        if not kept.exists():
+            extractor = import_weights.find_extractor(name, weights)  # perhaps downloads it
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            extractors.save_extractor(extractor, kept)
+
+    cluster.on_first(keep)
+    return import_weights.import_extractor(name, kept)
 
 
 def import_run(run, config: ConfigDict, weights) -> None:

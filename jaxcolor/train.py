@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from jaxcolor import runs, tasks
+from jaxcolor import cluster, runs, tasks
 from jaxcolor.checkpoint import Checkpoints, abstract
 from jaxcolor.data import bundled, device, pipeline
 from jaxcolor.data.features import check_source
@@ -15,11 +15,14 @@ from jaxcolor.data.shards import open_shards
 from jaxcolor.errors import UserError
 from jaxcolor.evaluate import Evaluator, table
 from jaxcolor.logs import MetricsLog, Progress, draw_curves
+from jaxcolor.optimizers import peak_rate
 from jaxcolor.parallel import DataParallel
 
 
 def train(config, run) -> dict[str, dict[str, float]]:
-    """Trains as a config says, into a run directory; goes on from the newest checkpoint that it finds there.
+    """Trains as a config says, into a run directory; goes on from the newest checkpoint there that can be read.
+
+    Every process of a training calls it, after `cluster.join`; process 0 alone writes, but for checkpoints.
 
     Args:
         config: as `configs/base.py` gives it.
@@ -30,6 +33,7 @@ def train(config, run) -> dict[str, dict[str, float]]:
 
     Raises:
         UserError: what the config asks for cannot be done, or the loss is not finite.
+        SystemExit: with `cluster.EXIT_PREEMPTED`, after a SIGTERM and a checkpoint of the step that it came at.
     """
     run, hp = Path(run), config.train
     is_main = jax.process_index() == 0
@@ -37,8 +41,7 @@ def train(config, run) -> dict[str, dict[str, float]]:
     _check(config, parallel.device_count)
     task = tasks.build(config)
     named_shards = open_shards(config.data.shards) if config.data.shards else None
-    if is_main:
-        runs.claim(run, config)
+    cluster.on_first(runs.claim, run, config)
 
     # Data: every process reads its share of each batch.
     shards = named_shards or open_shards(bundled.prepare_for(config.data.crop, run / 'shards'))
@@ -70,10 +73,10 @@ def train(config, run) -> dict[str, dict[str, float]]:
 
     with Checkpoints(run / 'checkpoints', hp.keep_best) as checkpoints:
         # Resume, or start.
-        first = checkpoints.latest_step
-        if first is not None:
-            shapes = abstract(jax.eval_shape(task.init, rng), parallel.replicated)
-            state, position = checkpoints.restore(first, shapes)
+        shapes = abstract(jax.eval_shape(task.init, rng), parallel.replicated)
+        restored = checkpoints.restore_newest(shapes, progress.say)
+        if restored is not None:
+            first, state, position = restored
             batches.set_state(position)
             progress.say(f'resuming {run} from its checkpoint at step {first}')
         else:
@@ -89,8 +92,11 @@ def train(config, run) -> dict[str, dict[str, float]]:
         for step in range(first + 1, hp.steps + 1):
             state, measured = train_step(state, parallel.shard(next(batches)), *held)
             pending.append((step, measured))
-            is_eval = bool(splits) and (step % hp.eval_every == 0 or step == hp.steps)
-            is_save = is_eval or step % hp.checkpoint_every == 0 or step == hp.steps
+            if len(pending) > 1:
+                jax.block_until_ready(pending[-2][1])  # no step runs far ahead: a peer's death is known at once
+            is_preempted = cluster.is_preempted(step) and step < hp.steps
+            is_eval = bool(splits) and (step % hp.eval_every == 0 or step == hp.steps) and not is_preempted
+            is_save = is_eval or is_preempted or step % hp.checkpoint_every == 0 or step == hp.steps
 
             if step == first + 1:
                 jax.block_until_ready(measured)
@@ -116,8 +122,14 @@ def train(config, run) -> dict[str, dict[str, float]]:
             if is_save:
                 loss = results[splits[0]]['loss'] if is_eval else None
                 checkpoints.save(step, state.replace(frozen=()), batches.get_state(), json.loads(config.to_json()), loss)
+            if is_preempted:
+                checkpoints.wait()
+                cluster.wait_for_all('preempted step saved')  # the launcher ends all when the first has ended
             for saved in checkpoints.newly_saved():
                 progress.say(f'saved step {saved}')
+            if is_preempted:
+                progress.say(f'SIGTERM: step {step} is saved; the same command goes on from there.')
+                sys.exit(cluster.EXIT_PREEMPTED)
         checkpoints.wait()
         for saved in checkpoints.newly_saved():
             progress.say(f'saved step {saved}')
@@ -135,18 +147,23 @@ def train(config, run) -> dict[str, dict[str, float]]:
 def _check(config, device_count):
     """Refuses what could only fail later."""
     hp = config.train
-    for name in ('steps', 'batch_size', 'log_every', 'eval_every', 'checkpoint_every', 'grid_photos'):
+    counts = ('steps', 'batch_size', 'accumulation_steps', 'log_every', 'eval_every', 'checkpoint_every', 'grid_photos')
+    for name in counts:
         if hp[name] < 1:
             raise UserError(f'train.{name} must be at least 1, not {hp[name]}.')
     if config.data.placement not in ('host', 'device'):
         raise UserError(f"data.placement: {config.data.placement!r} is none of 'host', 'device'.")
     if config.data.placement == 'device' and config.extractor.cached:
         raise UserError("extractor.cached: data.placement='device' does not hold features; take placement 'host'.")
-    if hp.batch_size % device_count:
+    parts = device_count * hp.accumulation_steps
+    if hp.batch_size % parts:
+        in_parts = f' in {hp.accumulation_steps} parts each' if hp.accumulation_steps > 1 else ''
         raise UserError(
-            f'train.batch_size: {hp.batch_size} photos cannot be dealt evenly to {device_count} devices; '
-            f'take a multiple of {device_count}.'
+            f'train.batch_size: {hp.batch_size} photos cannot be dealt evenly to {device_count} devices{in_parts}; '
+            f'take a multiple of {parts}.'
         )
+    if hp.mapping == 'pmap' and jax.process_count() > 1:
+        raise UserError("train.mapping: 'pmap' is for one process; take 'shard_map', with the same numbers.")
 
 
 def _check_classes(config, shards):
@@ -160,10 +177,14 @@ def _check_classes(config, shards):
 
 def _announce(progress, config, parallel, shards, state, splits):
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    hp, devices = config.train, parallel.device_count
+    each = hp.batch_size // (devices * hp.accumulation_steps)
+    accumulated = f' x {hp.accumulation_steps} accumulation steps' if hp.accumulation_steps > 1 else ''
     progress.say(
         f'{config.name}: {config.model.name}, {count:,} parameters; {shards.counts.get("train", 0)} training photos at '
-        f'{config.data.crop} pixels; batch {config.train.batch_size} over {parallel.device_count} '
-        f'{parallel.mesh.devices.flat[0].device_kind} device(s); {config.train.steps} steps. Compiling.'
+        f'{config.data.crop} pixels; batch {hp.batch_size} = {each} x {devices} '
+        f'{parallel.mesh.devices.flat[0].device_kind} device(s) of {jax.process_count()} process(es){accumulated}; '
+        f'learning rate {peak_rate(config.optimizer, hp.batch_size):.3g}; {hp.steps} steps. Compiling.'
     )
     if not splits:
         progress.say(f'{shards.path} has none of the splits {list(config.train.eval_splits)}: nothing is evaluated.')

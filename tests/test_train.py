@@ -112,7 +112,7 @@ def test_a_run_directory_is_complete(tiny_config, tmp_path):
     assert {r['step']: r['validation/loss'] for r in rows if 'validation/loss' in r}[4] == results['validation']['loss']
     kept = {int(path.name) for path in (tmp_path / 'checkpoints').iterdir()}
     best = min((r['validation/loss'], r['step']) for r in rows if 'validation/loss' in r)[1]
-    assert kept == {best, 4}
+    assert kept == {best, 3, 4}
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_rate(tiny_config, tmp_path):
@@ -128,9 +128,13 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rate(tiny_config, tmp_pat
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(tiny_config, tmp_path):
     for section, change, words in [
         ('train', {'batch_size': 12}, 'dealt evenly to 8 devices'),
+        ('train', {'batch_size': 24, 'accumulation_steps': 2}, 'dealt evenly to 8 devices in 2 parts each; .* of 16'),
         ('train', {'steps': 0}, 'train.steps must be at least 1'),
+        ('train', {'accumulation_steps': 0}, 'train.accumulation_steps must be at least 1'),
         ('train', {'mapping': 'vmap'}, 'shard_map, pmap'),
-        ('optimizer', {'name': 'lion'}, 'adadelta, adam, rmsprop, sgd'),
+        ('optimizer', {'name': 'lion'}, 'adadelta, adam, lamb, lars, rmsprop, sgd'),
+        ('optimizer', {'scaling': 'log'}, 'linear, none, sqrt'),
+        ('optimizer', {'base_batch_size': 0}, 'optimizer.base_batch_size must be at least 1'),
         ('optimizer', {'schedule': 'cosin'}, 'constant, cosine, step'),
         ('task', {'name': 'x'}, 'regression'),
         ('task', {'reduction': 'max'}, 'sum, mean'),
@@ -178,17 +182,39 @@ def test_another_config_is_refused_by_its_fields(tiny_config, trained):
     assert sorted(p.name for p in trained.rglob('*')) == before
 
 
-@pytest.mark.parametrize('file', ['state/manifest.ocdbt', 'state/d'])
-def test_a_damaged_checkpoint_is_one_sentence(tiny_config, trained, tmp_path, file):
-    shutil.copytree(trained, tmp_path / 'run')
-    path = tmp_path / 'run' / 'checkpoints' / '4' / file
+def damage(checkpoint, file):
+    """Cuts a file of a checkpoint in half."""
+    path = checkpoint / file
     if path.is_dir():  # the file that holds the arrays
         path = max(path.iterdir(), key=lambda p: p.stat().st_size)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize('file', ['state/manifest.ocdbt', 'state/d'])
+def test_without_another_checkpoint_a_damaged_one_is_one_sentence(tiny_config, trained, tmp_path, file):
+    shutil.copytree(trained, tmp_path / 'run')
+    damage(tmp_path / 'run' / 'checkpoints' / '4', file)
     tiny_config.train.steps = 6
-    with pytest.raises(UserError, match='checkpoints'):
+    with pytest.raises(UserError, match='checkpoints/4 cannot be read'):
         train(tiny_config, tmp_path / 'run')
     assert (tmp_path / 'run' / 'checkpoints' / '4').exists()
+
+
+def test_a_damaged_checkpoint_makes_it_go_back_to_the_one_before(tiny_config, trained, tmp_path, capsys):
+    run = tmp_path / 'run'
+    tiny_config.train.update({'checkpoint_every': 2, 'eval_splits': ()})
+    train(tiny_config, run)
+    damage(run / 'checkpoints' / '4', 'state/d')
+    (run / 'checkpoints' / '6.orbax-checkpoint-tmp').mkdir()  # left by a save that died
+    capsys.readouterr()
+    train(tiny_config, run)
+    said = capsys.readouterr().err
+    assert 'WARNING: the checkpoint' in said and 'going back to the checkpoint before, of step 2' in said
+    assert (run / 'damaged-checkpoints' / '4' / 'state').is_dir()
+    assert {path.name for path in (run / 'checkpoints').iterdir()} == {'2', '4'}
+    assert [row['step'] for row in logs.read_metrics(run) if 'loss' in row][-1] == 4
+    # Nothing is lost but time: the steps since then are made again, as they were.
+    assert_identical(state_of(run, 4, tiny_config), state_of(trained, 4, tiny_config))
 
 
 def test_killed_at_any_moment_loses_nothing_that_was_reported_saved(tmp_path):

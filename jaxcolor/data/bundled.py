@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-import jax
-from jax.experimental import multihost_utils
-
+from jaxcolor import cluster
 from jaxcolor.prepare import prepare
 
 PHOTOS = Path(__file__).parent / 'photos'
@@ -16,9 +14,10 @@ def prepare_for(crop: int, out) -> Path:
     Their shorter side is 8/7 of the crop, as the paper's 256 is of 224. One process does it, the others wait.
     """
     size = round(crop * 8 / 7)
-    if jax.process_index() == 0:
+
+    def make():
         print(f'No shards named (data.shards): training on the bundled photos, at {size} pixels.', flush=True)
         prepare(PHOTOS, out, size=size, quiet=True)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices('bundled photos prepared')
+
+    cluster.on_first(make)
     return Path(out)

@@ -74,7 +74,7 @@ class HeldBatches:
     def __init__(self, held, *, batch_size, process_index=0, process_count=1):
         self._length, self._next = len(held.label), 0
         self._global_batch_size = batch_size * process_count
-        self._offsets = (process_index + process_count * np.arange(batch_size)).astype(np.uint32)
+        self._offsets = (process_index * batch_size + np.arange(batch_size)).astype(np.uint32)
 
     def __next__(self):
         epoch, place = position(self._next, self._length)
@@ -95,7 +95,7 @@ def gather(held, epoch, place, offsets, *, data, seed):
     Args:
         held: a `HeldSet` of N photos.
         epoch, place: uint32 scalars of `position`, or (B,) of them: where this step's global batch begins.
-        offsets: uint32 (B,), which of the photos from there on this device gets: of device d of D, d + D * arange(B).
+        offsets: uint32 (B,), which of the photos from there on this device gets: of device d, d * B + arange(B).
         data: the config's `data` section: crop, flip, flip_vertical.
         seed: a Python int, as for `pipeline.train_batches`.
 

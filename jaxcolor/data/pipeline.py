@@ -38,8 +38,9 @@ class _Batches:
         if plan is None:
             if len(self._plans) > 4:
                 self._plans.clear()
-            places = np.arange(_GROUP * self._batch_size, dtype=np.int64) + group * _GROUP * self._batch_size
-            places = self._first + places * self._process_count + self._process_index
+            batches = np.arange(_GROUP, dtype=np.int64)[:, None] + group * _GROUP
+            part = batches * self._process_count + self._process_index  # (G, 1), of the parts of all processes
+            places = (self._first + part * self._batch_size + np.arange(self._batch_size)).reshape(-1)
             epoch, place = (x.astype(np.uint32) for x in np.divmod(places, len(self._records)))
             photos = order.permute(epoch, place, len(self._records), self._seed)
             bits = [order.random_bits(epoch, place, column, self._seed) for column in augment.Draw]
@@ -112,8 +113,8 @@ def train_batches(shards, *, split='train', batch_size, data, seed, process_inde
         batch_size: photos a batch of this process.
         data: the config's `data` section (configs/base.py).
         seed: of the order and of every augmentation.
-        process_index, process_count: this process gets photos process_index, process_index + process_count, ... of the
-            global order.
+        process_index, process_count: this process gets the process_index-th of process_count runs of neighbours of
+            each global batch: joined in the order of the processes they are the batch of a single one.
 
     Returns:
         A `grain.DatasetIterator` of {lab: uint8 (B, crop, crop, 3), label: int32 (B,)} and, where the records have

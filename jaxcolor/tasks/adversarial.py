@@ -7,7 +7,7 @@ from jax import lax
 
 from jaxcolor import color, losses, models, optimizers
 from jaxcolor.errors import UserError
-from jaxcolor.parallel import AXIS
+from jaxcolor.parallel import AXIS, mean_over_batch
 from jaxcolor.tasks.state import TrainState
 
 
@@ -27,8 +27,9 @@ class Adversarial:
         if size != crop:
             raise UserError(f'model.size is {size}, data.crop {crop}: the GAN needs both the same.')
         self.network = models.build(config.model, AXIS if config.train.cross_device_batch_norm else None)
-        self.schedule = optimizers.schedule(config.optimizer, config.train.steps)
-        self.optimizer = optimizers.build(config.optimizer, config.train.steps)
+        self.schedule = optimizers.schedule(config.optimizer, config.train.steps, config.train.batch_size)
+        self.optimizer = optimizers.build(config.optimizer, config.train.steps, config.train.batch_size)
+        self.parts = config.train.accumulation_steps
 
     def init(self, rng) -> TrainState:
         """A fresh state. rng: uint32 (2,) key."""
@@ -55,11 +56,11 @@ class Adversarial:
 
     def discriminator_step(self, state: TrainState, yuv, noise):
         """Trains the discriminator alone to tell yuv (B, H, W, 3) from what the generator makes of its Y and noise."""
-        # The generator is in its training mode, as when it is trained, but its statistics are not kept.
-        chroma, _ = self._run(state.params, state.model_state, 'generate', yuv[..., :1], noise)
-        fake = lax.stop_gradient(jnp.concatenate([yuv[..., :1], chroma], axis=-1))
 
-        def loss_of(own):
+        def loss_of(own, yuv, noise):
+            # The generator is in its training mode, as when it is trained, but its statistics are not kept.
+            chroma, _ = self._run(state.params, state.model_state, 'generate', yuv[..., :1], noise)
+            fake = lax.stop_gradient(jnp.concatenate([yuv[..., :1], chroma], axis=-1))
             params = {**state.params, 'discriminator': own}
             # Photos and fakes pass one after the other, each normalised by its own statistics.
             real_logits, statistics = self._run(params, state.model_state, 'discriminate', yuv)
@@ -73,12 +74,12 @@ class Adversarial:
             }
             return of_real + of_fake, (measured, statistics['discriminator'])
 
-        return self._update(state, 'discriminator', loss_of)
+        return self._update(state, 'discriminator', loss_of, yuv, noise)
 
     def generator_step(self, state: TrainState, yuv, noise):
         """Trains the generator alone to make the discriminator take its colours for true ones."""
 
-        def loss_of(own):
+        def loss_of(own, yuv, noise):
             params = {**state.params, 'generator': own}
             chroma, statistics = self._run(params, state.model_state, 'generate', yuv[..., :1], noise)
             fake = jnp.concatenate([yuv[..., :1], chroma], axis=-1)
@@ -90,7 +91,7 @@ class Adversarial:
                 loss += measured['l1_loss']
             return loss, (measured, statistics['generator'])
 
-        return self._update(state, 'generator', loss_of)
+        return self._update(state, 'generator', loss_of, yuv, noise)
 
     def eval_step(self, state: TrainState, batch):
         """Figures of each photo, {name: (B,)}, and its generated a*b*, float32 (B, H, W, 2).
@@ -135,10 +136,14 @@ class Adversarial:
         output, new = self.network.apply(variables, *inputs, method=method, train=True, mutable=['batch_stats'])
         return output, {**statistics, **new['batch_stats']}
 
-    def _update(self, state, name, loss_of):
+    def _update(self, state, name, loss_of, yuv, noise):
         """One optimizer step of one of the two networks; gradients and statistics are averaged over AXIS."""
-        (_, (measured, statistics)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params[name])
-        grads, measured, statistics = lax.pmean((grads, measured, statistics), AXIS)
+
+        def of_part(part):
+            (_, (measured, statistics)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params[name], *part)
+            return grads, measured, statistics
+
+        grads, measured, statistics = mean_over_batch(of_part, (yuv, noise), self.parts)
         updates, opt_state = self.optimizer.update(grads, state.opt_state[name], state.params[name])
         state = state.replace(
             params={**state.params, name: optax.apply_updates(state.params[name], updates)},

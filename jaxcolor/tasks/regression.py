@@ -3,12 +3,11 @@
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from jaxcolor import color, losses, models, optimizers
 from jaxcolor.errors import UserError
 from jaxcolor.models.blocks import upsample
-from jaxcolor.parallel import AXIS
+from jaxcolor.parallel import AXIS, mean_over_batch
 from jaxcolor.tasks.state import TrainState
 
 
@@ -28,8 +27,9 @@ class Regression:
         if self.activation not in color.AB_RANGE:
             raise UserError(f'model.output_activation: {self.activation!r} is none of {", ".join(color.AB_RANGE)}.')
         self.network = models.build(config.model, AXIS if config.train.cross_device_batch_norm else None)
-        self.schedule = optimizers.schedule(config.optimizer, config.train.steps)
-        self.optimizer = optimizers.build(config.optimizer, config.train.steps)
+        self.schedule = optimizers.schedule(config.optimizer, config.train.steps, config.train.batch_size)
+        self.optimizer = optimizers.build(config.optimizer, config.train.steps, config.train.batch_size)
+        self.parts = config.train.accumulation_steps
 
     def init(self, rng) -> TrainState:
         """A fresh state. rng: uint32 (2,) key."""
@@ -42,15 +42,18 @@ class Regression:
     def train_step(self, state: TrainState, batch):
         """One step of one device on its share of the batch; gradients and batch statistics are averaged over AXIS."""
 
-        def loss_of(params):
+        def loss_of(params, batch):
             outputs, model_state = self._apply(state.replace(params=params), batch, train=True)
             terms = {name: jnp.mean(each) for name, each in self._terms(outputs, batch).items()}
             if self.loss.kernel_l2:
                 terms['l2_loss'] = self.loss.kernel_l2 * losses.kernel_l2(params, self.loss.kernel_l2_excluded)
             return sum(terms.values()), (terms, model_state)
 
-        (loss, (terms, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        grads, model_state, measured = lax.pmean((grads, model_state, {'loss': loss, **terms}), AXIS)
+        def of_part(batch):
+            (loss, (terms, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, batch)
+            return grads, model_state, {'loss': loss, **terms}
+
+        grads, model_state, measured = mean_over_batch(of_part, batch, self.parts)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         measured |= {'grad_norm': optax.tree.norm(grads), 'learning_rate': jnp.asarray(self.schedule(state.step))}
         state = state.replace(

@@ -1,0 +1,42 @@
+"""Saves 100 MB again and again, saying what: to be killed at it.  save.py FOLDER"""
+
+import hashlib
+import json
+import sys
+import time
+
+import jax
+import numpy as np
+
+from jaxcolor.checkpoint import Checkpoints, abstract
+
+
+def tell(**said):
+    print(json.dumps(said), flush=True)
+
+
+def state_of(step):
+    return {f'array{i}': np.random.default_rng([step, i]).random(1_250_000) for i in range(10)}
+
+
+def digest(state):
+    return hashlib.sha256(b''.join(np.asarray(state[name]).tobytes() for name in sorted(state))).hexdigest()
+
+
+jax.config.update('jax_enable_x64', True)
+with Checkpoints(sys.argv[1]) as checkpoints:
+    shapes = abstract(state_of(0), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    found = checkpoints.restore_newest(shapes, lambda text: tell(warning=text))
+    first = 0
+    if found:
+        first, state, position = found
+        assert position == {'global_next_index': first}
+        tell(restored=first, digest=digest(state))
+    took = {}
+    for step in range(first + 1, first + 100):
+        state = jax.tree.map(jax.numpy.asarray, state_of(step))
+        tell(saving=step, digest=digest(state), **took)
+        start = time.monotonic()
+        checkpoints.save(step, state, {'global_next_index': step}, {})
+        checkpoints.wait()
+        took = {'last_took': time.monotonic() - start}
