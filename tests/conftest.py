@@ -1,5 +1,7 @@
 """Every test runs on 8 host devices and under strict dtype promotion."""
 
+import fcntl
+import gc
 import os
 import tempfile
 
@@ -24,6 +26,8 @@ from absl import flags
 from PIL import Image
 
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
+# Traces are many objects; by default the collector walks through them all the time.
+gc.set_threshold(100_000, 50, 100)
 # Grain's worker processes read absl flags.
 flags.FLAGS.mark_as_parsed()
 
@@ -37,14 +41,25 @@ def photos():
     return [np.asarray(Image.open(path).convert('RGB')) for path in sorted(PHOTOS.rglob('*.jpg'))]
 
 
+def made_once(tmp_path_factory, name, make):
+    """A folder that the first test process to ask for it makes, for all of them."""
+    base = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ:
+        base = base.parent
+    with open(base / f'{name}.lock', 'a') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (base / f'{name}.made').exists():
+            make(base / name)
+            (base / f'{name}.made').touch()
+    return base / name
+
+
 @pytest.fixture(scope='session')
 def shards(tmp_path_factory):
     """The folder of a shard set of the bundled photos at 74 pixels: 20 train, 4 validation."""
     from jaxcolor.prepare import prepare
 
-    path = tmp_path_factory.mktemp('shards') / 'bundled'
-    prepare(PHOTOS, path, size=74, quiet=True)
-    return path
+    return made_once(tmp_path_factory, 'shards', lambda folder: prepare(PHOTOS, folder, size=74, quiet=True))
 
 
 def small_config(shards):
@@ -63,6 +78,14 @@ def small_config(shards):
 def tiny_config(shards):
     """`small_config` for one test to change."""
     return small_config(shards)
+
+
+@pytest.fixture(scope='session')
+def trained(tmp_path_factory, shards):
+    """The run directory of 4 steps of `small_config`; tests that change it take a copy."""
+    from jaxcolor.train import train
+
+    return made_once(tmp_path_factory, 'trained', lambda folder: train(small_config(shards), folder))
 
 
 @pytest.fixture(scope='session')

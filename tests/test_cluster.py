@@ -111,7 +111,7 @@ def one_step(config, devices):
     return jax.tree.map(np.subtract, jax.device_get(state.params), after.params), after.model_state, measured
 
 
-@pytest.mark.parametrize('task', ['regression', 'adversarial'])
+@pytest.mark.parametrize('task', ['regression', pytest.param('adversarial', marks=pytest.mark.slow)])
 def test_accumulation_equals_as_many_times_the_devices(shards, task):
     """Gradients, batch statistics and metrics; batch norm sees the same 4 photos at a time on both sides."""
     config = small_config(shards)

@@ -5,31 +5,19 @@ import os
 
 import numpy as np
 import pytest
-from conftest import PHOTOS, assert_one_sentence, small_config
+from conftest import PHOTOS, assert_one_sentence
 from PIL import ExifTags, Image, ImageCms
 
 from jaxcolor import color
 from jaxcolor.colorize import Colorizer, colorize, plan, recompose
 from jaxcolor.errors import UserError
-from jaxcolor.train import train
 
 FISH = PHOTOS / 'train' / 'fish1.jpg'
 
 
 @pytest.fixture(scope='module')
-def run(tmp_path_factory, shards):
-    """A run with a little training, so that its colours are not gray."""
-    config = small_config(shards)
-    config.data.crop = 32
-    config.train.update({'steps': 12, 'eval_splits': ()})
-    path = tmp_path_factory.mktemp('runs') / 'run'
-    train(config, path)
-    return path
-
-
-@pytest.fixture(scope='module')
-def colorizer(run):
-    return Colorizer(run)
+def colorizer(trained):
+    return Colorizer(trained)
 
 
 def colored(colorizer, image, tmp_path, name, **save):
@@ -162,7 +150,7 @@ def test_plans_that_would_lose_something_are_refused(tmp_path):
         plan([tmp_path / 'empty'], tmp_path / 'out')
 
 
-def test_bad_photos_are_one_sentence_each_and_the_others_are_coloured(run, tmp_path, command):
+def test_bad_photos_are_one_sentence_each_and_the_others_are_coloured(trained, tmp_path, command):
     bad = tmp_path / 'bad'
     bad.mkdir()
     (bad / 'cut.jpg').write_bytes(FISH.read_bytes()[:3000])
@@ -170,7 +158,7 @@ def test_bad_photos_are_one_sentence_each_and_the_others_are_coloured(run, tmp_p
     Image.new('L', (1, 1)).save(bad / 'dot.png')
     Image.new('L', (9000, 6000)).save(bad / 'huge.png')
     (bad / 'good.jpg').write_bytes(FISH.read_bytes())
-    code, out, err = command('colorize', f'--model={run}', bad, f'--out={tmp_path / "out"}', '--max-megapixels=50')
+    code, out, err = command('colorize', f'--model={trained}', bad, f'--out={tmp_path / "out"}', '--max-megapixels=50')
     assert code == 1
     assert 'Traceback' not in err
     lines = [line for line in err.splitlines() if line.startswith('jaxcolor: error: ')]
@@ -185,12 +173,12 @@ def test_bad_photos_are_one_sentence_each_and_the_others_are_coloured(run, tmp_p
     assert '1 of 5' in out
 
 
-def test_bad_commands_are_one_sentence(run, tmp_path, command):
+def test_bad_commands_are_one_sentence(trained, tmp_path, command):
     for arguments, part in [
-        ([f'--model={run}', tmp_path / 'none.jpg'], 'none.jpg'),
+        ([f'--model={trained}', tmp_path / 'none.jpg'], 'none.jpg'),
         ([f'--model={tmp_path}', FISH], 'no run directory'),
-        ([f'--model={run}', FISH, '--size=8'], '--size'),
-        ([f'--model={run}', FISH, '--out=/proc/none'], '/proc/none'),
+        ([f'--model={trained}', FISH, '--size=8'], '--size'),
+        ([f'--model={trained}', FISH, '--out=/proc/none'], '/proc/none'),
     ]:
         code, _, err = command('colorize', *arguments)
         assert_one_sentence(code, err, part)

@@ -12,7 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import FLAGS, ROOT, assert_one_sentence, small_config
+from conftest import FLAGS, ROOT, assert_one_sentence
 
 from configs import base, ltbc
 from jaxcolor import logs, runs, tasks
@@ -43,7 +43,7 @@ def assert_identical(a, b):
 
 def test_stop_and_resume_is_bit_identical(tiny_config, tmp_path, capsys):
     tiny_config.optimizer.schedule = 'constant'  # a schedule by the number of steps would differ after 10
-    tiny_config.train.steps = 20
+    tiny_config.train.update({'steps': 20, 'eval_splits': ()})
     train(tiny_config, tmp_path / 'whole')
     tiny_config.train.steps = 10
     train(tiny_config, tmp_path / 'parts')
@@ -83,6 +83,7 @@ def test_batches_go_on_where_the_iterator_stood(tiny_config, shards):
         assert_identical(expected, next(resumed))
 
 
+@pytest.mark.slow
 def test_learns_the_training_photos(tmp_path, shards, command):
     """200 steps took the training photos to 22.0 dB, against 19.4 dB for gray, when this was written."""
     code, _, err = command(
@@ -159,18 +160,6 @@ def test_too_few_classes_are_refused(tiny_config, tmp_path):
     tiny_config.model.classes = 1
     with pytest.raises(UserError, match='has 2 classes, model.classes is 1'):
         train(tiny_config, tmp_path / 'run')
-    tiny_config.model.classes = 2
-    train(tiny_config, tmp_path / 'run')
-    rows = logs.read_metrics(tmp_path / 'run')
-    assert all(row['class_loss'] > 0 for row in rows if 'loss' in row)
-
-
-@pytest.fixture(scope='module')
-def trained(tmp_path_factory, shards):
-    """The run directory of 4 steps of `small_config`; tests that change it take a copy."""
-    run = tmp_path_factory.mktemp('trained') / 'run'
-    train(small_config(shards), run)
-    return run
 
 
 def test_another_config_is_refused_by_its_fields(tiny_config, trained):
