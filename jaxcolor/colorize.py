@@ -7,8 +7,10 @@ come from the network. The result is in sRGB, with that profile embedded, 8 bits
 """
 
 import argparse
+import collections
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -26,6 +28,12 @@ _MULTIPLE = 32
 # Photos longer than this many times their shorter side are squeezed for the network.
 _LONGEST = 2
 _MIN_SIDE = 2
+# Photos that are read ahead of the network, and as many that are written behind it.
+_AHEAD = min(8, os.cpu_count() or 1)
+# Photos of one shape that go through the network together, where it is on a GPU: CPUs gain nothing by it.
+_GPU_BATCH = 8
+# Pixels of photos that wait for others of their shape: bounds the memory that scans take.
+_WAITING_PIXELS = 2**27
 # Rows recomposed at a time: bounds the memory that a large scan takes.
 _STRIP_PIXELS = 2**21
 _FORMATS = {'.jpg': 'JPEG', '.jpeg': 'JPEG', '.png': 'PNG', '.webp': 'WEBP', '.tif': 'TIFF', '.tiff': 'TIFF'}
@@ -60,28 +68,36 @@ class Colorizer:
             image: RGB or RGBA in sRGB, of any size from 2x2; its own colours are not looked at.
             style: what `describe` gave for another photo, whose global features it is to take.
         """
-        rgb = image.convert('RGB')
-        given = {} if style is None else {'features': style}
-        ab = self._predict(self.state, self._network_input(rgb), jax.random.PRNGKey(variant), **given)
-        colored = recompose(rgb, np.asarray(ab)[0])
-        if image.mode == 'RGBA':
-            colored.putalpha(image.getchannel('A'))
-        return colored
+        return join(image, self.colors(self.look(image), style, variant)[0])
+
+    def colors(self, lightness, style=None, variant: int = 0) -> np.ndarray:
+        """The network's answer for photos of one shape: L* as `look` gives it, (B, h, w, 1) -> a*b* float32 (B, h, w, 2)."""
+        given = {} if style is None else {'features': np.repeat(style, len(lightness), axis=0)}
+        return np.asarray(self._predict(self.state, lightness, jax.random.PRNGKey(variant), **given))
 
     def describe(self, image: Image.Image):
         """The global features of a photo. Raises UserError where the network has none."""
         if self._describe is None:
             raise UserError('--style: this network joins no features of the whole photo to its pixels.')
-        return self._describe(self.state, self._network_input(image.convert('RGB')))
+        return self._describe(self.state, self.look(image))
 
-    def _network_input(self, rgb):
+    def look(self, image: Image.Image) -> np.ndarray:
         """The photo's L*, float32 (1, h, w, 1), at the network's size."""
+        rgb = image.convert('RGB')
         shorter = min(rgb.size)
         size = tuple(
             max(1, round(min(side / shorter, _LONGEST) * self.size / _MULTIPLE)) * _MULTIPLE for side in rgb.size
         )
         small = rgb.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
         return color.rgb_to_lab(np.asarray(small))[None, ..., :1]
+
+
+def join(image: Image.Image, ab: np.ndarray) -> Image.Image:
+    """An RGB or RGBA photo's own L* and transparency with the a*b* (h, w, 2) of a network."""
+    colored = recompose(image.convert('RGB'), ab)
+    if image.mode == 'RGBA':
+        colored.putalpha(image.getchannel('A'))
+    return colored
 
 
 def recompose(rgb: Image.Image, ab: np.ndarray) -> Image.Image:
@@ -164,30 +180,95 @@ def plan(inputs, out) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def colorize(colorizer, pairs, *, style=None, variants=1, max_megapixels=200.0, quiet=False) -> list[str]:
+def batch_size_of(colorizer) -> int:
+    """How many photos go through a network together."""
+    # A photo's noise comes from its place in the batch; its colours should not.
+    return 1 if jax.default_backend() == 'cpu' or colorizer.task.takes_noise else _GPU_BATCH
+
+
+def colorize(
+    colorizer, pairs, *, style=None, variants=1, max_megapixels=200.0, quiet=False, batch_size=None
+) -> list[str]:
     """Colours the photos of `plan`, each independent of the others; returns a sentence for each that failed.
 
-    Several variants of a photo go to NAME-1, NAME-2, ...
+    Several variants of a photo go to NAME-1, NAME-2, ... Photos are read and written in threads beside the network.
+
+    Args:
+        batch_size: so many photos of one shape go through the network together, and left-over ones singly.
 
     Raises:
         UserError: several variants are asked of a network that knows only one.
     """
     if variants > 1 and not colorizer.task.takes_noise:
         raise UserError('--variants: this network gives a photo one answer; a cgan takes noise and gives many.')
+    batch_size = batch_size or batch_size_of(colorizer)
     progress = Progress(len(pairs), 'photos', quiet=quiet)
     failures = []
-    for photo, target in pairs:
+    waiting = collections.defaultdict(list)  # photos by the shape that the network sees them in
+    written = collections.deque()
+
+    def read(pair):
+        image = read_photo(pair[0], max_megapixels)
+        return *pair, image, colorizer.look(image)
+
+    def write(photo, target, image, colors):
+        for number, ab in enumerate(colors, start=1):
+            name = target if variants == 1 else target.with_stem(f'{target.stem}-{number}')
+            write_photo(join(image, ab), name, _exif(photo))
+
+    def settle(future):
+        """What a thread has made, or None where it failed."""
         try:
-            image = read_photo(photo, max_megapixels)
-            for variant in range(variants):
-                name = target if variants == 1 else target.with_stem(f'{target.stem}-{variant + 1}')
-                write_photo(colorizer(image, style, variant), name, _exif(photo))
+            return future.result()
         except UserError as error:
             failures.append(str(error))
             progress.say(f'jaxcolor: error: {error}')
-        progress.update()
+            return None
+
+    def colour(group):
+        lightness = np.concatenate([lightness for *_, lightness in group])
+        colors = [colorizer.colors(lightness, style, variant) for variant in range(variants)]
+        for i, (photo, target, image, _) in enumerate(group):
+            written.append(pool.submit(write, photo, target, image, [ab[i] for ab in colors]))
+        group.clear()
+        while len(written) > _AHEAD:
+            settle(written.popleft())
+            progress.update()
+
+    def singly(groups):
+        for group in groups.values():
+            for photo in group:
+                colour([photo])
+        groups.clear()
+
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        for future in _ahead(pool, read, pairs):
+            found = settle(future)
+            if found is None:
+                progress.update()
+                continue
+            group = waiting[found[-1].shape]
+            group.append(found)
+            if len(group) == batch_size:
+                colour(group)
+            elif sum(image.width * image.height for group in waiting.values() for *_, image, _ in group) > _WAITING_PIXELS:
+                singly(waiting)
+        singly(waiting)
+        while written:
+            settle(written.popleft())
+            progress.update()
     progress.close()
     return failures
+
+
+def _ahead(pool, function, items):
+    """Futures of a function of every item, in order; some are under way before they are asked for."""
+    under_way = collections.deque()
+    for item in items:
+        under_way.append(pool.submit(function, item))
+        if len(under_way) > _AHEAD:
+            yield under_way.popleft()
+    yield from under_way
 
 
 def _exif(path):

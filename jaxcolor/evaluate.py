@@ -23,9 +23,13 @@ TITLES = {
     'ab_rmse': 'ab RMSE',
     'psnr': 'PSNR (dB)',
     'psnr_gray': 'PSNR of gray (dB)',
+    'ssim': 'SSIM',
+    'ab_auc': 'AuC of ab errors',
     'larger_channel_agreement': 'larger-of-a,b agreement',
     'colorfulness': 'colourfulness',
     'colorfulness_true': 'colourfulness of the truth',
+    'colorfulness_absolute': "colourfulness, DDColor's",
+    'colorfulness_absolute_true': "colourfulness of the truth, DDColor's",
 }
 
 
@@ -93,9 +97,13 @@ class Evaluator:
             'ab_squared_error': metrics.ab_squared_error(ab, lab[..., 1:]),
             'psnr': metrics.psnr(output, truth),
             'psnr_gray': metrics.psnr(gray, truth),
+            'ssim': metrics.ssim(output, truth),
+            'ab_auc': metrics.ab_auc(ab, lab[..., 1:]),
             'larger_channel_agreement': metrics.larger_channel_agreement(ab, lab[..., 1:]),
             'colorfulness': metrics.colorfulness(output),
             'colorfulness_true': metrics.colorfulness(truth),
+            'colorfulness_absolute': metrics.colorfulness_absolute(output),
+            'colorfulness_absolute_true': metrics.colorfulness_absolute(truth),
             'photos': jnp.ones(lab.shape[0]),
         }
         # where, not a product: a blank photo's measure may be infinite.

@@ -4,6 +4,7 @@ a*b* arrays are (B, H, W, 2), RGB arrays (B, H, W, 3), float in [0, 1].
 """
 
 import jax.numpy as jnp
+import numpy as np
 
 
 def ab_squared_error(prediction, target):
@@ -19,6 +20,42 @@ def psnr(prediction, target):
     return 20 * jnp.log10(255.0) - 10 * jnp.log10(mean_square)
 
 
+def ssim(prediction, target):
+    """Structural similarity of RGB, at most 1: the mean over channels and windows.
+
+    Wang, Bovik, Sheikh, Simoncelli 2004, eq. 13: Gaussian windows of 11 pixels and sigma 1.5 that lie wholly in the photo,
+    K1 = 0.01, K2 = 0.03. Photos have at least 11 pixels a side.
+    """
+    taps = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
+    taps = (taps / taps.sum()).astype(np.float32)
+    # Every window's weights along an axis, (length - 10, length): matrix products are quicker than sums of slices.
+    rows, columns = (sum(tap * np.eye(n - 10, n, i, np.float32) for i, tap in enumerate(taps)) for n in target.shape[1:3])
+
+    def windowed_mean(x):
+        return jnp.einsum('ih,jw,bhwc->bijc', rows, columns, x, precision='highest')
+
+    c1, c2 = 0.01**2, 0.03**2
+    # About their common mean, where the squares below lose least to rounding.
+    mean = jnp.mean(target, axis=(1, 2), keepdims=True)
+    a, b = prediction - mean, target - mean
+    mean_a, mean_b = windowed_mean(a), windowed_mean(b)
+    var_a, var_b = windowed_mean(a * a) - mean_a**2, windowed_mean(b * b) - mean_b**2
+    covariance = windowed_mean(a * b) - mean_a * mean_b
+    mean_a, mean_b = mean_a + mean, mean_b + mean
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    return jnp.mean(luminance * (2 * covariance + c2) / (var_a + var_b + c2), axis=(1, 2, 3))
+
+
+def ab_auc(prediction, target):
+    """Area under the curve of the share of pixels whose a*b* is off by at most t, for t from 0 to 150; in [0, 1].
+
+    Zhang, Isola, Efros 2016, section 3.1. There the curve is sampled at whole t; this is its integral:
+    1 - mean(min(error, 150)) / 150.
+    """
+    error = jnp.sqrt(jnp.sum(jnp.square(prediction - target), axis=-1))
+    return 1 - jnp.mean(jnp.minimum(error, 150.0), axis=(1, 2)) / 150
+
+
 def larger_channel_agreement(prediction, target):
     """Share of pixels at which the larger of (a*, b*) is the same channel in both, in [0, 1].
 
@@ -31,8 +68,27 @@ def larger_channel_agreement(prediction, target):
 
 def colorfulness(rgb):
     """Hasler and Suesstrunk 2003, eq. 7: sigma_rgyb + 0.3 mu_rgyb, of signed opponent differences in 8-bit units."""
+    rg, yb = _opponents(rgb)
+    return _spread_and_mean(rg, yb)
+
+
+def colorfulness_absolute(rgb):
+    """Colourfulness as DDColor's published evaluation computes it: of the *absolute* opponent differences.
+
+    Not what Hasler and Suesstrunk define, and not comparable with `colorfulness`; DDColor's and later papers' tables are
+    made with it.
+    """
+    rg, yb = _opponents(rgb)
+    return _spread_and_mean(jnp.abs(rg), jnp.abs(yb))
+
+
+def _opponents(rgb):
+    """Red-green and yellow-blue in 8-bit units, (B, H, W) each."""
     r, g, b = (255.0 * rgb[..., i] for i in range(3))
-    rg, yb = r - g, 0.5 * (r + g) - b
+    return r - g, 0.5 * (r + g) - b
+
+
+def _spread_and_mean(rg, yb):
     sigma = jnp.sqrt(jnp.var(rg, axis=(1, 2)) + jnp.var(yb, axis=(1, 2)))
     mu = jnp.sqrt(jnp.square(jnp.mean(rg, axis=(1, 2))) + jnp.square(jnp.mean(yb, axis=(1, 2))))
     return sigma + 0.3 * mu

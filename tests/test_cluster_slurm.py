@@ -142,10 +142,14 @@ def assert_identical(a, b):
 
 
 def assert_same_losses(run, reference):
+    """To rounding, which grows from step to step: to 3e-2 at the last of them, when this was written. Other photos would
+    make losses differ by half.
+    """
     run, reference = losses(run), losses(reference)
     shared = [step for step in run if step in reference]
     assert len(shared) > 0.6 * STEPS
-    np.testing.assert_allclose([run[step] for step in shared], [reference[step] for step in shared], rtol=2e-4)
+    for step in shared:
+        assert run[step] == pytest.approx(reference[step], rel=2e-4 if step <= STEPS / 2 else 5e-2), step
 
 
 def run_here(run, *flags, devices=1, launcher=(), **environ):

@@ -150,6 +150,20 @@ def test_plans_that_would_lose_something_are_refused(tmp_path):
         plan([tmp_path / 'empty'], tmp_path / 'out')
 
 
+def test_photos_in_batches_come_out_as_by_themselves(colorizer, tmp_path):
+    photo = Image.open(FISH).convert('L')
+    (tmp_path / 'in').mkdir()
+    for i in range(5):
+        photo.resize((90, 70) if i == 3 else (80, 80)).rotate(40 * i).save(tmp_path / 'in' / f'{i}.png')
+    for batch_size in (1, 2):
+        pairs = plan([tmp_path / 'in'], tmp_path / f'out{batch_size}')
+        assert colorize(colorizer, pairs, quiet=True, batch_size=batch_size) == []
+    for i in range(5):
+        one, two = (np.asarray(Image.open(tmp_path / f'out{size}' / f'{i}.png'), np.int32) for size in (1, 2))
+        assert np.abs(one - two).max() <= 1
+        assert np.abs(one - one[..., :1]).max() > 1
+
+
 def test_bad_photos_are_one_sentence_each_and_the_others_are_coloured(trained, tmp_path, command):
     bad = tmp_path / 'bad'
     bad.mkdir()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import assert_one_sentence
 from PIL import Image
-from skimage.metrics import peak_signal_noise_ratio
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from jaxcolor import color, evaluate, logs, metrics, tasks
 from jaxcolor.data.shards import open_shards
@@ -40,6 +40,25 @@ def test_colorfulness_is_hasler_and_suesstrunk_s(photo_pair):
         rg, yb = r - g, (r + g) / 2 - b
         expected = np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean())
         np.testing.assert_allclose(value, expected, rtol=1e-4)
+        rg, yb = abs(rg), abs(yb)  # DDColor's
+        expected = np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean())
+        np.testing.assert_allclose(metrics.colorfulness_absolute(photo[None])[0], expected, rtol=1e-4)
+
+
+def test_ssim_agrees_with_scikit_image(photo_pair):
+    faded, truth = (np.asarray(x, np.float64) for x in photo_pair)
+    options = {'gaussian_weights': True, 'sigma': 1.5, 'use_sample_covariance': False, 'channel_axis': -1, 'data_range': 1}
+    expected = [structural_similarity(b, a, **options) for a, b in zip(faded, truth, strict=True)]
+    np.testing.assert_allclose(metrics.ssim(*photo_pair), expected, atol=2e-5)
+    np.testing.assert_allclose(metrics.ssim(photo_pair[1], photo_pair[1]), 1, atol=1e-6)
+
+
+def test_auc_is_the_area_under_the_curve_of_zhang(photo_pair):
+    a, b = (color.rgb_to_lab(np.asarray(photo))[..., 1:] for photo in photo_pair)
+    error = np.linalg.norm(a - b, axis=-1)
+    thresholds = np.linspace(0, 150, 3001)
+    curve = [[(e <= t).mean() for t in thresholds] for e in error]
+    np.testing.assert_allclose(metrics.ab_auc(a, b), np.trapezoid(curve, thresholds) / 150, atol=1e-4)
 
 
 def test_agreement_is_keras_accuracy_of_two_channels():

@@ -6,6 +6,7 @@
     python -m jaxcolor.benchmark --configs=ltbc --forms=plain,auto          what the layers' second forms save
     python -m jaxcolor.benchmark --configs=ltbc --scaling --cpu-devices=4   1, 2, 4 devices
     python -m jaxcolor.benchmark --configs=ltbc --against=torch             beside the same network in PyTorch, in turns
+    python -m jaxcolor.benchmark --model=RUN --photos=FOLDER                colorize, and its network alone
     python -m jaxcolor.benchmark --configs=ltbc --trace=DIR                 a profile of three steps, for Perfetto, XProf
 
 Values separated by commas are all combined. Results are printed, and written to --out as results.json, results.md and
@@ -23,6 +24,7 @@ import jax
 
 from jaxcolor.benchmark import report
 from jaxcolor.benchmark.against import TorchTraining, check_same_loss, paired, varied_batch
+from jaxcolor.benchmark.folder import beside_the_network
 from jaxcolor.benchmark.workload import Case, Workload, ceilings, measure
 from jaxcolor.errors import UserError, one_line_errors
 
@@ -82,13 +84,13 @@ def trace(case: Case, folder):
     print(f'profile: {folder} (open its .trace.json.gz in Perfetto, or the folder in XProf)')
 
 
-def beside_torch(case: Case, rounds: int) -> dict:
+def beside_torch(workload: Workload, rounds: int) -> dict:
     """Times jaxcolor and PyTorch in turns: {'eager': Ratio as a dict, 'compiled': the same}. Both first show one loss.
 
     Raises:
         UserError: PyTorch is not installed, or computes something else.
     """
-    workload = Workload(case)
+    case = workload.case
     batch = varied_batch(workload.config, case.batch)
     if case.mode == 'train':
         check_same_loss(workload.config, batch)
@@ -104,7 +106,6 @@ def beside_torch(case: Case, rounds: int) -> dict:
 
         ratio = paired(lambda: workload.run(steps), run, rounds)
         found[name] = ratio._replace(ours_s=ratio.ours_s / steps, theirs_s=ratio.theirs_s / steps)._asdict()
-    workload.close()
     return found
 
 
@@ -134,6 +135,8 @@ def _parser():
     add('--cpu-devices', type=int, help='make so many devices of the CPU')
     add('--against', choices=['torch'], help="put PyTorch's step times, eager and compiled, beside each row")
     add('--rounds', type=int, default=7, help='timed, of at least 0.3 s each (%(default)s)')
+    add('--model', metavar='RUN', help='time `colorize` with this run instead ...')
+    add('--photos', metavar='FOLDER', help='... on these photos')
     add('--trace', metavar='DIR', help='write a profile instead')
     add('--out', metavar='DIR', help='where to write the results')
     add('--compare', metavar='JSON', help='earlier results')
@@ -152,6 +155,15 @@ def main(argv=None):
     if args.cpu_devices:
         jax.config.update('jax_num_cpu_devices', args.cpu_devices)
     earlier = report.read(args.compare) if args.compare else None
+    if args.model or args.photos:
+        if not (args.model and args.photos):
+            raise UserError('--model and --photos go together: give both.')
+        count, ratio = beside_the_network(args.model, args.photos, args.rounds)
+        print(
+            f'{", ".join(machine().values())}: colorize {count / ratio.ours_s:.4g} photos/s, its network alone '
+            f'{count / ratio.theirs_s:.4g}: {100 / ratio.median:.0f} % ({100 / ratio.largest:.0f}-{100 / ratio.least:.0f})'
+        )
+        return
     todo = cases(args)
     if args.trace:
         trace(todo[0], args.trace)
@@ -159,14 +171,14 @@ def main(argv=None):
     results = {'machine': machine(), 'ceilings': {p: ceilings(p) for p in args.precision}, 'rows': []}
     print(', '.join(results['machine'].values()), flush=True)
     for number, case in enumerate(todo, start=1):
-        row = measure(case, args.rounds)
+        workload = Workload(case)
+        row = measure(workload, args.rounds)
         if args.against:
-            row['against'] = beside_torch(case, args.rounds)
+            row['against'] = beside_torch(workload, args.rounds)
+        workload.close()
         results['rows'].append(row)
         print(f'{number}/{len(todo)} {report.name_of(row)}: {1e3 * row["step_s"]:.4g} ms', flush=True)
     print(f'\n{report.markdown(results)}')
-    if args.against:
-        print(f'\n{report.ratios(results)}')
     if earlier:
         print(f'\n{report.comparison(results, earlier)}')
     if args.out:

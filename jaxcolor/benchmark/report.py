@@ -30,7 +30,7 @@ def binding(row, ceilings) -> str:
 
 
 def markdown(results) -> str:
-    """The rows as a table."""
+    """The rows as a table; where they were timed beside PyTorch, the ratios as a second one."""
     head = [
         'network', 'trained parameters', 'photo', 'batch', 'GFLOP an image', 'as XLA counts', 'step (ms)', 'spread',
         'images/s', 'of the ceiling', 'bound by', 'memory (MB)', 'compile (s)',
@@ -53,7 +53,8 @@ def markdown(results) -> str:
         for precision, top in results['ceilings'].items()
     )
     machine = ', '.join(results['machine'].values())
-    return '\n'.join([*lines, '', f'Ceilings, measured in the same run: {tops}. {machine}.'])
+    beside = ['', ratios(results)] if any('against' in row for row in results['rows']) else []
+    return '\n'.join([*lines, *beside, '', f'Ceilings, measured in the same run: {tops}. {machine}.'])
 
 
 def ratios(results) -> str:
@@ -113,8 +114,21 @@ def draw(results, path):
     figure = Figure(figsize=(12, max(4, 0.3 * len(rows))), layout='constrained')
     bars, roof = figure.subplots(1, 2)
     names = [f'{name_of(row)}, {row["batch"]}x{row["size"]}' for row in rows]
-    bars.barh(range(len(rows)), [row['images_per_second'] for row in rows], color='C0')
-    bars.set(yticks=range(len(rows)), yticklabels=names, xlabel='images/s', xscale='log')
+    against = [row.get('against', {}) for row in rows]
+    if any(against):
+        for offset, (kind, color) in enumerate({'eager': 'C1', 'compiled': 'C2'}.items()):
+            shown = [(i, beside[kind]) for i, beside in enumerate(against) if kind in beside]
+            medians = [ratio['median'] for _, ratio in shown]
+            ends = [[r['median'] - r['least'] for _, r in shown], [r['largest'] - r['median'] for _, r in shown]]
+            places = [i + 0.4 * offset - 0.2 for i, _ in shown]
+            bars.barh(places, medians, 0.38, xerr=ends, color=color, label=f'PyTorch, {kind}')
+        bars.axvline(1, color='black', linewidth=1)
+        bars.set(xlabel="time of jaxcolor's step, PyTorch's = 1")
+        bars.legend()
+    else:
+        bars.barh(range(len(rows)), [row['images_per_second'] for row in rows], color='C0')
+        bars.set(xlabel='images/s', xscale='log')
+    bars.set(yticks=range(len(rows)), yticklabels=names)
     bars.invert_yaxis()
     for number, (precision, top) in enumerate(results['ceilings'].items()):
         known = [row for row in rows if row['precision'] == precision and row['bytes']]

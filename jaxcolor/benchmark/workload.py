@@ -200,17 +200,16 @@ class Workload:
             self._batches.close()
 
 
-def measure(case: Case, rounds: int = 7, seconds: float = 0.3) -> dict:
+def measure(workload: Workload, rounds: int = 7, seconds: float = 0.3) -> dict:
     """Times a case: a row of the report, the case's fields and {parameters, gflop and xla_gflop (an image), compile_s,
     step_s (median of the rounds), spread (largest - smallest, over the median), images_per_second, flops_per_second, bytes,
     memory}.
 
     A round is as many steps as take `seconds`, at least one.
     """
-    workload = Workload(case)
+    case = workload.case
     steps = workload.steps_that_take(seconds)
     times = [workload.run(steps) / steps for _ in range(rounds)]
-    workload.close()
     step_s = statistics.median(times)
     return {
         **dataclasses.asdict(case),

@@ -1,0 +1,37 @@
+"""`colorize` on a folder of photos, beside the network alone on the same photos."""
+
+import tempfile
+
+import numpy as np
+
+from jaxcolor.benchmark.against import Ratio, paired
+from jaxcolor.colorize import Colorizer, batch_size_of, colorize, plan, read_photo
+
+
+def beside_the_network(model, photos, rounds: int) -> tuple[int, Ratio]:
+    """How many photos there are, and the seconds of colouring them, files and all, over those of the network alone.
+
+    Args:
+        model: a run directory.
+        photos: a folder.
+
+    Raises:
+        UserError: no such run or folder; a photo cannot be read.
+    """
+    colorizer = Colorizer(model)
+    with tempfile.TemporaryDirectory() as out:
+        pairs = plan([photos], out)
+        by_shape = {}
+        for photo, _ in pairs:
+            lightness = colorizer.look(read_photo(photo, 200))
+            by_shape.setdefault(lightness.shape, []).append(lightness)
+        size = batch_size_of(colorizer)
+        batches = [
+            np.concatenate(group[i : i + size]) for group in by_shape.values() for i in range(0, len(group), size)
+        ]  # fmt: skip
+
+        def network():
+            for batch in batches:
+                colorizer.colors(batch)
+
+        return len(pairs), paired(lambda: colorize(colorizer, pairs, quiet=True), network, rounds)
