@@ -154,7 +154,7 @@ class Workload:
         """The step that is timed, as it is written for one device."""
         if self.case.mode == 'infer':
             given = {'features': next(iter(batch['features'].values()))} if self.case.cached else {}
-            return state, self.task.predict(state, batch['lightness'], jax.random.PRNGKey(0), **given)
+            return (self.task.predict(state, batch['lightness'], jax.random.PRNGKey(0), **given),)
         if held:
             batch = device.gather(*held, **batch, data=self.config.data, seed=0)
         return self.task.train_step(state, batch)
@@ -166,7 +166,7 @@ class Workload:
         )
         self.flops = self.parallel.device_count * flops.count(self.step_of_device, self.state, per_device, *self._held)
         is_training = self.case.mode == 'train'
-        step = self.parallel.map(self.step_of_device, (False, not is_training), donate_state=is_training)
+        step = self.parallel.map(self.step_of_device, (False, False) if is_training else (True,), donate_state=is_training)
         start = time.perf_counter()
         self.bytes = self.memory = self.xla_flops = None
         if hasattr(step, 'lower'):
@@ -179,16 +179,23 @@ class Workload:
                 - sizes.alias_size_in_bytes
             )  # fmt: skip
         self._step = step
-        self.state, self.measured = jax.block_until_ready(step(self.state, batch, *self._held))
+        self._take(batch)
+        jax.block_until_ready(self.result)
         self.compile_s = time.perf_counter() - start
 
     def run(self, steps: int) -> float:
         """Seconds that so many steps took."""
         start = time.perf_counter()
         for _ in range(steps):
-            self.state, self.measured = self._step(self.state, self._next(), *self._held)
-        jax.block_until_ready((self.state, self.measured))
+            self._take(self._next())
+        jax.block_until_ready((self.state, self.result))
         return time.perf_counter() - start
+
+    def _take(self, batch):
+        """One step; its metrics or predictions are the result."""
+        *state, self.result = self._step(self.state, batch, *self._held)
+        if state:
+            (self.state,) = state
 
     def steps_that_take(self, seconds: float) -> int:
         """How many steps take so long, at least one."""
