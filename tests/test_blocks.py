@@ -62,6 +62,13 @@ class TestForms:
         assert_equal_forms(outputs_and_statistics, random(2, *size, 3, dtype=dtype), params)
 
 
+@pytest.mark.parametrize('size', [(32, 32), (31, 35)])
+def test_winograd(size):
+    layer = blocks.Conv(256)
+    params = {'kernel': random(3, 3, 128, 256) / 34, 'bias': random(256)}
+    assert_equal_forms(lambda x, params: layer.apply({'params': params}, x), random(2, *size, 128), params)
+
+
 def test_plain_forms_are_those_of_flax():
     x, key = random(2, 8, 6, 3), jax.random.PRNGKey(0)
     pairs = [

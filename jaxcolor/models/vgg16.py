@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcolor.models.blocks import Conv
+
 SIZE = 224
 # (channels, convolutions) of each block; a 2x2 max pooling ends each.
 BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
@@ -38,7 +40,7 @@ class VGG16(nn.Module):
         x = image.astype(self.dtype)
         for b, (channels, count) in enumerate(BLOCKS, 1):
             for i in range(1, count + 1):
-                x = nn.relu(nn.Conv(channels, (3, 3), dtype=self.dtype, name=f'block{b}_conv{i}')(x))
+                x = nn.relu(Conv(channels, dtype=self.dtype, name=f'block{b}_conv{i}')(x))
             x = nn.max_pool(x, (2, 2), (2, 2))
         x = x.reshape(x.shape[0], -1)  # (B, 25088), channels last
         for name, features in DENSE:
