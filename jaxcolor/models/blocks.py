@@ -10,6 +10,7 @@ transform; and batch norm sums up by matrix products, which XLA does several tim
 import contextlib
 import contextvars
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -241,8 +242,13 @@ _affine_by_products.defvjp(
 
 def _sum_of_rows(x):
     """(..., C) -> (C,), by a matrix product with ones."""
-    rows = x.reshape(-1, x.shape[-1])
-    return jnp.matmul(jnp.ones((1, rows.shape[0]), x.dtype), rows, precision='highest')[0]
+    C = x.shape[-1]
+    count = x.size // C
+    # In two steps: a product adds its terms one after the other, and the rounding grows with their number.
+    parts = math.gcd(count, 2**5)
+    rows = x.reshape(count // parts, parts * C)
+    sums = jnp.matmul(jnp.ones((1, count // parts), x.dtype), rows, precision='highest')
+    return jnp.sum(sums.reshape(parts, C), axis=0)
 
 
 class Conv(nn.Module):
