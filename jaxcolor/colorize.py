@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
 
@@ -34,6 +35,8 @@ _AHEAD = min(8, os.cpu_count() or 1)
 _GPU_BATCH = 8
 # Pixels of photos that wait for others of their shape: bounds the memory that scans take.
 _WAITING_PIXELS = 2**27
+# Pixels recoloured at a time: always as many, so that it is compiled once.
+_CHUNK = 2**16
 # Rows recomposed at a time: bounds the memory that a large scan takes.
 _STRIP_PIXELS = 2**21
 _FORMATS = {'.jpg': 'JPEG', '.jpeg': 'JPEG', '.png': 'PNG', '.webp': 'WEBP', '.tif': 'TIFF', '.tiff': 'TIFF'}
@@ -110,11 +113,28 @@ def recompose(rgb: Image.Image, ab: np.ndarray) -> Image.Image:
     for top in range(0, H, rows):
         bottom = min(H, top + rows)
         box = (0, top * h / H, w, bottom * h / H)
-        strip = color.rgb_to_lab(np.asarray(rgb.crop((0, top, W, bottom))))
-        for i, plane in enumerate(planes, start=1):
-            strip[..., i] = plane.resize((W, bottom - top), Image.Resampling.BICUBIC, box=box)
-        out.paste(Image.fromarray(color.to_uint8(color.lab_to_rgb(strip))), (0, top))
+        strip = np.asarray(rgb.crop((0, top, W, bottom)))
+        enlarged = [plane.resize((W, bottom - top), Image.Resampling.BICUBIC, box=box) for plane in planes]
+        out.paste(Image.fromarray(_recolored(strip, np.stack(enlarged, axis=-1))), (0, top))
     return out
+
+
+def _recolored(rgb, ab):
+    """uint8 (H, W, 3) and a*b* (H, W, 2) -> uint8 (H, W, 3) of that L* and these a*b*."""
+    shape, rgb, ab = rgb.shape, rgb.reshape(-1, 3), ab.reshape(-1, 2)
+    out = np.empty_like(rgb)
+    for start in range(0, len(out), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        missing = ((0, max(0, start + _CHUNK - len(out))), (0, 0))
+        made = _recolor(np.pad(rgb[part], missing), np.pad(ab[part], missing))
+        out[part] = np.asarray(made)[: len(out) - start]
+    return out.reshape(shape)
+
+
+@jax.jit
+def _recolor(rgb, ab):
+    lightness = color.rgb_to_lab(rgb)[..., :1]
+    return color.to_uint8(color.lab_to_rgb(jnp.concatenate([lightness, ab], axis=-1)))
 
 
 def read_photo(path, max_megapixels: float) -> Image.Image:
