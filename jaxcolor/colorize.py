@@ -19,7 +19,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms
 
 from jaxcolor import cache, color, runs
-from jaxcolor.data.decode import SUFFIXES, RejectedError, open_photo, pillow_unguarded
+from jaxcolor.data.decode import FORMATS, SUFFIXES, RejectedError, open_photo, pillow_unguarded
 from jaxcolor.errors import UserError, one_line_errors
 from jaxcolor.logs import Progress
 from jaxcolor.parallel import compiler_options
@@ -33,8 +33,9 @@ _MIN_SIDE = 2
 _AHEAD = min(8, os.cpu_count() or 1)
 # Photos of one shape that go through the network together, where it is on a GPU: CPUs gain nothing by it.
 _GPU_BATCH = 8
-# Pixels of photos that wait for others of their shape: bounds the memory that scans take.
-_WAITING_PIXELS = 2**27
+# Pixels of the photos that are read ahead, that wait for others of their shape, and that are written: as many each,
+# unless one photo has more. It bounds the memory that scans take.
+_MOST_PIXELS = 2**27
 # Pixels recoloured at a time: always as many, so that it is compiled once.
 _CHUNK = 2**16
 # Rows recomposed at a time: bounds the memory that a large scan takes.
@@ -138,11 +139,9 @@ def _recolor(rgb, ab):
 
 
 def read_photo(path, max_megapixels: float) -> Image.Image:
-    """A file -> an upright photo in sRGB, RGB or RGBA, with its EXIF data in `info`. Raises UserError."""
+    """A file -> an upright photo in sRGB, RGB or RGBA. Call it inside `pillow_unguarded()`. Raises UserError."""
     try:
-        data = Path(path).read_bytes()
-        with pillow_unguarded():
-            image = open_photo(data, max_megapixels=max_megapixels, keep_alpha=True)
+        image = open_photo(Path(path).read_bytes(), max_megapixels=max_megapixels, keep_alpha=True)
     except OSError as error:
         raise UserError(f'{path} cannot be read ({error.strerror}).') from None
     except RejectedError as error:
@@ -206,6 +205,7 @@ def batch_size_of(colorizer) -> int:
     return 1 if jax.default_backend() == 'cpu' or colorizer.task.takes_noise else _GPU_BATCH
 
 
+@pillow_unguarded()
 def colorize(
     colorizer, pairs, *, style=None, variants=1, max_megapixels=200.0, quiet=False, batch_size=None
 ) -> list[str]:
@@ -225,7 +225,7 @@ def colorize(
     progress = Progress(len(pairs), 'photos', quiet=quiet)
     failures = []
     waiting = collections.defaultdict(list)  # photos by the shape that the network sees them in
-    written = collections.deque()
+    written = _Queue()
 
     def read(pair):
         image = read_photo(pair[0], max_megapixels)
@@ -245,15 +245,19 @@ def colorize(
             progress.say(f'jaxcolor: error: {error}')
             return None
 
+    def finish(futures):
+        for future in futures:
+            settle(future)
+            progress.update()
+
     def colour(group):
         lightness = np.concatenate([lightness for *_, lightness in group])
         colors = [colorizer.colors(lightness, style, variant) for variant in range(variants)]
         for i, (photo, target, image, _) in enumerate(group):
-            written.append(pool.submit(write, photo, target, image, [ab[i] for ab in colors]))
+            pixels = image.width * image.height
+            finish(written.that_make_room_for(pixels))
+            written.append((pool.submit(write, photo, target, image, [ab[i] for ab in colors]), pixels))
         group.clear()
-        while len(written) > _AHEAD:
-            settle(written.popleft())
-            progress.update()
 
     def singly(groups):
         for group in groups.values():
@@ -271,24 +275,45 @@ def colorize(
             group.append(found)
             if len(group) == batch_size:
                 colour(group)
-            elif sum(image.width * image.height for group in waiting.values() for *_, image, _ in group) > _WAITING_PIXELS:
+            elif sum(image.width * image.height for group in waiting.values() for *_, image, _ in group) > _MOST_PIXELS:
                 singly(waiting)
         singly(waiting)
-        while written:
-            settle(written.popleft())
-            progress.update()
+        finish(written.all())
     progress.close()
     return failures
 
 
-def _ahead(pool, function, items):
-    """Futures of a function of every item, in order; some are under way before they are asked for."""
-    under_way = collections.deque()
-    for item in items:
-        under_way.append(pool.submit(function, item))
-        if len(under_way) > _AHEAD:
-            yield under_way.popleft()
-    yield from under_way
+class _Queue(collections.deque):
+    """Work under way in threads, oldest first: (future, pixels of its photo)."""
+
+    def that_make_room_for(self, pixels):
+        """Takes out and yields futures until one more photo fits."""
+        while self and (len(self) >= _AHEAD or sum(size for _, size in self) + pixels > _MOST_PIXELS):
+            yield self.popleft()[0]
+
+    def all(self):
+        """Takes out and yields every future."""
+        while self:
+            yield self.popleft()[0]
+
+
+def _ahead(pool, read, pairs):
+    """Futures of reading every photo, in order; some are under way before they are asked for."""
+    under_way = _Queue()
+    for pair in pairs:
+        pixels = _pixels(pair[0])
+        yield from under_way.that_make_room_for(pixels)
+        under_way.append((pool.submit(read, pair), pixels))
+    yield from under_way.all()
+
+
+def _pixels(path):
+    """How many pixels a photo will have, from the head of its file; 0 where that cannot be read."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return image.width * image.height
+    except Exception:  # whatever is wrong with it, reading it will say so
+        return 0
 
 
 def _exif(path):
@@ -296,7 +321,7 @@ def _exif(path):
 
     Not the rest: orientation, sizes and offsets would be wrong for the result.
     """
-    with pillow_unguarded(), Image.open(path) as image:
+    with Image.open(path, formats=FORMATS) as image:
         of_photo, kept = image.getexif(), Image.Exif()
         kept.update({tag: of_photo[tag] for tag in _EXIF_KEPT if tag in of_photo})
         for directory in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
@@ -328,7 +353,8 @@ def main(argv=None):
     pairs = plan(args.photos, args.out)
     cache.keep_compiled()
     colorizer = Colorizer(args.model, args.step, args.size)
-    style = colorizer.describe(read_photo(args.style, args.max_megapixels)) if args.style else None
+    with pillow_unguarded():
+        style = colorizer.describe(read_photo(args.style, args.max_megapixels)) if args.style else None
     failures = colorize(colorizer, pairs, style=style, variants=args.variants, max_megapixels=args.max_megapixels)
     print(f'{len(pairs) - len(failures)} of {len(pairs)} photos coloured, in {args.out}')
     if failures:

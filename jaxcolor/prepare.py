@@ -7,7 +7,6 @@ are not there yet.
 
 import argparse
 import collections
-import concurrent.futures
 import contextlib
 import csv
 import dataclasses
@@ -15,11 +14,12 @@ import fcntl
 import itertools
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
 import signal
 import sys
-import threading
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -142,62 +142,63 @@ def _locked(out):
         yield
 
 
-class _StoppedError(Exception):
-    """Another worker failed; this one gives up its shard."""
-
-
-def _init_worker(counter, stop):
-    global _counter, _stop
-    _counter, _stop = counter, stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells
-    # A worker whose parent was killed must not go on by itself.
-    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
-
-
-def _advance():
-    if _stop.is_set():
-        raise _StoppedError
-    with _counter.get_lock():
-        _counter.value += 1
-
-
-def _work(out, task, options):
-    make_shard(out, task, options, _advance)
-
-
 def _run(tasks, out, options, workers, progress):
-    """Makes the shards, `workers` at a time; tasks are taken one ahead of the workers, since they may hold a stream."""
+    """Makes the shards, `workers` at a time. Raises UserError where a worker was killed."""
     if workers <= 1:
         for task in tasks:
             make_shard(out, task, options, progress.update)
         return
     context = multiprocessing.get_context('spawn')  # a fork would not survive JAX's threads
-    counter, stop = context.Value('q', 0), context.Event()
-    pending, counted = set(), 0
+    at_work = {}  # this end of each worker's pipe: the worker
+    try:
+        for task in itertools.islice(tasks, workers):
+            ours, theirs = context.Pipe()
+            at_work[ours] = context.Process(target=_work, args=(theirs, out, options), daemon=True)
+            at_work[ours].start()
+            theirs.close()
+            ours.send(task)
+        task = next(tasks, None)  # one ahead of the workers: tasks out of a stream take a while
+        while at_work:
+            for pipe in multiprocessing.connection.wait(at_work):
+                message = pipe.recv()
+                if isinstance(message, Exception):
+                    raise message
+                if message == _PHOTO:
+                    progress.update()
+                elif task is not None:
+                    pipe.send(task)
+                    task = next(tasks, None)
+                else:
+                    pipe.send(None)
+                    at_work.pop(pipe).join()
+    except (EOFError, ConnectionError):
+        raise UserError(
+            'a worker process was killed (out of memory?); run the same command again, maybe with fewer --workers'
+        ) from None
+    finally:
+        # Nothing is shared but the pipes, so that no worker can take a lock to its grave.
+        for worker in at_work.values():
+            if worker.pid:
+                worker.terminate()
+                worker.join()
 
-    def wait(most):
-        nonlocal counted, pending
-        while len(pending) > most:
-            done, pending = concurrent.futures.wait(pending, 0.5, concurrent.futures.FIRST_COMPLETED)
-            progress.update(counter.value - counted)
-            counted = counter.value
-            for future in done:
-                future.result()
 
-    with concurrent.futures.ProcessPoolExecutor(workers, context, _init_worker, (counter, stop)) as pool:
-        try:
-            for task in tasks:
-                pending.add(pool.submit(_work, out, task, options))
-                wait(workers)
-            wait(0)
-        except concurrent.futures.process.BrokenProcessPool:
-            raise UserError(
-                'a worker process was killed (out of memory?); run the same command again, maybe with fewer --workers'
-            ) from None
-        finally:
-            stop.set()
-            for future in pending:
-                future.cancel()
+# What workers tell: a photo is done; a shard is done.
+_PHOTO, _SHARD = 'photo', 'shard'
+
+
+def _work(pipe, out, options):
+    """A worker's life: makes the shards that come through its pipe, until None comes or the other end is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells
+    with contextlib.suppress(EOFError, ConnectionError):
+        while task := pipe.recv():
+            try:
+                make_shard(out, task, options, lambda: pipe.send(_PHOTO))
+            except Exception as error:
+                error.add_note(f'In a worker: {traceback.format_exc()}')
+                pipe.send(error)
+                return
+            pipe.send(_SHARD)
 
 
 def _finish(out, stems, classes, options, plan):

@@ -10,6 +10,7 @@ from PIL import ExifTags, Image, ImageCms
 
 from jaxcolor import color
 from jaxcolor.colorize import Colorizer, colorize, plan, recompose
+from jaxcolor.data.decode import pillow_unguarded
 from jaxcolor.errors import UserError
 
 FISH = PHOTOS / 'train' / 'fish1.jpg'
@@ -198,8 +199,22 @@ def test_bad_commands_are_one_sentence(trained, tmp_path, command):
         assert_one_sentence(code, err, part)
 
 
+def test_only_the_limit_of_the_command_holds_for_a_folder_of_large_photos(colorizer, tmp_path, monkeypatch):
+    """Pillow refuses photos of twice its own limit, which is the whole process's, whatever the threads do."""
+    (tmp_path / 'in').mkdir()
+    for i in range(12):
+        Image.open(FISH).save(tmp_path / 'in' / f'{i}.jpg')
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
+    # As few pixels under way as can be: one photo in each queue.
+    monkeypatch.setattr('jaxcolor.colorize._MOST_PIXELS', 1000)
+    assert colorize(colorizer, plan([tmp_path / 'in'], tmp_path / 'out'), quiet=True) == []
+    assert Image.MAX_IMAGE_PIXELS == 1000
+    assert len(list((tmp_path / 'out').iterdir())) == 12
+
+
 @pytest.mark.slow
 def test_a_hundred_megapixels(colorizer, tmp_path):
     photo = Image.open(FISH).convert('L').resize((12_500, 8_000))
-    assert colored(colorizer, photo, tmp_path, 'a.jpg').size == (12_500, 8_000)
+    with pillow_unguarded():
+        assert colored(colorizer, photo, tmp_path, 'a.jpg').size == (12_500, 8_000)
     assert os.path.getsize(tmp_path / 'out' / 'a.jpg') > 1e6

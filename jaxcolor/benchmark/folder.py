@@ -6,8 +6,10 @@ import numpy as np
 
 from jaxcolor.benchmark.against import Ratio, paired
 from jaxcolor.colorize import Colorizer, batch_size_of, colorize, plan, read_photo
+from jaxcolor.data.decode import pillow_unguarded
 
 
+@pillow_unguarded()
 def beside_the_network(model, photos, rounds: int) -> tuple[int, Ratio]:
     """How many photos there are, and the seconds of colouring them, files and all, over those of the network alone.
 

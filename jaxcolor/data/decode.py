@@ -20,7 +20,10 @@ class RejectedError(Exception):
 
 @contextlib.contextmanager
 def pillow_unguarded():
-    """Lifts Pillow's own limit of pixels, since `open_photo` checks the caller's, and silences its remarks."""
+    """Lifts Pillow's own limit of pixels, since `open_photo` checks the caller's, and silences its remarks.
+
+    Both are the whole process's: enter it before threads start that decode, and leave it after they have ended.
+    """
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
