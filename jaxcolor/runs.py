@@ -13,6 +13,7 @@ from jaxcolor.data import pipeline
 from jaxcolor.errors import UserError
 from jaxcolor.logs import write_atomically
 from jaxcolor.models import extractors, import_weights
+from jaxcolor.parallel import DataParallel
 
 # Fields that change neither parameters (but for rounding) nor batches up to a step: a run may be continued with others.
 FREE_FIELDS = {
@@ -92,7 +93,7 @@ def import_run(run, config: ConfigDict, weights) -> None:
     with Checkpoints(Path(run) / 'checkpoints', config.train.keep_best) as checkpoints:
         if checkpoints.latest_step is not None:
             raise UserError(f'{run} holds checkpoints already; name another --workdir.')
-        state = task.init(jax.random.PRNGKey(config.seed))
+        state = DataParallel().create(task.init, jax.random.PRNGKey(config.seed))
         state = state.replace(params=jax.tree.map(jax.numpy.asarray, params))
         checkpoints.save(0, state, pipeline.START, json.loads(config.to_json()))
 

@@ -81,7 +81,7 @@ def train(config, run) -> dict[str, dict[str, float]]:
             progress.say(f'resuming {run} from its checkpoint at step {first}')
         else:
             first = 0
-            state = jax.jit(task.init, out_shardings=parallel.replicated)(rng)
+            state = parallel.create(task.init, rng)
         state = state.replace(frozen=parallel.replicate(extractor))
         _announce(progress, config, parallel, shards, state, splits)
         progress.done = progress.start = first

@@ -15,6 +15,7 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='jaxcolor-tests-')
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.3'
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,25 @@ def trained(tmp_path_factory, shards):
     from jaxcolor.train import train
 
     return made_once(tmp_path_factory, 'trained', lambda folder: train(small_config(shards), folder))
+
+
+@pytest.fixture(scope='session')
+def slurm(tmp_path_factory):
+    """A cluster of 2 nodes, this test process's own."""
+    from slurm_cluster import Slurm
+
+    missing = [name for name in ('slurmctld', 'slurmd', 'munged', 'mpirun', 'ip') if shutil.which(name) is None]
+    assert os.getuid() == 0 and not missing, f'needs root and {missing}'
+    with Slurm(tmp_path_factory.mktemp('slurm'), 2) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope='session')
+def undisturbed(slurm, tmp_path_factory):
+    """The run directory of a training over 2 nodes that nothing happened to."""
+    from slurm_cluster import train_undisturbed
+
+    return made_once(tmp_path_factory, 'undisturbed', lambda run: train_undisturbed(slurm, run))
 
 
 @pytest.fixture(scope='session')

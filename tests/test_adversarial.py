@@ -30,7 +30,7 @@ def task():
 @pytest.fixture(scope='module')
 def state(task):
     """A fresh state, on the host."""
-    return jax.device_get(jax.jit(task.init, out_shardings=DataParallel().replicated)(jax.random.PRNGKey(0)))
+    return jax.device_get(DataParallel().create(task.init, jax.random.PRNGKey(0)))
 
 
 @pytest.fixture(scope='module')

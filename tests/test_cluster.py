@@ -106,7 +106,7 @@ def one_step(config, devices):
     rng = np.random.default_rng(0)
     lab = rng.integers(0, 256, (16, config.data.crop, config.data.crop, 3), np.uint8)
     batch = {'lab': lab, 'label': rng.integers(-1, 3, 16, np.int32)}
-    state = parallel.replicate(jax.jit(task.init)(jax.random.PRNGKey(0)))
+    state = parallel.create(task.init, jax.random.PRNGKey(0))
     after, measured = jax.device_get(parallel.map(task.train_step)(state, parallel.shard(batch)))
     return jax.tree.map(np.subtract, jax.device_get(state.params), after.params), after.model_state, measured
 

@@ -264,7 +264,7 @@ def small_recipe(name, shards=''):
 
 def fresh_state(task, config, run):
     """A state as a training begins with it, on the host."""
-    state = jax.jit(task.init, out_shardings=DataParallel().replicated)(jax.random.PRNGKey(config.seed))
+    state = DataParallel().create(task.init, jax.random.PRNGKey(config.seed))
     return jax.device_get(state.replace(frozen=runs.frozen(run, config)))
 
 

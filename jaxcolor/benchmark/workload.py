@@ -102,7 +102,7 @@ class Workload:
         self.parallel = DataParallel(case.mapping, jax.devices()[: case.devices or None])
         self._context = contextlib.ExitStack()
         with self:
-            self.state = jax.jit(self.task.init, out_shardings=self.parallel.replicated)(jax.random.PRNGKey(0))
+            self.state = self.parallel.create(self.task.init, jax.random.PRNGKey(0))
             self.parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
             self._make_batch()
             self._compile()
