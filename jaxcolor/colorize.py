@@ -60,8 +60,8 @@ class Colorizer:
     """
 
     def __init__(self, run, step: int | None = None, size: int = 0):
-        config, self.task, self.state = runs.load(run, step)
-        self.size = size or config.data.crop
+        self.config, self.task, self.state = runs.load(run, step)
+        self.size = size or self.config.data.crop
         self._predict = jax.jit(self.task.predict, compiler_options=compiler_options())
         self._describe = jax.jit(self.task.describe) if hasattr(self.task, 'describe') else None
 

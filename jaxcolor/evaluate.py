@@ -1,4 +1,4 @@
-"""A split -> one row of figures, and a grid of examples."""
+"""A split -> figures of every photo, their means, and a grid of examples."""
 
 import os
 from pathlib import Path
@@ -6,31 +6,19 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax import lax
+from jax.experimental import multihost_utils
 from PIL import Image, ImageDraw
 
-from jaxcolor import color, metrics, runs
+from jaxcolor import baselines, color, metrics, report, runs
+from jaxcolor.colorize import Colorizer
 from jaxcolor.data import pipeline
-from jaxcolor.data.shards import open_shards
+from jaxcolor.data.decode import pillow_unguarded
+from jaxcolor.data.shards import SIDECAR, open_shards
 from jaxcolor.parallel import AXIS, DataParallel, compiler_options
-
-# What the table calls each figure, with its unit.
-TITLES = {
-    'photos': 'photos',
-    'loss': 'loss',
-    'color_loss': 'colour loss',
-    'class_loss': 'class loss',
-    'ab_rmse': 'ab RMSE',
-    'psnr': 'PSNR (dB)',
-    'psnr_gray': 'PSNR of gray (dB)',
-    'ssim': 'SSIM',
-    'ab_auc': 'AuC of ab errors',
-    'larger_channel_agreement': 'larger-of-a,b agreement',
-    'colorfulness': 'colourfulness',
-    'colorfulness_true': 'colourfulness of the truth',
-    'colorfulness_absolute': "colourfulness, DDColor's",
-    'colorfulness_absolute_true': "colourfulness of the truth, DDColor's",
-}
+from jaxcolor.perceptual import load_inception, load_lpips
+from jaxcolor.protocols import PhotoSet
 
 
 class Evaluator:
@@ -39,29 +27,51 @@ class Evaluator:
     Args:
         task: of `jaxcolor.tasks`.
         parallel: a DataParallel.
-        shards: a ShardSet.
+        shards: a ShardSet, or another set with `records(split)`.
         config: whole; its data.crop and train.batch_size (a device's part, rounded up) say how photos are taken.
+        judges: of `jaxcolor.perceptual`, whose values are asked for, too.
+        losses: whether the task's own figures are measured; they need photos of the size that it was trained on.
     """
 
-    def __init__(self, task, parallel, shards, config):
-        self.task, self.parallel, self.shards, self.config = task, parallel, shards, config
+    def __init__(self, task, parallel, shards, config, judges=(), losses: bool = True):
+        self.task, self.parallel, self.shards, self.config, self.losses = task, parallel, shards, config, losses
+        self.judges = tuple(parallel.replicate(judge) for judge in judges)
         per_device = -(-config.train.batch_size // (parallel.device_count * config.train.accumulation_steps))
         self.batch_size = per_device * parallel.device_count // jax.process_count()
-        self._sums = parallel.map(self._sums_of_device, outputs=(False,))
+        self._of_network = parallel.map(self._network_on_device, outputs=(True, False))
+        self._of_colors = parallel.map(self._colors_on_device, outputs=(True, False))
         self._predict = jax.jit(task.predict, compiler_options=compiler_options())
 
     def measure(self, state, split: str) -> dict[str, float]:
-        """Means over the photos of a split, each counted once: {name: value}, names as in TITLES."""
-        totals = {}
-        for batch in self._batches(split):
-            photos = {name: batch[name] for name in batch if name != 'name'}
-            (sums,) = self._sums(state, self.parallel.shard(photos))
+        """Means over the photos of a split, each counted once: {name: value}, names as in report.TITLES."""
+        return summary(*self.photos(state, self.batches(split)))
+
+    def photos(self, state, batches, colors=None) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Measures of every photo, each once and in order.
+
+        Args:
+            batches: as `batches` gives them.
+            colors: `colors(batch)` -> a*b* float32 (B, H, W, 2) to measure in place of the network's, as those of
+                `jaxcolor.baselines`.
+
+        Returns:
+            {name: float32 (N,)} with 'label', int32, -1 for none; and the sums over all pixels that
+            `metrics.error_by_color` and `metrics.chroma_by_lightness` give.
+        """
+        parts, totals = [], {}
+        for batch in batches:
+            arrays = {name: batch[name] for name in batch if name != 'name'}
+            if colors is None:
+                each, sums = self._of_network(state, self.parallel.shard(arrays), self.judges)
+            else:
+                arrays = {**{name: arrays[name] for name in ('lab', 'label', 'mask')}, 'ab': colors(batch)}
+                each, sums = self._of_colors((), self.parallel.shard(arrays), self.judges)
+            parts.append(_in_order(each))
             for name, value in jax.device_get(sums).items():
-                totals[name] = totals.get(name, 0.0) + float(value)
-        photos = totals.pop('photos')
-        means = {name: value / photos for name, value in totals.items()}
-        means['ab_rmse'] = means.pop('ab_squared_error') ** 0.5
-        return {'photos': photos, **means}
+                totals[name] = totals.get(name, 0.0) + value.astype(np.float64)
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        mask = joined.pop('mask')
+        return {name: values[mask] for name, values in joined.items()}, totals
 
     def grid(self, state, split: str, path, photos: int) -> None:
         """Draws the first photos of a split: a column each, of gray, output, truth. Call it on one process."""
@@ -77,7 +87,8 @@ class Evaluator:
         }
         save_grid(rows, path)
 
-    def _batches(self, split):
+    def batches(self, split: str):
+        """This process's part of the photos of a split."""
         return pipeline.eval_batches(
             self.shards,
             split,
@@ -87,13 +98,25 @@ class Evaluator:
             process_count=jax.process_count(),
         )
 
-    def _sums_of_device(self, state, batch):
-        """Sums over the global batch's real photos (mask True) of every measure, and their number."""
-        lab = color.decode_lab(batch['lab'])
-        each, ab = self.task.eval_step(state, batch)
+    def _network_on_device(self, state, batch, judges):
+        if self.losses:
+            each, ab = self.task.eval_step(state, batch)
+        else:
+            each, ab = {}, self.task.predict(state, color.decode_lab(batch['lab'])[..., :1], jax.random.PRNGKey(0))
+        return self._compare(each, batch, ab, judges)
+
+    def _colors_on_device(self, state, batch, judges):
+        del state
+        return self._compare({}, batch, batch['ab'], judges)
+
+    def _compare(self, each, batch, ab, judges):
+        """-> (measures of each photo, sums over all devices)"""
+        lab, mask = color.decode_lab(batch['lab']), batch['mask']
         output, truth = color.lab_to_rgb(_with_ab(lab, ab)), color.lab_to_rgb(lab)
         gray = color.lab_to_rgb(_with_ab(lab, jnp.zeros_like(ab)))
         each |= {
+            'mask': mask,
+            'label': batch['label'],
             'ab_squared_error': metrics.ab_squared_error(ab, lab[..., 1:]),
             'psnr': metrics.psnr(output, truth),
             'psnr_gray': metrics.psnr(gray, truth),
@@ -104,52 +127,188 @@ class Evaluator:
             'colorfulness_true': metrics.colorfulness(truth),
             'colorfulness_absolute': metrics.colorfulness_absolute(output),
             'colorfulness_absolute_true': metrics.colorfulness_absolute(truth),
-            'photos': jnp.ones(lab.shape[0]),
+            'chroma': metrics.chroma(ab),
+            'chroma_true': metrics.chroma(lab[..., 1:]),
         }
-        # where, not a product: a blank photo's measure may be infinite.
-        sums = {name: jnp.sum(jnp.where(batch['mask'], value, 0.0)) for name, value in each.items()}
-        return (lax.psum(sums, AXIS),)
+        for judge in judges:
+            each |= judge(output, truth)
+        sums = {
+            'error_by_color': metrics.error_by_color(ab, lab[..., 1:], mask),
+            'chroma_by_lightness': metrics.chroma_by_lightness(ab, lab[..., 1:], lab[..., :1], mask),
+        }
+        return each, lax.psum(sums, AXIS)
 
 
-def evaluate_run(run, data: str, splits, step: int | None = None) -> dict[str, dict[str, float]]:
-    """Evaluates a run directory on the splits of a shard set: prints a table, writes RUN/evaluation/*.png.
+def _in_order(each):
+    """Split arrays of a global batch -> NumPy arrays of it, in the order of the photos, on every process."""
+    count = jax.process_count()
+    if count == 1:
+        return jax.device_get(each)
+    # The processes' rows stand one process after the other; photos were dealt to them in turns.
+    whole = multihost_utils.process_allgather(each, tiled=True)
+    in_turns = {name: np.moveaxis(x.reshape(count, -1, *x.shape[1:]), 0, 1) for name, x in whole.items()}
+    return {name: x.reshape(-1, *x.shape[2:]) for name, x in in_turns.items()}
+
+
+def summary(photos, sums) -> dict[str, float]:
+    """What `Evaluator.photos` gives -> means over photos, {name: value}, names as in report.TITLES."""
+    row = {'photos': float(len(photos['psnr']))}
+    for name, values in photos.items():
+        if name == 'label' or values.ndim > 1:
+            continue
+        values = metrics.known(name, values)
+        if len(values):
+            row[name] = float(np.mean(values, dtype=np.float64))
+    row['ab_rmse'] = row.pop('ab_squared_error') ** 0.5
+    row['ab_auc_balanced'] = metrics.balanced_ab_auc(sums['error_by_color'])
+    row['colorfulness_absolute_delta'] = row['colorfulness_absolute'] - row['colorfulness_absolute_true']
+    if 'fid_output' in photos and len(photos['fid_output']) > 1:
+        row['fid'] = metrics.frechet_distance(photos['fid_output'], photos['fid_truth'])
+    row['chroma_kept'] = row.pop('chroma') / max(row.pop('chroma_true'), 1e-6)
+    return row
+
+
+def evaluate_run(
+    run, data: str, splits, step: int | None = None, lpips: bool = False, fid: str = ''
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Evaluates a run directory on the splits of a shard set, beside what needs no network.
+
+    Prints a table a split; writes it to RUN/evaluation/SPLIT.md and .json, examples to SPLIT.png, and how much of the
+    truth's chroma is kept to SPLIT_chroma.png.
 
     Args:
         data: the shard set's folder; '' takes the one that the run was trained on.
+        lpips: whether to measure that distance, too: it takes longer than all else.
+        fid: Inception v3's weights, to measure that distance, too; '' does not.
+
+    Returns:
+        {split: {'network', 'gray', ...: {name: value}}}.
 
     Raises:
-        UserError: no run, no checkpoint, no such shard set or split.
+        UserError: no run, no checkpoint, no such shard set or split; a set of more classes; LPIPS or FID cannot be had.
     """
+    judges = judges_of(lpips, fid)
     parallel = DataParallel(runs.read_config(run).train.mapping)
     config, task, state = runs.load(run, step, parallel.replicated)
-    shards = open_shards(data or config.data.shards or Path(run) / 'shards')
-    evaluator = Evaluator(task, parallel, shards, config)
-    results = {split: evaluator.measure(state, split) for split in splits}
-    if jax.process_index() == 0:
-        print(f'{run}, step {int(state.step)}, on {shards.path}:\n\n{table(results)}\n', flush=True)
-        for split in splits:
-            path = Path(run) / 'evaluation' / f'{split}.png'
-            evaluator.grid(state, split, path, config.train.grid_photos)
-            print(f'example grid: {path}', flush=True)
+    shards = open_shards(data or trained_on(run, config))
+    runs.check_classes(config, shards)
+    for split in splits:
+        shards.records(split)  # a split that is not there should not wait for the others
+    evaluator = Evaluator(task, parallel, shards, config, judges)
+    rivals = rivals_of(run, config)
+    results = {}
+    for split in splits:
+        measured = {'network': evaluator.photos(state, evaluator.batches(split))}
+        for name, colors in rivals.items():
+            measured[name] = evaluator.photos(state, evaluator.batches(split), colors)
+        about = {'run': str(run), 'step': int(state.step), 'photos': f'{shards.path}, {split}', **_named(judges)}
+        results[split] = _tell(Path(run) / 'evaluation' / split, about, measured, shards.classes)
+        if jax.process_index() == 0:
+            evaluator.grid(state, split, Path(run) / 'evaluation' / f'{split}.png', config.train.grid_photos)
     return results
 
 
-def table(results: dict[str, dict[str, float]]) -> str:
-    """{split: {name: value}} -> a Markdown table, a row a figure and a column a split."""
-    names = [name for name in TITLES if any(name in row for row in results.values())]
-    names += sorted({name for row in results.values() for name in row} - set(names))
-    width = max(len(TITLES.get(name, name)) for name in names)
-    lines = [f'| {"":{width}} | ' + ' | '.join(f'{split:>10}' for split in results) + ' |']
-    lines.append(f'|:{"-" * width}-|' + ''.join('-' * (max(10, len(split)) + 1) + ':|' for split in results))
-    for name in names:
-        cells = (f'{results[split].get(name, float("nan")):>{max(10, len(split))}.6g}' for split in results)
-        lines.append(f'| {TITLES.get(name, name):{width}} | ' + ' | '.join(cells) + ' |')
-    return '\n'.join(lines)
+@pillow_unguarded()
+def evaluate_protocol(
+    run, protocol: str, photos, photo_list: str = '', step: int | None = None, lpips: bool = False, fid: str = ''
+) -> dict[str, dict[str, float]]:
+    """Evaluates a run directory on a folder of photos by a protocol, beside what needs no network.
+
+    Writes what `evaluate_run` writes, under the protocol's name, and the list of the photos with hashes of their files to
+    RUN/evaluation/PROTOCOL_files.csv.
+
+    Args:
+        protocol: key of `protocols.PROTOCOLS`.
+        photos: the folder.
+        photo_list: a file that names the photos to take, one a line; '' takes all.
+
+    Returns:
+        {'network', 'gray', ...: {name: value}}.
+
+    Raises:
+        UserError: no run, no checkpoint; no such protocol, folder or photos; a photo that is none; LPIPS or FID cannot
+            be had.
+    """
+    photo_set = PhotoSet(photos, protocol, photo_list)
+    judges = judges_of(lpips, fid)
+    whole = not photo_set.protocol.size
+    parallel = DataParallel(runs.read_config(run).train.mapping, jax.devices()[:1] if whole else None)
+    config, task, state = runs.load(run, step, parallel.replicated)
+    with config.unlocked():
+        trained_size, config.data.crop = config.data.crop, photo_set.protocol.size or config.data.crop
+    evaluator = Evaluator(task, parallel, photo_set, config, judges, losses=False)
+    rivals = rivals_of(run, config)
+    if whole:
+        rivals.pop('nearest photo', None)  # it has no colours for photos of other shapes
+        batches = photo_set.single
+        of_network = colors_of(Colorizer(run, step, trained_size))
+    else:
+        batches, of_network = lambda: evaluator.batches(protocol), None
+    out = Path(run) / 'evaluation'
+    if jax.process_index() == 0:
+        out.mkdir(exist_ok=True)
+        photo_set.write_list(out / f'{protocol}_files.csv')
+    measured = {'network': evaluator.photos(state, batches(), of_network)}
+    for name, colors in rivals.items():
+        measured[name] = evaluator.photos(state, batches(), colors)
+    about = {'run': str(run), 'step': int(state.step), 'photos': f'{photos} by protocol {protocol}', **_named(judges)}
+    result = _tell(out / protocol, about, measured, ())
+    if not whole and jax.process_index() == 0:
+        evaluator.grid(state, protocol, out / f'{protocol}.png', config.train.grid_photos)
+    return result
+
+
+def colors_of(colorizer):
+    """A Colorizer -> colours of an evaluation's batch, of photos of any one size, as `jaxcolor.colorize` gives them."""
+
+    def of_photo(lab):
+        H, W = lab.shape[:2]
+        gray = color.decode_lab(lab) * np.array([1, 0, 0], np.float32)
+        ab = colorizer.colors(colorizer.look(Image.fromarray(color.to_uint8(color.lab_to_rgb(gray)))))[0]
+        planes = [Image.fromarray(np.ascontiguousarray(ab[..., i])) for i in range(2)]
+        return np.stack([plane.resize((W, H), Image.Resampling.BICUBIC) for plane in planes], axis=-1)
+
+    return lambda batch: np.stack([of_photo(lab) for lab in batch['lab']])
+
+
+def judges_of(lpips: bool, fid: str) -> list:
+    """The judges that were asked for; fid: Inception v3's weights, '' for none. Raises UserError."""
+    return [load_lpips()] * lpips + ([load_inception(fid)] if fid else [])
+
+
+def _named(judges):
+    about = [judge.about for judge in judges if hasattr(judge, 'about')]
+    return {'fid': about[0]} if about else {}
+
+
+def _tell(path, about, measured, classes):
+    """Writes and prints what was measured -> {column: {name: value}}."""
+    rows = {name: summary(*of) for name, of in measured.items()}
+    if jax.process_index() == 0:
+        print(report.write(path, about, rows, measured, classes), flush=True)
+    return rows
+
+
+def trained_on(run, config) -> Path:
+    """The shard set that a run was trained on."""
+    return Path(config.data.shards or Path(run) / 'shards')
+
+
+def rivals_of(run, config):
+    """{name: colours of a batch} of all baselines that can be had."""
+    rivals, photos = {'gray': baselines.gray}, trained_on(run, config)
+    if (photos / SIDECAR).exists():
+        training = baselines.Training(open_shards(photos).records('train'), config.data.crop)
+        rivals |= {'mean colour': training.mean_color, 'nearest photo': training.nearest}
+    else:
+        logging.warning('%s, the photos of the training, are gone: their mean and nearest are left out', photos)
+    return rivals
 
 
 def save_grid(rows: dict[str, np.ndarray], path) -> None:
     """Writes a PNG: a labelled row each of photos side by side, {label: float RGB (B, H, W, 3) in [0, 1]}."""
-    margin = 64
+    widest = max(ImageDraw.Draw(Image.new('L', (1, 1))).textlength(label, font_size=16) for label in rows)
+    margin = max(64, int(widest) + 12)
     B, H, W, _ = next(iter(rows.values())).shape
     sheet = Image.new('RGB', (margin + B * W, len(rows) * H), 'white')
     draw = ImageDraw.Draw(sheet)

@@ -128,13 +128,14 @@ def read_metrics(run) -> list[dict]:
 
 
 def draw_curves(run):
-    """Draws curves.png from metrics.jsonl: loss of training and evaluation, PSNR, learning rate."""
+    """Draws curves.png from metrics.jsonl: loss of training and evaluation, PSNR, chroma, learning rate."""
     from matplotlib.figure import Figure
 
     rows = read_metrics(run)
     panels = {
         'loss': lambda name: name.rsplit('/')[-1] == 'loss' or name.endswith('_loss'),
         'PSNR (dB)': lambda name: 'psnr' in name,
+        "chroma, part of the truth's": lambda name: name.endswith('/chroma_kept'),
         'learning rate': lambda name: name.startswith('learning_rate'),
     }
     names = list(dict.fromkeys(name for row in rows for name in row))

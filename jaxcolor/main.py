@@ -3,6 +3,8 @@
     python -m jaxcolor.main --config=configs/ltbc.py [--config.train.batch_size=64 ...] [--workdir=RUN]
         [--coordinator_address=HOST:PORT --num_processes=N --process_id=I]
     python -m jaxcolor.main --mode=evaluate --workdir=RUN [--data=SHARDS] [--splits=validation,test]
+    python -m jaxcolor.main --mode=evaluate --workdir=RUN --protocol=val5k --photos=FOLDER [--lpips]
+    python -m jaxcolor.main --mode=evaluate --workdir=RUN --compare=RUN,... [--data=SHARDS] [--splits=test]
     python -m jaxcolor.main --mode=import --config=configs/ltbc_pytorch.py --weights=PEER.ckpt [--workdir=RUN]
 """
 
@@ -27,6 +29,12 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many processes train together; goes with process_id.')
 _PROCESS = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0 on.')
+_COMPARE = flags.DEFINE_list('compare', [], 'evaluate: other run directories, for a page with all of them side by side.')
+_LPIPS = flags.DEFINE_bool('lpips', False, 'evaluate: measure the perceptual distance, too (extra [lpips]).')
+_FID = flags.DEFINE_string('fid', '', "evaluate: Inception v3's weights (pytorch-fid's or torchvision's), for the FID.")
+_PROTOCOL = flags.DEFINE_string('protocol', '', 'evaluate: val5k, val50k, ctest10k or native, of the folder --photos.')
+_PHOTOS = flags.DEFINE_string('photos', '', 'evaluate: the folder of photos of --protocol.')
+_PHOTO_LIST = flags.DEFINE_string('photo_list', '', 'evaluate: a file that names the photos to take, one a line.')
 _STEP = flags.DEFINE_integer('step', None, 'evaluate: the checkpoint; by default the best by validation loss.')
 
 
@@ -45,12 +53,19 @@ def main(argv):
 
     keep_compiled()
     if _MODE.value == 'evaluate':
-        from jaxcolor.evaluate import evaluate_run
+        from jaxcolor.compare import compare_runs
+        from jaxcolor.evaluate import evaluate_protocol, evaluate_run
 
         if place.count > 1:
             cluster.join(place, heartbeat=30)
         with cluster.leaves_at_once(place):
-            evaluate_run(workdir, _DATA.value, _SPLITS.value, _STEP.value)
+            judges = {'lpips': _LPIPS.value, 'fid': _FID.value}
+            if _COMPARE.value:
+                print(compare_runs([workdir, *_COMPARE.value], _DATA.value, _SPLITS.value[0], **judges))
+            elif _PROTOCOL.value:
+                evaluate_protocol(workdir, _PROTOCOL.value, _PHOTOS.value, _PHOTO_LIST.value, _STEP.value, **judges)
+            else:
+                evaluate_run(workdir, _DATA.value, _SPLITS.value, _STEP.value, **judges)
         return
     if config is None:
         raise UserError(f'--mode={_MODE.value} needs a recipe: --config=configs/ltbc.py.')

@@ -1,10 +1,16 @@
-"""Measures of a colorized photo against the true one. Each returns one float32 per photo, (B,); callers take the means.
+"""Measures of a colorized photo against the true one. Each returns one float32 per photo, (B,), unless it says otherwise.
 
 a*b* arrays are (B, H, W, 2), RGB arrays (B, H, W, 3), float in [0, 1].
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+
+# Sides of the squares of the a*b* plane that `color_class` numbers, and how many there are along an axis.
+_CLASS_SIDE, _CLASSES = 10, 22
+COLOR_CLASSES = _CLASSES**2
+LIGHTNESS_BANDS = 10
 
 
 def ab_squared_error(prediction, target):
@@ -54,6 +60,88 @@ def ab_auc(prediction, target):
     """
     error = jnp.sqrt(jnp.sum(jnp.square(prediction - target), axis=-1))
     return 1 - jnp.mean(jnp.minimum(error, 150.0), axis=(1, 2)) / 150
+
+
+def color_class(ab):
+    """The square of 10 x 10 units of the a*b* plane that a colour lies in: (..., 2) -> int32 (...) in [0, 484).
+
+    The grid of Zhang, Isola, Efros 2016, section 2.1, from -110 to 110; of its squares sRGB reaches some 313.
+    """
+    place = jnp.clip(jnp.floor(ab / _CLASS_SIDE).astype(jnp.int32) + _CLASSES // 2, 0, _CLASSES - 1)
+    return place[..., 0] * _CLASSES + place[..., 1]
+
+
+def error_by_color(prediction, target, mask):
+    """Summed over the pixels of photos whose mask (B,) is True, by the colour class of the truth: float32 (484, 2) of
+    1 - min(error, 150) / 150, and of 1."""
+    error = jnp.sqrt(jnp.sum(jnp.square(prediction - target), axis=-1))
+    weight = jnp.broadcast_to(mask[:, None, None], error.shape).astype(jnp.float32)
+    values = jnp.stack([weight * (1 - jnp.minimum(error, 150.0) / 150), weight], axis=-1)
+    return jax.ops.segment_sum(values.reshape(-1, 2), color_class(target).reshape(-1), COLOR_CLASSES)
+
+
+def balanced_ab_auc(by_color) -> float:
+    """`ab_auc` with every colour class counting alike, in [0, 1], of summed `error_by_color`.
+
+    Zhang, Isola, Efros 2016, section 3.1 ("AuC, rebal"): pixels weigh inversely to how common the class of their true
+    colour is (eq. 4 with lambda = 0). The paper takes that from ImageNet's training photos, smoothed; here it is from the
+    very photos that are measured, so that no other data are needed.
+    """
+    hits, counts = np.asarray(by_color, np.float64).T
+    return float(np.mean(hits[counts > 0] / counts[counts > 0]))
+
+
+def chroma(ab):
+    """Mean over pixels of the chroma, the root of a*^2 + b*^2."""
+    return jnp.mean(_chroma(ab), axis=(1, 2))
+
+
+def chroma_by_lightness(prediction, target, lightness, mask):
+    """Summed over the pixels of photos whose mask (B,) is True, by bands of ten of L* (B, H, W, 1): float32 (10, 3) of the
+    predicted chroma, of the true one, and of 1."""
+    weight = jnp.broadcast_to(mask[:, None, None], target.shape[:3]).astype(jnp.float32)
+    values = jnp.stack([weight * _chroma(prediction), weight * _chroma(target), weight], axis=-1)
+    band = jnp.clip((lightness[..., 0] * (LIGHTNESS_BANDS / 100)).astype(jnp.int32), 0, LIGHTNESS_BANDS - 1)
+    return jax.ops.segment_sum(values.reshape(-1, 3), band.reshape(-1), LIGHTNESS_BANDS)
+
+
+def _chroma(ab):
+    return jnp.sqrt(jnp.sum(jnp.square(ab), axis=-1))
+
+
+def top_k(logits, label, k):
+    """Whether the true class (B,) is among the k likeliest of logits (B, K): 1 or 0; NaN for photos without a label."""
+    above = jnp.sum(logits > jnp.take_along_axis(logits, jnp.maximum(label, 0)[:, None], axis=1), axis=1)
+    return jnp.where(label < 0, jnp.nan, (above < k).astype(jnp.float32))
+
+
+def known(name, values):
+    """Values (N,) of the photos that have any: those without a label have no class to find. Any other NaN stays."""
+    return values[~np.isnan(values)] if name in ('top1', 'top5') else values
+
+
+def frechet_distance(a, b) -> float:
+    """Of two sets of features (N, D) and (M, D), taken for samples of normal distributions; 0 for equal ones.
+
+    Heusel et al. 2017, eq. 6: |mean difference|^2 + tr(A + B - 2 (A B)^(1/2)). It falls with the number of photos: compare
+    only distances over as many.
+    """
+    mean_a, mean_b = (np.mean(x, axis=0, dtype=np.float64) for x in (a, b))
+    cov_a, cov_b = (np.atleast_2d(np.cov(np.asarray(x, np.float64), rowvar=False)) for x in (a, b))
+    # tr (A B)^(1/2) by the eigenvalues of A^(1/2) B A^(1/2), which are A B's and real.
+    values, vectors = np.linalg.eigh(cov_a)
+    root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
+    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov_b @ root), 0)).sum()
+    return float(np.square(mean_a - mean_b).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
+
+
+def interval(values, samples: int = 2000) -> tuple[float, float]:
+    """The 95 % interval of the mean of values (N,), by the percentile bootstrap over photos (Efron 1979)."""
+    values = np.asarray(values, np.float64)
+    rng = np.random.default_rng(0)
+    means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(samples)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def larger_channel_agreement(prediction, target):

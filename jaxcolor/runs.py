@@ -128,6 +128,16 @@ def load(run, step: int | None = None, sharding=None):
     return config, task, state.replace(opt_state=(), frozen=extractor)
 
 
+def check_classes(config, shards) -> None:
+    """Raises UserError where a shard set has more classes than the network can tell apart."""
+    classes = config.model.get('classes', 0)
+    if classes and len(shards.classes) > classes:
+        raise UserError(
+            f'{shards.path} has {len(shards.classes)} classes, model.classes is {classes}: '
+            f'set --config.model.classes={len(shards.classes)}, or 0 for no classifier.'
+        )
+
+
 def _flat(config) -> dict:
     """{'section.field': value} with lists for tuples, as JSON gives them back."""
     flat = {}

@@ -13,10 +13,11 @@ from jaxcolor.data import bundled, device, pipeline
 from jaxcolor.data.features import check_source
 from jaxcolor.data.shards import open_shards
 from jaxcolor.errors import UserError
-from jaxcolor.evaluate import Evaluator, table
+from jaxcolor.evaluate import Evaluator
 from jaxcolor.logs import MetricsLog, Progress, draw_curves
 from jaxcolor.optimizers import peak_rate
 from jaxcolor.parallel import DataParallel
+from jaxcolor.report import table
 
 
 def train(config, run) -> dict[str, dict[str, float]]:
@@ -45,7 +46,7 @@ def train(config, run) -> dict[str, dict[str, float]]:
 
     # Data: every process reads its share of each batch.
     shards = named_shards or open_shards(bundled.prepare_for(config.data.crop, run / 'shards'))
-    _check_classes(config, shards)
+    runs.check_classes(config, shards)
     share = {
         'batch_size': hp.batch_size // jax.process_count(),
         'process_index': jax.process_index(),
@@ -113,6 +114,8 @@ def train(config, run) -> dict[str, dict[str, float]]:
 
             if is_eval:
                 results = {split: evaluator.measure(state, split) for split in splits}
+                if not math.isfinite(loss := results[splits[0]]['loss']):
+                    raise _not_finite(f'the loss on {splits[0]}', step, loss, means['learning_rate'], checkpoints)
                 if is_main:
                     log.write(step, {f'{split}/{name}': v for split, row in results.items() for name, v in row.items()})
                     draw_curves(run)
@@ -166,15 +169,6 @@ def _check(config, device_count):
         raise UserError("train.mapping: 'pmap' is for one process; take 'shard_map', with the same numbers.")
 
 
-def _check_classes(config, shards):
-    classes = config.model.get('classes', 0)
-    if classes and len(shards.classes) > classes:
-        raise UserError(
-            f'{shards.path} has {len(shards.classes)} classes, model.classes is {classes}: '
-            f'set --config.model.classes={len(shards.classes)}, or 0 for no classifier.'
-        )
-
-
 def _announce(progress, config, parallel, shards, state, splits):
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     hp, devices = config.train, parallel.device_count
@@ -199,19 +193,25 @@ def _means(rows, checkpoints) -> dict[str, float]:
     values = jax.device_get([measured for _, measured in rows])
     for (step, _), row in zip(rows, values, strict=True):
         if not (math.isfinite(row['loss']) and math.isfinite(row.get('grad_norm', 0.0))):
-            checkpoints.wait()
-            kept = checkpoints.latest_step
-            raise UserError(
-                f'the loss or its gradient is not finite at step {step} (loss {float(row["loss"]):.4g}, learning rate '
-                f'{float(row["learning_rate"]):.4g}); lower optimizer.learning_rate or set optimizer.clip_norm; '
-                + (f'the checkpoint of step {kept} is kept.' if kept else 'no checkpoint had been made yet.')
-            )
+            raise _not_finite('the loss or its gradient', step, float(row['loss']), float(row['learning_rate']), checkpoints)
     means = {name: float(sum(row[name] for row in values) / len(values)) for name in values[0]}
     return means | {'learning_rate': float(values[-1]['learning_rate'])}
 
 
+def _not_finite(what, step, loss, rate, checkpoints):
+    """The UserError to raise."""
+    checkpoints.wait()
+    kept = checkpoints.latest_step
+    return UserError(
+        f'{what} is not finite at step {step} (loss {loss:.4g}, learning rate {rate:.4g}); lower optimizer.learning_rate or '
+        f'set optimizer.clip_norm; '
+        + (f'the checkpoint of step {kept} is kept.' if kept else 'no checkpoint had been made yet.')
+    )
+
+
 def _brief(split, row):
-    return f'{split} loss {row["loss"]:.4g}, PSNR {row["psnr"]:.2f} dB (gray {row["psnr_gray"]:.2f})'
+    psnr = f'PSNR {row["psnr"]:.2f} dB (gray {row["psnr_gray"]:.2f})'
+    return f'{split} loss {row["loss"]:.4g}, {psnr}, {row["chroma_kept"]:.0%} of the chroma'
 
 
 def _farewell(run, splits, step):

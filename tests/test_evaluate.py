@@ -1,16 +1,19 @@
 """Figures: every photo once whatever the batch, the same on 1 and 8 devices, the table, the grids."""
 
+import json
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from conftest import assert_one_sentence
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from jaxcolor import color, evaluate, logs, metrics, tasks
+from jaxcolor import baselines, color, evaluate, logs, metrics, tasks
+from jaxcolor.data import pipeline
 from jaxcolor.data.shards import open_shards
 from jaxcolor.parallel import DataParallel
 
@@ -61,6 +64,61 @@ def test_auc_is_the_area_under_the_curve_of_zhang(photo_pair):
     np.testing.assert_allclose(metrics.ab_auc(a, b), np.trapezoid(curve, thresholds) / 150, atol=1e-4)
 
 
+def test_balanced_auc_lets_every_colour_count_alike(photo_pair):
+    a, b = (color.rgb_to_lab(np.asarray(photo))[..., 1:] for photo in photo_pair)
+    hits = {}
+    for prediction, truth in zip(a.reshape(-1, 2), b.reshape(-1, 2), strict=True):
+        place = tuple(np.floor(truth / 10))
+        hits.setdefault(place, []).append(1 - min(np.linalg.norm(prediction - truth), 150) / 150)
+    expected = np.mean([np.mean(values) for values in hits.values()])
+    batch = [jnp.asarray(np.concatenate([x, 0 * x])) for x in (a, b)]  # blanks after the last photo
+    by_color = metrics.error_by_color(*batch, jnp.arange(4) < 2)
+    assert metrics.balanced_ab_auc(by_color) == pytest.approx(expected, abs=1e-5)
+
+
+def test_chroma_is_told_by_lightness(photo_pair):
+    a, b = (color.rgb_to_lab(np.asarray(photo)) for photo in photo_pair)
+    sums = metrics.chroma_by_lightness(*map(jnp.asarray, (a[..., 1:], b[..., 1:], b[..., :1])), jnp.array([True, False]))
+    for band in range(10):
+        inside = (b[0, ..., 0] >= 10 * band) & (b[0, ..., 0] < 10 * band + 10 + (band == 9))
+        of_band = [np.hypot(x[0, ..., 1], x[0, ..., 2])[inside].sum() for x in (a, b)]
+        np.testing.assert_allclose(sums[band], [*of_band, inside.sum()], rtol=1e-3)
+
+
+def test_classes_found_among_the_first():
+    rng = np.random.default_rng(0)
+    logits, label = rng.standard_normal((50, 9)).astype(np.float32), rng.integers(-1, 9, 50).astype(np.int32)
+    for k in (1, 5):
+        found = np.asarray(metrics.top_k(jnp.asarray(logits), jnp.asarray(label), k))
+        first = np.argsort(-logits, axis=1)[:, :k]
+        np.testing.assert_array_equal(found[label >= 0], (first == label[:, None]).any(axis=1)[label >= 0])
+        assert np.isnan(found[label < 0]).all()
+
+
+def test_the_interval_is_scipy_s_bootstrap():
+    values = np.random.default_rng(1).gamma(2.0, size=80)
+    expected = scipy.stats.bootstrap((values,), np.mean, method='percentile', n_resamples=9999, rng=2).confidence_interval
+    np.testing.assert_allclose(metrics.interval(values), expected, atol=0.03 * (expected.high - expected.low))
+
+
+def test_figures_of_several_processes_come_in_the_order_of_the_photos(monkeypatch):
+    """Photos are dealt to processes in turns, and gathered one process after the other."""
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    gathered = {'psnr': np.array([0, 2, 4, 1, 3, 5])}
+    monkeypatch.setattr('jax.experimental.multihost_utils.process_allgather', lambda each, tiled: gathered)
+    np.testing.assert_array_equal(evaluate._in_order({})['psnr'], np.arange(6))
+
+
+def test_the_mean_colour_is_that_of_the_training_photos(shards):
+    records = open_shards(shards).records('train')
+    training = baselines.Training(records, 64)
+    batch = next(pipeline.eval_batches(open_shards(shards), 'train', batch_size=20, crop=64))
+    expected = color.decode_lab(batch['lab'])[..., 1:].mean(axis=(0, 1, 2))
+    for found in training.mean_color(batch).reshape(-1, 2)[::999]:
+        np.testing.assert_allclose(found, expected, atol=1e-3)
+    np.testing.assert_array_equal(training.nearest(batch), color.decode_lab(batch['lab'])[..., 1:])
+
+
 def test_agreement_is_keras_accuracy_of_two_channels():
     truth = jnp.array([[[[1.0, 0.0], [0.0, 1.0], [5.0, -5.0], [2.0, 3.0]]]])
     prediction = jnp.array([[[[0.2, 0.1], [9.0, 1.0], [-1.0, -2.0], [0.0, 0.5]]]])
@@ -101,15 +159,32 @@ def test_the_command_prints_the_table_and_draws_the_grid(trained, tmp_path, comm
     assert code == 0, err
     for split in ('validation', 'train'):
         assert Image.open(tmp_path / 'run' / 'evaluation' / f'{split}.png').size == (64 + 2 * 64, 3 * 64)
-    row = next(line for line in out.splitlines() if 'PSNR (dB)' in line)
-    values = [float(cell) for cell in row.split('|')[2:4]]
-    assert values == pytest.approx([expected[f'{split}/psnr'] for split in ('validation', 'train')], rel=1e-3)
+        content = json.loads((tmp_path / 'run' / 'evaluation' / f'{split}.json').read_text())
+        figures, intervals = content['figures'], content['intervals']
+        assert list(figures) == ['network', 'gray', 'mean colour', 'nearest photo']
+        for name in ('loss', 'psnr', 'ab_rmse', 'chroma_kept'):
+            assert figures['network'][name] == pytest.approx(expected[f'{split}/{name}'], rel=1e-3)
+        assert figures['gray']['psnr'] == pytest.approx(figures['network']['psnr_gray'])
+        assert figures['gray']['chroma_kept'] == pytest.approx(0)
+        for column in figures:
+            for name, (low, high) in intervals[column].items():
+                assert low <= figures[column][name] <= high
+        table = (tmp_path / 'run' / 'evaluation' / f'{split}.md').read_text()
+        assert table in out
+        row = next(line for line in table.splitlines() if 'PSNR (dB)' in line)
+        assert float(row.split('|')[2].split()[0]) == pytest.approx(figures['network']['psnr'], rel=1e-3)
+        assert Image.open(tmp_path / 'run' / 'evaluation' / f'{split}_chroma.png').size == (1100, 450)
+    # On the training photos the nearest one is the photo itself.
+    assert figures['nearest photo']['ab_rmse'] == 0
+    assert 'not better than "nearest photo" by squared ab error' in out
 
 
 def test_bad_evaluations_are_one_sentence(trained, tmp_path, command):
     code, _, err = command('main', '--mode=evaluate', f'--workdir={tmp_path}')
     assert_one_sentence(code, err, tmp_path, 'no run directory')
     code, _, err = command('main', '--mode=evaluate', f'--workdir={trained}', '--splits=holiday')
+    assert_one_sentence(code, err, 'holiday', 'validation')
+    code, _, err = command('main', '--mode=evaluate', f'--workdir={trained}', '--splits=validation,holiday')
     assert_one_sentence(code, err, 'holiday', 'validation')
     code, _, err = command('main', '--mode=evaluate', f'--workdir={trained}', f'--data={tmp_path / "none"}')
     assert_one_sentence(code, err, tmp_path / 'none')

@@ -178,12 +178,11 @@ def main(argv=None):
         workload.close()
         results['rows'].append(row)
         print(f'{number}/{len(todo)} {report.name_of(row)}: {1e3 * row["step_s"]:.4g} ms', flush=True)
+        written = report.write(results, args.out) if args.out else []  # after each row: the next one may not end
     print(f'\n{report.markdown(results)}')
     if earlier:
         print(f'\n{report.comparison(results, earlier)}')
-    if args.out:
-        for path in report.write(results, args.out):
-            print(path)
+    print(*written, sep='\n')
 
 
 if __name__ == '__main__':

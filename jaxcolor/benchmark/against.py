@@ -116,7 +116,9 @@ class TorchTraining:
         self.task, self.activation = types.SimpleNamespace(**config.task), config.model.get('output_activation')
         self._folded = None
         mode = compile if isinstance(compile, str) else None
-        wrap = (lambda call: torch.compile(call, mode=mode)) if compile else (lambda call: call)
+        # Nothing of an earlier network's, and this one's shapes as they are: what is quickest, and always compiles.
+        torch.compiler.reset()
+        wrap = (lambda call: torch.compile(call, mode=mode, dynamic=False)) if compile else (lambda call: call)
         self._regression_loss, self._generate, self._discriminator_loss, self._generator_loss, self._infer = map(
             wrap,
             (self._regression_loss, self._generate, self._discriminator_loss, self._generator_loss, self._infer),

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxcolor import color, losses, models, optimizers
+from jaxcolor import color, losses, metrics, models, optimizers
 from jaxcolor.errors import UserError
 from jaxcolor.models.blocks import upsample
 from jaxcolor.parallel import AXIS, mean_over_batch
@@ -65,10 +65,13 @@ class Regression:
         return state, measured
 
     def eval_step(self, state: TrainState, batch):
-        """Loss terms of each photo, {name: (B,)}, and its predicted a*b*, float32 (B, H, W, 2)."""
+        """Loss terms of each photo, and whether its class is found, {name: (B,)}; its a*b*, float32 (B, H, W, 2)."""
         outputs, _ = self._apply(state, batch, train=False)
         terms = self._terms(outputs, batch)
-        return {'loss': sum(terms.values()), **terms}, self._colors(outputs, batch['lab'].shape[1:3])
+        found = {}
+        if 'logits' in outputs:
+            found = {f'top{k}': metrics.top_k(outputs['logits'], batch['label'], k) for k in (1, 5)}
+        return {'loss': sum(terms.values()), **terms, **found}, self._colors(outputs, batch['lab'].shape[1:3])
 
     def predict(self, state: TrainState, lightness, rng=None, features=None):
         """L* (B, H, W, 1) in [0, 100] -> a*b* float32 (B, H, W, 2).

@@ -1,0 +1,222 @@
+"""Runs side by side on the same photos: one self-contained HTML page, the same as Markdown, and pictures."""
+
+import base64
+import html
+import io
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from PIL import Image
+
+from jaxcolor import color, metrics, report
+from jaxcolor.colorize import Colorizer
+from jaxcolor.data import pipeline
+from jaxcolor.data.shards import open_shards
+from jaxcolor.errors import UserError
+from jaxcolor.evaluate import Evaluator, colors_of, judges_of, rivals_of, save_grid, summary, trained_on
+from jaxcolor.logs import write_atomically
+from jaxcolor.parallel import DataParallel
+
+# Figures of a photo that the page shows, and their decimals.
+_SHOWN = {'psnr': 2, 'ab_rmse': 2, 'ssim': 3, 'lpips': 3, 'colorfulness': 1}
+# a*b* error that is shown as the brightest of an error map.
+_BRIGHTEST = 60.0
+_GRID_PHOTOS = 8
+
+
+def compare_runs(run_paths, data: str, split: str, photos: int = 64, lpips: bool = False, fid: str = '') -> Path:
+    """Compares runs on a split of the shard set that the first was trained on, or of another.
+
+    Photos are the centre squares that the run with the largest crop sees; every network looks at them at its own size, as
+    `jaxcolor.colorize` does. Writes FIRST_RUN/evaluation/compare_SPLIT.html, .md and .png.
+
+    Args:
+        run_paths: two run directories or more.
+        data: the shard set's folder; '' takes the one that the first run was trained on.
+        photos: how many of the split's photos, from its first on, the page shows; figures are of all.
+        lpips: whether to measure that distance, too.
+        fid: Inception v3's weights, to measure that distance, too; '' does not.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: fewer than two runs, two of one name, no such run, shard set or split; LPIPS or FID cannot be had.
+    """
+    names = _names(run_paths)
+    colorizers = dict(zip(names, map(Colorizer, run_paths), strict=True))
+    config = max((colorizer.config for colorizer in colorizers.values()), key=lambda config: config.data.crop)
+    shards = open_shards(data or trained_on(run_paths[0], colorizers[names[0]].config))
+    parallel = DataParallel(devices=jax.devices()[:1])
+    evaluator = Evaluator(colorizers[names[0]].task, parallel, shards, config, judges_of(lpips, fid))
+
+    sources = {name: colors_of(colorizer) for name, colorizer in colorizers.items()}
+    measured = {
+        name: evaluator.photos((), evaluator.batches(split), colors)
+        for name, colors in {**sources, **rivals_of(run_paths[0], config)}.items()
+    }
+    batch = next(pipeline.eval_batches(shards, split, batch_size=photos, crop=config.data.crop))
+    shown = {key: [value for value, real in zip(batch[key], batch['mask'], strict=True) if real] for key in ('lab', 'name')}
+    lab = np.stack(shown['lab'])
+    outputs = {name: colors({'lab': lab}) for name, colors in sources.items()}
+
+    about = f'{", ".join(names)} on {shards.path}, {split}'
+    ranges = {name: report.intervals(of_photos) for name, (of_photos, _) in measured.items()}
+    table = report.table({name: summary(*of) for name, of in measured.items()}, ranges)
+    gains = _gains(measured, names)
+    path = Path(run_paths[0]) / 'evaluation' / f'compare_{split}'
+    path.parent.mkdir(exist_ok=True)
+    curves = _curves(color.decode_lab(lab)[..., 1:], outputs)
+    _draw_grid(path.with_suffix('.png'), color.decode_lab(lab[:_GRID_PHOTOS]), outputs)
+    (path.parent / f'compare_{split}_curves.png').write_bytes(curves)
+    markdown = f'# {about}\n\n{table}\n\n' + '\n'.join(f'- {gain}' for gain in gains)
+    markdown += f'\n\n![examples](compare_{split}.png)\n![curves](compare_{split}_curves.png)\n'
+    write_atomically(path.with_suffix('.md'), markdown)
+    write_atomically(path.with_suffix('.html'), _page(about, table, gains, curves, shown['name'], lab, outputs, measured))
+    return path.with_suffix('.html')
+
+
+def _names(run_paths):
+    """The names of the folders, as far up as it takes to tell them apart."""
+    if len(run_paths) < 2:
+        raise UserError('--compare needs another run directory, or several separated by commas.')
+    parts = [Path(run).resolve().parts for run in run_paths]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ['/'.join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise UserError('--compare: a run directory is named twice.')
+
+
+def _gains(measured, names):
+    """What each run after the first gains on it, photo by photo."""
+    first, said = measured[names[0]][0], []
+    titles = {'psnr': (1, 'PSNR (dB)'), 'ab_squared_error': (-1, 'squared ab error'), 'lpips': (-1, 'LPIPS')}
+    for name in names[1:]:
+        for key, (sign, title) in titles.items():
+            if key in first and len(first[key]) > 1:
+                gain = sign * (measured[name][0][key] - first[key])
+                low, high = metrics.interval(gain)
+                chance = 'beyond chance' if low > 0 or high < 0 else 'within chance'
+                of_mean = f'95 % interval {low:.4g} to {high:.4g}: {chance}'
+                said.append(f'{name} gains {gain.mean():.4g} on {names[0]} by {title} ({of_mean}).')
+    return said
+
+
+def _rgb(lab, ab):
+    return color.to_uint8(color.lab_to_rgb(np.concatenate([lab[..., :1], ab], axis=-1)))
+
+
+def _draw_grid(path, lab, outputs):
+    rows = {'gray': color.lab_to_rgb(lab * np.array([1, 0, 0], np.float32))}
+    for name, ab in outputs.items():
+        rows[name] = color.lab_to_rgb(np.concatenate([lab[..., :1], ab[: len(lab)]], axis=-1))
+    save_grid({**rows, 'truth': color.lab_to_rgb(lab)}, path)
+
+
+def _curves(truth, outputs):
+    """The a*b* that occur, and the share of pixels within an error -> bytes of a PNG."""
+    figure = Figure(figsize=(3.6 * (len(outputs) + 2), 3.6), layout='constrained')
+    panels = figure.subplots(1, len(outputs) + 2)
+    for axes, (name, ab) in zip(panels, {'truth': truth, **outputs}.items(), strict=False):
+        counts, *edges = np.histogram2d(*ab.reshape(-1, 2).T, bins=55, range=[(-110, 110)] * 2)
+        axes.pcolormesh(*edges, np.log1p(counts).T, cmap='magma')
+        axes.set(title=f'a*b* of {name}', xlabel='a*', ylabel='b*', aspect='equal')
+    thresholds = np.arange(151)
+    for name, ab in outputs.items():
+        error = np.sort(np.linalg.norm(ab - truth, axis=-1).reshape(-1))
+        panels[-1].plot(thresholds, np.searchsorted(error, thresholds, side='right') / len(error), label=name)
+    panels[-1].set(title='pixels within an ab error', xlabel='error', ylabel='share', ylim=(0, 1))
+    panels[-1].legend(fontsize='small')
+    file = io.BytesIO()
+    figure.savefig(file, dpi=90, format='png')
+    return file.getvalue()
+
+
+def _page(about, table, gains, curves, names, lab, outputs, measured):
+    """The whole page as text; nothing in it is fetched from anywhere."""
+    truth = color.decode_lab(lab)
+    keys = [key for key in _SHOWN if key == 'ab_rmse' or key in measured[next(iter(outputs))][0]]
+    photos = []
+    for i, name in enumerate(names):
+        figures, cells = {}, [_picture('gray', _rgb(truth[i], np.zeros_like(truth[i][..., 1:])))]
+        for run, ab in outputs.items():
+            of_photo = measured[run][0]
+            values = {key: of_photo[key][i] for key in keys if key != 'ab_rmse'}
+            values['ab_rmse'] = of_photo['ab_squared_error'][i] ** 0.5
+            figures[run] = {key: float(values[key]) for key in keys}
+            said = ', '.join(f'{report.TITLES[key]} {values[key]:.{_SHOWN[key]}f}' for key in keys)
+            cells.append(_picture(run, _rgb(truth[i], ab[i]), said))
+            error = np.linalg.norm(ab[i] - truth[i][..., 1:], axis=-1) / _BRIGHTEST
+            cells.append(_picture(f'{run}: ab error', color.to_uint8(colormaps['magma'](np.clip(error, 0, 1))[..., :3])))
+        cells.append(_picture('truth', _rgb(truth[i], truth[i][..., 1:])))
+        data = html.escape(json.dumps(figures))
+        photos.append(f'<section data-figures="{data}"><h3>{html.escape(name)}</h3>{"".join(cells)}</section>')
+    choices = [(run, key) for run in outputs for key in keys]
+    options = ''.join(
+        f'<option value="{html.escape(json.dumps(choice))}">{html.escape(choice[0])}: {report.TITLES[choice[1]]}</option>'
+        for choice in choices
+    )
+    head, _, *body = [[html.escape(cell.strip()) for cell in line.strip('|').split('|')] for line in table.splitlines()]
+    rows = ''.join('<tr>' + ''.join(f'<td>{cell}</td>' for cell in row) + '</tr>' for row in body)
+    return _HTML.format(
+        title=html.escape(about),
+        head=''.join(f'<th>{cell}</th>' for cell in head),
+        rows=rows,
+        gains=''.join(f'<li>{html.escape(gain)}</li>' for gain in gains),
+        curves=base64.b64encode(curves).decode(),
+        options=options,
+        photos='\n'.join(photos),
+    )
+
+
+def _picture(caption, rgb, said=''):
+    file = io.BytesIO()
+    Image.fromarray(rgb).save(file, 'JPEG', quality=88, subsampling=0)
+    data = base64.b64encode(file.getvalue()).decode()
+    said = f'<br>{html.escape(said)}' if said else ''
+    return f'<figure><img src="data:image/jpeg;base64,{data}"><figcaption>{html.escape(caption)}{said}</figcaption></figure>'
+
+
+_HTML = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
+<style>
+body {{ font: 15px/1.4 system-ui, sans-serif; margin: 1.5em; color: #222; background: #fff; }}
+table {{ border-collapse: collapse; }} td, th {{ padding: .2em .8em; text-align: right; border-bottom: 1px solid #ddd; }}
+td:first-child {{ text-align: left; }}
+section {{ display: flex; flex-wrap: wrap; gap: 8px; margin: 1em 0; }} h3 {{ width: 100%; margin: 0; font-size: 1em; }}
+figure {{ margin: 0; width: 224px; }} figure img {{ width: 100%; }} figcaption {{ font-size: 12px; }}
+img.curves {{ max-width: 100%; }}
+</style></head><body>
+<h1>{title}</h1>
+<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>
+<p>In brackets: 95 % intervals of the mean over photos.</p>
+<ul>{gains}</ul>
+<img class="curves" alt="a*b* that occur, and the share of pixels within an error" src="data:image/png;base64,{curves}">
+<h2>Photos</h2>
+<p>Sort by <select id="by"><option value="">their order</option>{options}</select>
+<label><input type="checkbox" id="down"> largest first</label></p>
+<div id="photos">
+{photos}
+</div>
+<script>
+const box = document.getElementById('photos'), all = [...box.children];
+const by = document.getElementById('by'), down = document.getElementById('down');
+function sort() {{
+  const order = [...all];
+  if (by.value) {{
+    const [run, key] = JSON.parse(by.value);
+    const figure = section => JSON.parse(section.dataset.figures)[run][key];
+    order.sort((a, b) => figure(a) - figure(b));
+  }}
+  if (down.checked) order.reverse();
+  box.append(...order);
+}}
+by.onchange = down.onchange = sort;
+</script>
+</body></html>
+"""

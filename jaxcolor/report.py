@@ -1,0 +1,148 @@
+"""What an evaluation tells: tables with intervals, a verdict, and a picture of the chroma that got lost."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from jaxcolor import metrics
+from jaxcolor.logs import write_atomically
+
+# What the table calls each figure, with its unit.
+TITLES = {
+    'photos': 'photos',
+    'loss': 'loss',
+    'color_loss': 'colour loss',
+    'class_loss': 'class loss',
+    'ab_rmse': 'ab RMSE',
+    'psnr': 'PSNR (dB)',
+    'psnr_gray': 'PSNR of gray (dB)',
+    'ssim': 'SSIM',
+    'lpips': 'LPIPS',
+    'fid': 'FID',
+    'ab_auc': 'AuC of ab errors',
+    'ab_auc_balanced': 'AuC, colours balanced',
+    'larger_channel_agreement': 'larger-of-a,b agreement',
+    'colorfulness': 'colourfulness',
+    'colorfulness_true': 'colourfulness of the truth',
+    'colorfulness_absolute': "colourfulness, DDColor's",
+    'colorfulness_absolute_true': "colourfulness of the truth, DDColor's",
+    'colorfulness_absolute_delta': "difference of DDColor's",
+    'chroma_kept': "chroma, part of the truth's",
+    'top1': 'class found',
+    'top5': 'class among first 5',
+}
+# Figures of single photos whose means have an interval; the root of the first stands in the table as 'ab_rmse'.
+_OF_PHOTOS = ('ab_squared_error', 'psnr', 'ssim', 'lpips', 'ab_auc', 'colorfulness', 'colorfulness_absolute', 'top1', 'top5')
+# Of these, by which a network is held against the baselines, and what is better.
+_JUDGED = {'ab_squared_error': -1, 'psnr': 1, 'lpips': -1}
+# Classes in the picture of the chroma: those of the most photos.
+_MOST_CLASSES = 20
+
+
+def table(columns: dict[str, dict[str, float]], intervals: dict[str, dict[str, tuple[float, float]]] | None = None) -> str:
+    """{column: {name: value}} -> a Markdown table, a row a figure.
+
+    Args:
+        intervals: {column: {name: (low, high)}}, for those that have one.
+    """
+    names = [name for name in TITLES if any(name in row for row in columns.values())]
+    names += sorted({name for row in columns.values() for name in row} - set(names))
+    rows = [['', *columns], *([TITLES.get(name, name)] for name in names)]
+    for row, name in zip(rows[1:], names, strict=True):
+        for column, values in columns.items():
+            cell = f'{values[name]:.5g}' if name in values else ''
+            low_high = (intervals or {}).get(column, {}).get(name)
+            row.append(cell + (f' ({low_high[0]:.4g} to {low_high[1]:.4g})' if low_high else ''))
+    widths = [max(10, *(len(row[i]) for row in rows)) for i in range(len(columns) + 1)]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        lines.append(f'| {" | ".join(cells)} |')
+    rule = '|:' + '-' * (widths[0] + 1) + '|' + ''.join('-' * (w + 1) + ':|' for w in widths[1:])
+    return '\n'.join([lines[0], rule, *lines[1:]])
+
+
+def intervals(photos) -> dict[str, tuple[float, float]]:
+    """Figures of single photos -> 95 % intervals of their means over photos, {name: (low, high)}."""
+    found = {}
+    for name in _OF_PHOTOS:
+        values = metrics.known(name, photos.get(name, np.array([])))
+        if len(values) > 1:
+            found[name] = metrics.interval(values)
+    if 'ab_squared_error' in found:
+        found['ab_rmse'] = tuple(value**0.5 for value in found.pop('ab_squared_error'))
+    return found
+
+
+def verdict(measured) -> list[str]:
+    """A sentence for each baseline that the network is not better than, photo by photo, beyond chance."""
+    said = []
+    (network, _), names = measured['network'], {'ab_squared_error': 'squared ab error', 'psnr': 'PSNR', 'lpips': 'LPIPS'}
+    for rival in list(measured)[1:]:
+        for name, sign in _JUDGED.items():
+            if name in network and len(network[name]) > 1:
+                gain = sign * (network[name] - measured[rival][0][name])
+                low, high = metrics.interval(gain)
+                if low <= 0:
+                    said.append(
+                        f'This network is not better than "{rival}" by {names[name]}: it gains {gain.mean():.4g} a photo '
+                        f'(95 % interval {low:.4g} to {high:.4g}).'
+                    )
+    return said
+
+
+def write(path, about, rows, measured, classes) -> str:
+    """Writes an evaluation to PATH.json, PATH.md and PATH_chroma.png.
+
+    Args:
+        about: {'run', 'step', 'photos'[, 'fid']}: what was measured, and by whose weights.
+        rows: {column: {name: value}}, the network first.
+        measured: {column: what `Evaluator.photos` gives}.
+        classes: names that labels index.
+
+    Returns:
+        What there is to say: the table, the verdict, the files.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ranges = {column: intervals(photos) for column, (photos, _) in measured.items()}
+    content = {**about, 'figures': rows, 'intervals': ranges}
+    write_atomically(path.with_suffix('.json'), json.dumps(content, indent=1) + '\n')
+    draw_chroma(f'{path}_chroma.png', *measured['network'], classes)
+    sentences = verdict(measured) or ['By ab error, PSNR and LPIPS where measured, this network beats every baseline here.']
+    text = f'{about["run"]}, step {about["step"]}, on {about["photos"]} (95 % intervals over photos):'
+    if 'fid' in about:
+        sentences.append(f'FID by {about["fid"]}, over {rows["network"]["photos"]:.0f} photos.')
+    text = '\n'.join([text, '', table(rows, ranges), '', *sentences])
+    write_atomically(path.with_suffix('.md'), text + '\n')
+    return f'{text}\n\nExamples: {path}.png; chroma kept: {path}_chroma.png\n'
+
+
+def draw_chroma(path, photos, sums, classes) -> None:
+    """Draws how much chroma the network gives, and the truth has, by lightness and by class."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), layout='constrained')
+    left, right = figure.subplots(1, 2)
+    predicted, true, pixels = sums['chroma_by_lightness'].T
+    seen = pixels > 0
+    middles = (np.arange(len(pixels)) + 0.5) * 100 / len(pixels)
+    for values, label in ((true, 'truth'), (predicted, 'network')):
+        left.plot(middles[seen], values[seen] / pixels[seen], marker='o', label=label)
+    left.set(xlabel='L* of the pixel', ylabel='mean chroma', title='by lightness', xlim=(0, 100), ylim=(0, None))
+    left.legend()
+    kept = {}
+    labels = photos.get('label', np.array([], np.int32)).astype(np.int32)
+    for number in sorted(set(labels[labels >= 0]), key=lambda n: -np.sum(labels == n))[:_MOST_CLASSES]:
+        of_class = labels == number
+        kept[classes[number]] = photos['chroma'][of_class].sum() / max(photos['chroma_true'][of_class].sum(), 1e-6)
+    kept['all'] = photos['chroma'].sum() / max(photos['chroma_true'].sum(), 1e-6)
+    right.barh(list(kept), list(kept.values()))
+    right.axvline(1, color='gray', linewidth=1)
+    right.set(xlabel="chroma, part of the truth's", title='by class of photo')
+    right.invert_yaxis()
+    temporary = f'{path}.tmp'
+    figure.savefig(temporary, dpi=100, format='png')
+    os.replace(temporary, path)

