@@ -13,8 +13,10 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from jaxcolor import baselines, color, evaluate, logs, metrics, tasks
+from jaxcolor.compare import compare_runs
 from jaxcolor.data import pipeline
 from jaxcolor.data.shards import open_shards
+from jaxcolor.errors import UserError
 from jaxcolor.parallel import DataParallel
 
 
@@ -180,11 +182,11 @@ def test_the_command_prints_the_table_and_draws_the_grid(trained, tmp_path, comm
 
 
 def test_bad_evaluations_are_one_sentence(trained, tmp_path, command):
-    code, _, err = command('main', '--mode=evaluate', f'--workdir={tmp_path}')
-    assert_one_sentence(code, err, tmp_path, 'no run directory')
-    code, _, err = command('main', '--mode=evaluate', f'--workdir={trained}', '--splits=holiday')
-    assert_one_sentence(code, err, 'holiday', 'validation')
     code, _, err = command('main', '--mode=evaluate', f'--workdir={trained}', '--splits=validation,holiday')
     assert_one_sentence(code, err, 'holiday', 'validation')
-    code, _, err = command('main', '--mode=evaluate', f'--workdir={trained}', f'--data={tmp_path / "none"}')
-    assert_one_sentence(code, err, tmp_path / 'none')
+    with pytest.raises(UserError, match=f'{tmp_path} is no run directory'):
+        evaluate.evaluate_run(tmp_path, '', ['validation'])
+    with pytest.raises(UserError, match='none does not exist'):
+        evaluate.evaluate_run(trained, str(tmp_path / 'none'), ['validation'])
+    with pytest.raises(UserError, match='named twice'):
+        compare_runs([trained, trained], '', 'validation')

@@ -5,6 +5,7 @@ import shutil
 
 os.environ.setdefault('KERAS_BACKEND', 'jax')
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +14,13 @@ import safetensors.numpy
 import scipy.linalg
 from conftest import assert_one_sentence
 
-from jaxcolor import color, metrics, perceptual
+from jaxcolor import baselines, color, metrics, perceptual, tasks
+from jaxcolor.data import pipeline
+from jaxcolor.data.shards import open_shards
 from jaxcolor.errors import UserError
+from jaxcolor.evaluate import Evaluator, summary
 from jaxcolor.models import inception_v3
+from jaxcolor.parallel import DataParallel
 
 
 @pytest.fixture(scope='module')
@@ -38,6 +43,7 @@ def _number(layer):
     return int(last) if last.isdigit() else 0
 
 
+@pytest.mark.slow
 def test_inception_is_keras_inception(inception, photos, monkeypatch):
     """Layer by layer the same, but for the pooling of the last block, which Keras has as its others."""
     import keras
@@ -88,6 +94,7 @@ def test_weights_say_which_inception_they_are_of(inception, tmp_path):
         perceptual.load_inception(path)
 
 
+@pytest.mark.slow
 def test_both_are_measured_by_the_command(trained, inception, tmp_path, command):
     weights = tmp_path / 'inception.safetensors'
     safetensors.numpy.save_file({**inception, 'fc.weight': np.zeros((1008, 2048), np.float32)}, weights)
@@ -102,6 +109,32 @@ def test_both_are_measured_by_the_command(trained, inception, tmp_path, command)
     assert 'FID by Inception v3, fid pooling, inception.safetensors' in out
     code, _, err = command(*evaluate, f'--fid={tmp_path / "none.pth"}')
     assert_one_sentence(code, err, 'none.pth')
+
+
+@flax.struct.dataclass
+class MeanColors:
+    """A judge that is quick."""
+
+    def __call__(self, output, truth):
+        lost = jnp.mean(jnp.abs(output - truth), axis=(1, 2, 3))
+        return {'lpips': lost, 'fid_output': jnp.mean(output, axis=(1, 2)), 'fid_truth': jnp.mean(truth, axis=(1, 2))}
+
+
+def test_what_judges_say_is_told_of_all_photos(shards, tiny_config):
+    opened, rows = open_shards(shards), []
+    for batch_size, devices in ((20, 1), (3, 2)):
+        tiny_config.train.batch_size = batch_size
+        parallel = DataParallel(devices=jax.devices()[:devices])
+        evaluator = Evaluator(tasks.build(tiny_config), parallel, opened, tiny_config, [MeanColors()])
+        photos, sums = evaluator.photos((), evaluator.batches('train'), baselines.gray)
+        rows.append(summary(photos, sums))
+    batch = next(pipeline.eval_batches(opened, 'train', batch_size=20, crop=64))
+    truth = color.lab_to_rgb(color.decode_lab(batch['lab']))
+    gray = color.lab_to_rgb(color.decode_lab(batch['lab']) * np.array([1, 0, 0], np.float32))
+    expected = {'lpips': np.abs(gray - truth).mean()}
+    expected['fid'] = metrics.frechet_distance(gray.mean(axis=(1, 2)), truth.mean(axis=(1, 2)))
+    for row in rows:
+        assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-3)
 
 
 def test_lpips_rises_with_what_is_lost(photos):

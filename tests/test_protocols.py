@@ -64,11 +64,13 @@ def test_a_list_chooses_the_photos(folder, tmp_path):
 @pytest.mark.parametrize('protocol', ['val5k', 'native'])
 def test_a_run_is_measured_by_a_protocol(trained, folder, tmp_path, protocol):
     shutil.copytree(trained, tmp_path / 'run')
+    for path in sorted(folder.rglob('*.jpg'))[2:]:
+        path.unlink()
     rows = evaluate_protocol(tmp_path / 'run', protocol, folder)
-    assert rows['network']['photos'] == 5
+    assert rows['network']['photos'] == 2
     content = json.loads((tmp_path / 'run' / 'evaluation' / f'{protocol}.json').read_text())
     assert content['figures'] == rows and content['step'] == 4
-    assert len((tmp_path / 'run' / 'evaluation' / f'{protocol}_files.csv').read_text().splitlines()) == 6
+    assert len((tmp_path / 'run' / 'evaluation' / f'{protocol}_files.csv').read_text().splitlines()) == 3
     if protocol == 'native':  # what `colorize` makes of the same photos
         colorizer, errors = Colorizer(tmp_path / 'run'), []
         for path in sorted(folder.rglob('*.jpg')):
@@ -79,11 +81,12 @@ def test_a_run_is_measured_by_a_protocol(trained, folder, tmp_path, protocol):
 
 
 def test_bad_protocols_are_one_sentence(trained, folder, tmp_path, command):
-    evaluate = ('main', '--mode=evaluate', f'--workdir={trained}')
-    for arguments, part in [
-        (['--protocol=val7', f'--photos={folder}'], 'val5k, val50k'),
-        (['--protocol=val5k', f'--photos={tmp_path / "none"}'], tmp_path / 'none'),
-        (['--protocol=ctest10k', f'--photos={folder}'], '--photo_list'),
-    ]:
-        code, _, err = command(*evaluate, *arguments)
-        assert_one_sentence(code, err, part)
+    code, _, err = command('main', '--mode=evaluate', f'--workdir={trained}', '--protocol=val7', f'--photos={folder}')
+    assert_one_sentence(code, err, 'val5k, val50k')
+    cases = [('val5k', tmp_path / 'none', 'none does not exist'), ('ctest10k', folder, '--photo_list')]
+    for protocol, photos, part in cases:
+        with pytest.raises(UserError, match=part):
+            evaluate_protocol(trained, protocol, photos)
+    (folder / 'set0' / 'a.jpg').write_text('this is no photo')
+    with pytest.raises(UserError, match=r'set0/a\.jpg cannot be evaluated: not a photo'):
+        protocols.PhotoSet(folder, 'val5k').records()[0]
