@@ -204,7 +204,9 @@ def evaluate_run(
         about = {'run': str(run), 'step': int(state.step), 'photos': f'{shards.path}, {split}', **_named(judges)}
         results[split] = _tell(Path(run) / 'evaluation' / split, about, measured, shards.classes)
         if jax.process_index() == 0:
-            evaluator.grid(state, split, Path(run) / 'evaluation' / f'{split}.png', config.train.grid_photos)
+            picture = Path(run) / 'evaluation' / f'{split}.png'
+            evaluator.grid(state, split, picture, config.train.grid_photos)
+            print(f'examples: {picture}\n', flush=True)
     return results
 
 
@@ -255,6 +257,7 @@ def evaluate_protocol(
     result = _tell(out / protocol, about, measured, ())
     if not whole and jax.process_index() == 0:
         evaluator.grid(state, protocol, out / f'{protocol}.png', config.train.grid_photos)
+        print(f'examples: {out / protocol}.png', flush=True)
     return result
 
 

@@ -103,7 +103,7 @@ def write(path, about, rows, measured, classes) -> str:
         classes: names that labels index.
 
     Returns:
-        What there is to say: the table, the verdict, the files.
+        What there is to say: the table, the verdict, the picture.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ def write(path, about, rows, measured, classes) -> str:
         sentences.append(f'FID by {about["fid"]}, over {rows["network"]["photos"]:.0f} photos.')
     text = '\n'.join([text, '', table(rows, ranges), '', *sentences])
     write_atomically(path.with_suffix('.md'), text + '\n')
-    return f'{text}\n\nExamples: {path}.png; chroma kept: {path}_chroma.png\n'
+    return f'{text}\n\nchroma kept: {path}_chroma.png'
 
 
 def draw_chroma(path, photos, sums, classes) -> None:
