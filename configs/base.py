@@ -78,9 +78,12 @@ def extractor() -> ConfigDict:
 
 
 def regression() -> ConfigDict:
-    """Section task of ab regression: squared error + alpha * cross entropy + kernel_l2 * sum of squared kernels."""
+    """Section task of ab regression: error of a*b* + alpha * cross entropy + kernel_l2 * sum of squared kernels."""
     task = ConfigDict()
     task.name = 'regression'  # a key of jaxcolor.tasks.TASKS
+    task.error = 'squared'  # of a* and b*: 'squared', or 'huber' (squared up to huber_delta, linear beyond)
+    task.huber_delta = 10.0  # units of a*b*
+    task.chroma_weight = 0.0  # a pixel's error weighs 1 + this * its true chroma / 100: colours count for more than grays
     task.reduction = 'sum'  # of the squared error of a photo: 'sum' (the paper's Frobenius norm) or 'mean'
     task.loss_resolution = 'output'  # where it is taken: at the network's 'output' size, or at its 'input' size
     task.alpha = 1 / 300  # weight of the cross entropy; photos without a label add nothing
@@ -146,6 +149,7 @@ def train() -> ConfigDict:
     train.accumulation_steps = 1  # parts that a device takes its photos in, one after the other; as good as more devices
     train.mapping = 'shard_map'  # of a device's step over all devices: 'shard_map' or 'pmap', with the same numbers
     train.cross_device_batch_norm = False  # batch norm over all devices' photos (of a part), not each device's by itself
+    train.ema = 0.0  # decay of the moving average of the parameters that evaluates and colours; 0 takes them as they are
     train.heartbeat = 30  # seconds without a sign of life after which a process of several is taken for dead
     train.log_every = 50  # steps between lines of metrics.jsonl
     train.eval_every = 5_000  # steps between evaluations, each with example grids and curves

@@ -5,14 +5,23 @@ import jax.numpy as jnp
 import optax
 
 
-def squared_error(prediction, target, reduction: str):
-    """Squared error of a* and b*, both (B, H, W, 2) in the network's range -> (B,).
+def color_error(prediction, target, reduction: str, delta: float | None = None, weight=None):
+    """Error of a* and b*, both (B, H, W, 2) in the network's range -> (B,).
 
-    reduction: 'sum' over pixels and channels is the squared Frobenius norm (Iizuka et al. 2016, eq. 5); 'mean' is what
-    the reimplementations take.
+    Args:
+        reduction: 'sum' over pixels and channels is, of squared errors, the squared Frobenius norm (Iizuka et al. 2016,
+            eq. 5); 'mean' is what the reimplementations take.
+        delta: None squares errors; otherwise twice Huber's loss (1964): e^2 up to delta, 2 delta |e| - delta^2 beyond.
+        weight: of each pixel, (B, H, W); None for 1.
     """
     reduce = {'sum': jnp.sum, 'mean': jnp.mean}[reduction]
-    return reduce(jnp.square(prediction - target), axis=(1, 2, 3))
+    error = prediction - target
+    each = jnp.square(error)
+    if delta is not None:
+        each = jnp.where(jnp.abs(error) <= delta, each, 2 * delta * jnp.abs(error) - delta**2)
+    if weight is not None:
+        each *= weight[..., None]
+    return reduce(each, axis=(1, 2, 3))
 
 
 def absolute_error(prediction, target):

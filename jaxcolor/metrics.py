@@ -65,7 +65,7 @@ def ab_auc(prediction, target):
 def color_class(ab):
     """The square of 10 x 10 units of the a*b* plane that a colour lies in: (..., 2) -> int32 (...) in [0, 484).
 
-    The grid of Zhang, Isola, Efros 2016, section 2.1, from -110 to 110; of its squares sRGB reaches some 313.
+    The grid of Zhang, Isola, Efros 2016, section 2.1, from -110 to 110; sRGB's colours reach about 260 of its squares.
     """
     place = jnp.clip(jnp.floor(ab / _CLASS_SIDE).astype(jnp.int32) + _CLASSES // 2, 0, _CLASSES - 1)
     return place[..., 0] * _CLASSES + place[..., 1]

@@ -94,7 +94,8 @@ def import_run(run, config: ConfigDict, weights) -> None:
         if checkpoints.latest_step is not None:
             raise UserError(f'{run} holds checkpoints already; name another --workdir.')
         state = DataParallel().create(task.init, jax.random.PRNGKey(config.seed))
-        state = state.replace(params=jax.tree.map(jax.numpy.asarray, params))
+        params = jax.tree.map(jax.numpy.asarray, params)
+        state = state.replace(params=params, ema=params if config.train.ema else ())
         checkpoints.save(0, state, pipeline.START, json.loads(config.to_json()))
 
 

@@ -8,7 +8,7 @@ from jax import lax
 from jaxcolor import color, losses, models, optimizers
 from jaxcolor.errors import UserError
 from jaxcolor.parallel import AXIS, mean_over_batch
-from jaxcolor.tasks.state import TrainState
+from jaxcolor.tasks.state import TrainState, moving_average
 
 
 class Adversarial:
@@ -29,7 +29,7 @@ class Adversarial:
         self.network = models.build(config.model, AXIS if config.train.cross_device_batch_norm else None)
         self.schedule = optimizers.schedule(config.optimizer, config.train.steps, config.train.batch_size)
         self.optimizer = optimizers.build(config.optimizer, config.train.steps, config.train.batch_size)
-        self.parts = config.train.accumulation_steps
+        self.parts, self.ema = config.train.accumulation_steps, config.train.ema
 
     def init(self, rng) -> TrainState:
         """A fresh state. rng: uint32 (2,) key."""
@@ -38,7 +38,7 @@ class Adversarial:
         variables = self.network.init(init_rng, jnp.zeros((1, size, size, 1)), jnp.zeros((1, self.network.noise_size)))
         params, statistics = variables['params'], variables['batch_stats']
         opt_state = {name: self.optimizer.init(params[name]) for name in params}
-        return TrainState(jnp.zeros((), jnp.int32), params, statistics, opt_state, rng)
+        return TrainState(jnp.zeros((), jnp.int32), params, statistics, opt_state, rng, ema=params if self.ema else ())
 
     def train_step(self, state: TrainState, batch):
         """One half-step of the discriminator, one of the generator, of one device on its share of the batch."""
@@ -52,7 +52,8 @@ class Adversarial:
         measured = {**of_discriminator, **of_generator}
         measured['loss'] = measured['discriminator_loss'] + measured['generator_loss']
         measured['learning_rate'] = jnp.asarray(self.schedule(state.step))
-        return state.replace(step=state.step + 1), measured
+        state = state.replace(step=state.step + 1)
+        return state.replace(ema=moving_average(state, self.ema)), measured
 
     def discriminator_step(self, state: TrainState, yuv, noise):
         """Trains the discriminator alone to tell yuv (B, H, W, 3) from what the generator makes of its Y and noise."""
@@ -98,7 +99,7 @@ class Adversarial:
 
         `loss` is the mean absolute error in U and V: a GAN's own losses say nothing of how far a training has come.
         """
-        yuv = _yuv(batch['lab'])
+        state, yuv = state.averaged(), _yuv(batch['lab'])
         # Noise of a photo is drawn from the photo: the same in whatever batch and place it comes.
         seeds = jnp.sum(batch['lab'].astype(jnp.uint32), axis=(1, 2, 3), dtype=jnp.uint32)
         chroma = self._generate(state, yuv[..., :1], self._noise(state.rng, seeds))
@@ -116,7 +117,7 @@ class Adversarial:
         """L* (B, H, W, 1) in [0, 100] -> a*b* float32 (B, H, W, 2); another rng, other colours."""
         gray = jnp.concatenate([lightness, jnp.zeros_like(lightness), jnp.zeros_like(lightness)], axis=-1)
         luma = color.rgb_to_yuv(color.lab_to_rgb(gray))[..., :1]
-        chroma = self._generate(state, luma, self._noise(rng, jnp.arange(len(lightness))))
+        chroma = self._generate(state.averaged(), luma, self._noise(rng, jnp.arange(len(lightness))))
         return _ab(jnp.concatenate([luma, chroma], axis=-1))
 
     def _noise(self, rng, numbers):

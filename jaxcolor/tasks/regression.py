@@ -8,11 +8,11 @@ from jaxcolor import color, losses, metrics, models, optimizers
 from jaxcolor.errors import UserError
 from jaxcolor.models.blocks import upsample
 from jaxcolor.parallel import AXIS, mean_over_batch
-from jaxcolor.tasks.state import TrainState
+from jaxcolor.tasks.state import TrainState, moving_average
 
 
 class Regression:
-    """Squared error on a*b* + alpha * cross entropy of the class + kernel L2 (Iizuka et al. 2016, eq. 5)."""
+    """Error of a*b* (squared by default) + alpha * cross entropy of the class + kernel L2 (Iizuka et al. 2016, eq. 5)."""
 
     takes_noise = False  # a photo has one answer
 
@@ -21,7 +21,8 @@ class Regression:
         self.activation = config.model.output_activation
         self.crop = config.data.crop
         self.extractor, self.cached = config.extractor.name, config.extractor.cached
-        for field, choices in {'reduction': ('sum', 'mean'), 'loss_resolution': ('output', 'input')}.items():
+        choices_of = {'error': ('squared', 'huber'), 'reduction': ('sum', 'mean'), 'loss_resolution': ('output', 'input')}
+        for field, choices in choices_of.items():
             if self.loss[field] not in choices:
                 raise UserError(f'task.{field}: {self.loss[field]!r} is none of {", ".join(choices)}.')
         if self.activation not in color.AB_RANGE:
@@ -29,7 +30,7 @@ class Regression:
         self.network = models.build(config.model, AXIS if config.train.cross_device_batch_norm else None)
         self.schedule = optimizers.schedule(config.optimizer, config.train.steps, config.train.batch_size)
         self.optimizer = optimizers.build(config.optimizer, config.train.steps, config.train.batch_size)
-        self.parts = config.train.accumulation_steps
+        self.parts, self.ema = config.train.accumulation_steps, config.train.ema
 
     def init(self, rng) -> TrainState:
         """A fresh state. rng: uint32 (2,) key."""
@@ -37,7 +38,8 @@ class Regression:
         vector = (jnp.zeros((1, 1000)),) if self.extractor else ()
         variables = self.network.init(init_rng, jnp.zeros((1, self.crop, self.crop, 1)), *vector)
         params = variables.pop('params')
-        return TrainState(jnp.zeros((), jnp.int32), params, variables, self.optimizer.init(params), rng)
+        state = TrainState(jnp.zeros((), jnp.int32), params, variables, self.optimizer.init(params), rng)
+        return state.replace(ema=params if self.ema else ())
 
     def train_step(self, state: TrainState, batch):
         """One step of one device on its share of the batch; gradients and batch statistics are averaged over AXIS."""
@@ -62,11 +64,11 @@ class Regression:
             model_state=model_state,
             opt_state=opt_state,
         )
-        return state, measured
+        return state.replace(ema=moving_average(state, self.ema)), measured
 
     def eval_step(self, state: TrainState, batch):
         """Loss terms of each photo, and whether its class is found, {name: (B,)}; its a*b*, float32 (B, H, W, 2)."""
-        outputs, _ = self._apply(state, batch, train=False)
+        outputs, _ = self._apply(state.averaged(), batch, train=False)
         terms = self._terms(outputs, batch)
         found = {}
         if 'logits' in outputs:
@@ -81,14 +83,14 @@ class Regression:
         """
         del rng
         vector = self._vector(state, lightness) if features is None else (features,)
-        outputs = self.network.apply(_variables(state), color.normalize_l(lightness), *vector)
+        outputs = self.network.apply(_variables(state.averaged()), color.normalize_l(lightness), *vector)
         return self._colors(outputs, lightness.shape[1:3])
 
     def describe(self, state: TrainState, lightness):
         """L* (B, H, W, 1) in [0, 100] -> the vector (B, G) that is joined to every pixel at the fusion."""
         if self.extractor:
             return state.frozen(lightness, self.network.dtype)
-        return self.network.apply(_variables(state), color.normalize_l(lightness), method='describe')[0]
+        return self.network.apply(_variables(state.averaged()), color.normalize_l(lightness), method='describe')[0]
 
     def _apply(self, state, batch, train):
         """-> (the network's outputs, the new model_state)"""
@@ -112,10 +114,20 @@ class Regression:
             target = _resize(target, ab.shape[1:3])
         else:
             ab = _resize(ab, target.shape[1:3])
-        terms = {'color_loss': losses.squared_error(ab, target, self.loss.reduction)}
+        terms = {'color_loss': self._color_error(ab, target)}
         if 'logits' in outputs and self.loss.alpha:
             terms['class_loss'] = self.loss.alpha * losses.cross_entropy(outputs['logits'], batch['label'])
         return terms
+
+    def _color_error(self, ab, target):
+        """(B, H, W, 2) each, in the network's range -> (B,)"""
+        delta = weight = None
+        if self.loss.error == 'huber':
+            delta = self.loss.huber_delta / color.AB_RANGE[self.activation][0]
+        if self.loss.chroma_weight:
+            chroma = jnp.linalg.norm(color.denormalize_ab(target, self.activation), axis=-1)
+            weight = 1 + self.loss.chroma_weight / 100 * chroma
+        return losses.color_error(ab, target, self.loss.reduction, delta, weight)
 
     def _colors(self, outputs, size):
         """The network's output -> a*b* (B, H, W, 2) at the photo's size."""
