@@ -2,12 +2,13 @@
 
 import csv
 import importlib
+import shutil
 
 import pytest
 from conftest import ROOT, assert_one_sentence
 from PIL import Image
 
-from jaxcolor import study
+from jaxcolor import logs, study
 from jaxcolor.errors import UserError
 
 SMALL = [
@@ -17,6 +18,21 @@ SMALL = [
 ]  # fmt: skip
 
 
+def test_what_is_trained_is_tabulated(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / '1')
+    (tmp_path / '2').mkdir()
+    (tmp_path / '2' / 'failed.txt').write_text('the loss is not finite at step 7\n')
+    rows = study.collect([['--config=a.py'], ['--config=b.py', '--config.seed=1'], ['--config=c.py']], tmp_path)
+    assert [row['result'] for row in rows] == ['of validation', 'the loss is not finite at step 7', 'not trained yet']
+    last = logs.read_metrics(trained)[-1]
+    assert float(rows[0]['psnr']) == pytest.approx(last['validation/psnr'], rel=1e-3)
+    with open(tmp_path / 'table.csv', encoding='utf-8') as file:
+        assert [row['flags'] for row in csv.DictReader(file)] == [row['flags'] for row in rows]
+    assert Image.open(tmp_path / 'study.png').width > 1000
+    assert study._is_done(tmp_path / '1') and study._is_done(tmp_path / '2') and not study._is_done(tmp_path / '3')
+
+
+@pytest.mark.slow
 def test_a_study_is_trained_tabulated_and_goes_on(shards, tmp_path, command):
     recipe = '--config=configs/ltbc.py:quickstart'
     lines = ['# two trainings', recipe, '', f'{recipe} --config.optimizer.learning_rate=1e30']
