@@ -304,7 +304,8 @@ def test_learns_resumes_evaluates_and_colorizes(shards, tmp_path, capsys, name):
     assert np.abs(color.rgb_to_lab(np.asarray(colored))[..., 1:]).mean() > 1
 
 
-@pytest.mark.parametrize('name', SMALL)
+# ltbc_pytorch has nothing that ltbc_deconv, or `ltbc` in test_parallel.py, has not.
+@pytest.mark.parametrize('name', [pytest.param(n, marks=pytest.mark.slow) if n == 'ltbc_pytorch' else n for n in SMALL])
 def test_eight_devices_equal_one(tmp_path, name):
     """One step on the same 16 photos: gradients with their scale, statistics, losses. Batch norm is over all devices."""
     config = small_recipe(name)
