@@ -276,7 +276,7 @@ def colors_of(colorizer):
 
 def judges_of(lpips: bool, fid: str) -> list:
     """The judges that were asked for; fid: Inception v3's weights, '' for none. Raises UserError."""
-    return [load_lpips()] * lpips + ([load_inception(fid)] if fid else [])
+    return ([load_lpips()] if lpips else []) + ([load_inception(fid)] if fid else [])
 
 
 def _named(judges):

