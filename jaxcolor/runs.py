@@ -118,7 +118,7 @@ def load(run, step: int | None = None, sharding=None):
         task = tasks.build(config)
     except (KeyError, AttributeError) as error:  # a field that is not in its config.json
         field = str(error).strip('"').split('\n')[0]
-        raise UserError(f'{run} was made by another version of jaxcolor (its config.json: {field}); train it again.') from None
+        raise UserError(f'{run} is of another version of jaxcolor (its config.json: {field}); train it again.') from None
     if not (Path(run) / 'checkpoints').is_dir():
         raise UserError(f'{run} holds no checkpoint yet.')
     with Checkpoints(Path(run) / 'checkpoints', read_only=True) as checkpoints:

@@ -191,7 +191,7 @@ def test_bad_evaluations_are_one_sentence(trained, tmp_path, command):
     config = json.loads((trained / 'config.json').read_text())
     del config['task']['error']
     (tmp_path / 'config.json').write_text(json.dumps(config))
-    with pytest.raises(UserError, match='made by another version of jaxcolor .*error'):
+    with pytest.raises(UserError, match='of another version of jaxcolor .*error'):
         evaluate.evaluate_run(tmp_path, '', ['validation'])
     with pytest.raises(UserError, match='named twice'):
         compare_runs([trained, trained], '', 'validation')
