@@ -80,3 +80,9 @@ def test_every_source_of_data_and_form_runs():
 def test_bad_flags_are_one_sentence(command, flags, parts):
     code, _, err = command('benchmark', *flags)
     assert_one_sentence(code, err, *parts)
+
+
+def test_input_is_short_for_all_sources_of_photos():
+    parse = command_line._parser().parse_args
+    assert [case.data for case in command_line.cases(parse(['--configs=ltbc', '--input']))] == ['fixed', 'stream', 'device']
+    assert [case.data for case in command_line.cases(parse(['--configs=ltbc']))] == ['fixed']

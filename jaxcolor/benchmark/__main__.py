@@ -2,7 +2,7 @@
 
     python -m jaxcolor.benchmark                                            every recipe's training step
     python -m jaxcolor.benchmark --configs=ltbc,vgg_fusion --mode=train,infer --precision=f32,bf16 --batch=8,32
-    python -m jaxcolor.benchmark --configs=ltbc --data=fixed,stream,device  what the step waits for its photos
+    python -m jaxcolor.benchmark --configs=ltbc --input                     what the step waits for its photos
     python -m jaxcolor.benchmark --configs=ltbc --forms=plain,auto          what the layers' second forms save
     python -m jaxcolor.benchmark --configs=ltbc --scaling --cpu-devices=4   1, 2, 4 devices
     python -m jaxcolor.benchmark --configs=ltbc --against=torch             beside the same network in PyTorch, in turns
@@ -130,6 +130,10 @@ def _parser():
     add('--devices', type=int, default=1, help='how many to use; 0 for all (%(default)s)')
     add('--mapping', type=several, default=['shard_map'], metavar='shard_map,pmap')
     add('--data', type=several, default=['fixed'], metavar='fixed,stream,device')
+    add(
+        '--input', action='store_const', dest='data', const=['fixed', 'stream', 'device'], default=argparse.SUPPRESS,
+        help='what the step waits for its photos: --data=fixed,stream,device',
+    )  # fmt: skip
     add('--forms', type=several, default=['auto'], metavar='auto,plain,...', help="of the layers: the platform's, the plain")
     add('--scaling', action='store_true', help='1, 2, 4, ... devices; the batch shared out, and growing with them')
     add('--cpu-devices', type=int, help='make so many devices of the CPU')
