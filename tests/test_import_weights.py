@@ -138,6 +138,7 @@ def test_vgg16_of_keras_in_each_format(tmp_path, without_initialisers):
     os.remove(tmp_path / 'vgg16.keras')
 
 
+@pytest.mark.slow
 def test_inception_resnet_v2_of_keras_in_each_format(tmp_path, without_initialisers):
     # Keras numbers layers through all models that a process builds.
     for _ in range(7):
