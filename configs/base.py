@@ -38,6 +38,7 @@ def ltbc() -> ConfigDict:
     model.decoder = 'nearest'  # 'nearest' (upsampling and convolutions) or 'deconv' (transposed convolutions)
     model.output_activation = 'sigmoid'  # 'sigmoid', 'tanh' or 'linear'; says how the output stands for a*b*, too
     model.global_size = 224  # pixels, a multiple of 32: the side of the copy that the global branch sees
+    model.color_classes = 0  # classes of colours that a pixel is sorted into (task `color_classes`); 0 gives a*b* itself
     model.padding = 'symmetric'  # of convolutions: 'symmetric' as in Torch, 'SAME' as in TensorFlow
     return model
 
@@ -87,6 +88,19 @@ def regression() -> ConfigDict:
     task.reduction = 'sum'  # of the squared error of a photo: 'sum' (the paper's Frobenius norm) or 'mean'
     task.loss_resolution = 'output'  # where it is taken: at the network's 'output' size, or at its 'input' size
     task.alpha = 1 / 300  # weight of the cross entropy; photos without a label add nothing
+    task.kernel_l2 = 0.0  # weight of the sum of squared kernels, a term of the loss
+    task.kernel_l2_excluded = ('',)  # layers whose kernels it leaves out, by name
+    return task
+
+
+def color_classes() -> ConfigDict:
+    """Section task of sorting pixels into classes of colours: rebalanced cross entropy + that of the photo's class."""
+    task = ConfigDict()
+    task.name = 'color_classes'  # a key of jaxcolor.tasks.TASKS
+    task.rebalance = 0.5  # lambda: a class weighs 1 / ((1 - this) share + this / classes); 1 lets all weigh alike
+    task.sigma = 5.0  # units of a*b*: how far a true colour belongs to the classes around it
+    task.temperature = 0.38  # T, above 0: 1 gives the mean of the predicted colours, towards 0 the likeliest one
+    task.alpha = 0.0  # weight of the cross entropy of the photo's class; photos without a label add nothing
     task.kernel_l2 = 0.0  # weight of the sum of squared kernels, a term of the loss
     task.kernel_l2_excluded = ('',)  # layers whose kernels it leaves out, by name
     return task

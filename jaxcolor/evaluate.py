@@ -16,6 +16,7 @@ from jaxcolor.colorize import Colorizer
 from jaxcolor.data import pipeline
 from jaxcolor.data.decode import pillow_unguarded
 from jaxcolor.data.shards import SIDECAR, open_shards
+from jaxcolor.errors import UserError
 from jaxcolor.parallel import AXIS, DataParallel, compiler_options
 from jaxcolor.perceptual import load_inception, load_lpips
 from jaxcolor.protocols import PhotoSet
@@ -234,6 +235,8 @@ def evaluate_protocol(
     photo_set = PhotoSet(photos, protocol, photo_list)
     judges = judges_of(lpips, fid)
     whole = not photo_set.protocol.size
+    if whole and jax.process_count() > 1:
+        raise UserError(f'--protocol={protocol} goes through photos of any size one by one: evaluate it with one process.')
     parallel = DataParallel(runs.read_config(run).train.mapping, jax.devices()[:1] if whole else None)
     config, task, state = runs.load(run, step, parallel.replicated)
     with config.unlocked():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 # Sides of the squares of the a*b* plane that `color_class` numbers, and how many there are along an axis.
-_CLASS_SIDE, _CLASSES = 10, 22
+_CLASS_SIDE, _CLASSES = 10, 23
 COLOR_CLASSES = _CLASSES**2
 LIGHTNESS_BANDS = 10
 
@@ -63,16 +63,22 @@ def ab_auc(prediction, target):
 
 
 def color_class(ab):
-    """The square of 10 x 10 units of the a*b* plane that a colour lies in: (..., 2) -> int32 (...) in [0, 484).
+    """The square of 10 x 10 units of the a*b* plane that a colour lies in: (..., 2) -> int32 (...) in [0, 529).
 
-    The grid of Zhang, Isola, Efros 2016, section 2.1, from -110 to 110; sRGB's colours reach about 260 of its squares.
+    The grid of Zhang, Isola, Efros 2016, section 2.1: squares about whole tens from -110 to 110.
     """
-    place = jnp.clip(jnp.floor(ab / _CLASS_SIDE).astype(jnp.int32) + _CLASSES // 2, 0, _CLASSES - 1)
+    place = jnp.clip(jnp.round(ab / _CLASS_SIDE).astype(jnp.int32) + _CLASSES // 2, 0, _CLASSES - 1)
     return place[..., 0] * _CLASSES + place[..., 1]
 
 
+def class_centers() -> np.ndarray:
+    """The a*b* in the middle of every `color_class`, float32 (529, 2)."""
+    tens = _CLASS_SIDE * (np.arange(_CLASSES, dtype=np.float32) - _CLASSES // 2)
+    return np.stack(np.meshgrid(tens, tens, indexing='ij'), axis=-1).reshape(-1, 2)
+
+
 def error_by_color(prediction, target, mask):
-    """Summed over the pixels of photos whose mask (B,) is True, by the colour class of the truth: float32 (484, 2) of
+    """Summed over the pixels of photos whose mask (B,) is True, by the colour class of the truth: float32 (529, 2) of
     1 - min(error, 150) / 150, and of 1."""
     error = jnp.sqrt(jnp.sum(jnp.square(prediction - target), axis=-1))
     weight = jnp.broadcast_to(mask[:, None, None], error.shape).astype(jnp.float32)

@@ -7,7 +7,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from jaxcolor import cluster, tasks
+from jaxcolor import cluster, exported, tasks
 from jaxcolor.checkpoint import Checkpoints, abstract
 from jaxcolor.data import pipeline
 from jaxcolor.errors import UserError
@@ -103,8 +103,8 @@ def load(run, step: int | None = None, sharding=None):
     """A trained network, ready to evaluate and predict.
 
     Args:
-        run: the run directory.
-        step: of the checkpoint; None takes the best by validation loss.
+        run: the run directory; or an exported model, by its folder or its name in `exported.names`.
+        step: of the checkpoint; None takes the best by validation loss. An exported model has only one.
         sharding: where the arrays go; None puts them on the first device.
 
     Returns:
@@ -113,22 +113,25 @@ def load(run, step: int | None = None, sharding=None):
     Raises:
         UserError: no run, no checkpoint, one that is damaged, a run of another version.
     """
+    run = exported.folder_of(run)
     config = read_config(run)
     try:
         task = tasks.build(config)
     except (KeyError, AttributeError) as error:  # a field that is not in its config.json
         field = str(error).strip('"').split('\n')[0]
         raise UserError(f'{run} is of another version of jaxcolor (its config.json: {field}); train it again.') from None
-    if not (Path(run) / 'checkpoints').is_dir():
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.eval_shape(task.init, jax.random.PRNGKey(0))
+    if exported.is_exported(run):
+        return config, task, jax.device_put(exported.read(run, shapes), sharding)
+    if not (run / 'checkpoints').is_dir():
         raise UserError(f'{run} holds no checkpoint yet.')
-    with Checkpoints(Path(run) / 'checkpoints', read_only=True) as checkpoints:
+    with Checkpoints(run / 'checkpoints', read_only=True) as checkpoints:
         step = checkpoints.best_step if step is None else step
         if step is None:
             raise UserError(f'{run} holds no checkpoint yet.')
-        sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        shapes = abstract(jax.eval_shape(task.init, jax.random.PRNGKey(0)), sharding)
         logging.info('loading step %d of %s', step, run)
-        state, _ = checkpoints.restore(step, shapes)
+        state, _ = checkpoints.restore(step, abstract(shapes, sharding))
     extractor = jax.device_put(frozen(run, config), sharding)
     return config, task, state.replace(opt_state=(), frozen=extractor)
 

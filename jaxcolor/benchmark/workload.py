@@ -209,8 +209,8 @@ class Workload:
 
 def measure(workload: Workload, rounds: int = 7, seconds: float = 0.3) -> dict:
     """Times a case: a row of the report, the case's fields and {parameters, gflop and xla_gflop (an image), compile_s,
-    step_s (median of the rounds), spread (largest - smallest, over the median), images_per_second, flops_per_second, bytes,
-    memory}.
+    step_s (median of the rounds), mean_step_s (what an outside clock sees), spread (largest - smallest, over the median),
+    images_per_second, flops_per_second, bytes, memory}.
 
     A round is as many steps as take `seconds`, at least one.
     """
@@ -226,6 +226,7 @@ def measure(workload: Workload, rounds: int = 7, seconds: float = 0.3) -> dict:
         'gflop': workload.flops / case.batch / 1e9,
         'compile_s': workload.compile_s,
         'step_s': step_s,
+        'mean_step_s': statistics.fmean(times),
         'spread': (max(times) - min(times)) / step_s,
         'images_per_second': case.batch / step_s,
         'flops_per_second': workload.flops / step_s,

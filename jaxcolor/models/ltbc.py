@@ -27,6 +27,7 @@ class LTBC(nn.Module):
     output_activation: str = 'sigmoid'
     global_size: int = 224
     padding: str = 'symmetric'
+    color_classes: int = 0
     axis_name: str | None = None
     dtype: Any = jnp.float32
 
@@ -45,7 +46,11 @@ class LTBC(nn.Module):
         self.global_conv = [conv(512, 2), conv(512), conv(512, 2), conv(512)]
         self.global_dense = [dense(features) for features in self.dense_widths]
         self.fusion = Fusion(scaled(256, self.width), self.dtype)
-        if self.decoder == 'deconv':
+        if self.color_classes:
+            # A pixel's classes are told apart by twice the paper's channels, at a quarter of the photo's size (Zhang 2016).
+            self.color = [conv(128), conv(128, upsampled=True), conv(128)]
+            self.output = ConvBlock(self.color_classes, kernel=1, activation='linear', dtype=self.dtype)
+        elif self.decoder == 'deconv':
             widths = [(128, 1), (64, 2), (64, 1), (32, 2)]
             self.color = [DeconvBlock(scaled(features, self.width), strides, **shared) for features, strides in widths]
             self.output = DeconvBlock(2, 2, **shared | {'activation': self.output_activation})
@@ -67,7 +72,8 @@ class LTBC(nn.Module):
 
         Returns:
             {'ab': float32 (B, H/2, W/2, 2) in the range of `output_activation`, H/2 and W/2 rounded up, or (B, H, W, 2)
-            from the 'deconv' decoder;
+            from the 'deconv' decoder; or, where the network has `color_classes`,
+            'color_logits': float32 (B, H/4, W/4, color_classes), H/4 and W/4 rounded up;
             'logits': float32 (B, classes), where the network has a classifier and its global branch ran}.
         """
         H, W = lightness.shape[1:3]
@@ -79,15 +85,18 @@ class LTBC(nn.Module):
             global_features, logits = self.describe(lightness, low if own_size else None, train=train)
         x = _run(self.mid, low, train)  # (B, H/8, W/8, 256)
         x = nn.relu(self.fusion(x, global_features))
-        if self.decoder == 'deconv':
+        if self.color_classes:
+            x = self.output(_run(self.color, x, train), train)  # (B, H/4, W/4, color_classes)
+            H, W = -(-H // 4), -(-W // 4)
+        elif self.decoder == 'deconv':
             x = self.output(_run(self.color, x, train), train)  # (B, H, W, 2)
         else:
             x = self.color[0](x, train)  # (B, H/8, W/8, 128)
             x = self.color[2](self.color[1](x, train), train)  # (B, H/4, W/4, 64)
             x = self.output(self.color[3](x, train), train)  # (B, H/2, W/2, 2)
             H, W = -(-H // 2), -(-W // 2)
-        ab = x.astype(jnp.float32)[:, :H, :W]  # without what the padding added
-        return {'ab': ab} if logits is None else {'ab': ab, 'logits': logits}
+        colors = {'color_logits' if self.color_classes else 'ab': x.astype(jnp.float32)[:, :H, :W]}  # without the padding's
+        return colors if logits is None else colors | {'logits': logits}
 
     def describe(self, lightness, low=None, *, train: bool = False):
         """Global features of a batch: float (B, H, W, 1), L*/100 -> (B, 256 * width), and class logits or None.

@@ -14,11 +14,13 @@ are cached, 'features': {name of the extractor: float (B, 1000)}.
 
 from jaxcolor.errors import UserError
 from jaxcolor.tasks.adversarial import Adversarial
+from jaxcolor.tasks.color_classes import ColorClasses
 from jaxcolor.tasks.regression import Regression
 
 TASKS = {
     'regression': Regression,
     'adversarial': Adversarial,
+    'color_classes': ColorClasses,
 }
 
 

@@ -1,5 +1,7 @@
 """Regression of a* and b*, with or without classification of the scene: the task of all reports but the GAN's."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -15,18 +17,21 @@ class Regression:
     """Error of a*b* (squared by default) + alpha * cross entropy of the class + kernel L2 (Iizuka et al. 2016, eq. 5)."""
 
     takes_noise = False  # a photo has one answer
+    # Of fields of the config's section `task`.
+    choices: ClassVar = {'error': ('squared', 'huber'), 'reduction': ('sum', 'mean'), 'loss_resolution': ('output', 'input')}
 
     def __init__(self, config):
         self.loss = config.task
         self.activation = config.model.output_activation
         self.crop = config.data.crop
         self.extractor, self.cached = config.extractor.name, config.extractor.cached
-        choices_of = {'error': ('squared', 'huber'), 'reduction': ('sum', 'mean'), 'loss_resolution': ('output', 'input')}
-        for field, choices in choices_of.items():
+        for field, choices in self.choices.items():
             if self.loss[field] not in choices:
                 raise UserError(f'task.{field}: {self.loss[field]!r} is none of {", ".join(choices)}.')
         if self.activation not in color.AB_RANGE:
             raise UserError(f'model.output_activation: {self.activation!r} is none of {", ".join(color.AB_RANGE)}.')
+        if config.model.get('color_classes') and config.task.name == 'regression':
+            raise UserError('model.color_classes is for task.name=color_classes; set it to 0 for a regression.')
         self.network = models.build(config.model, AXIS if config.train.cross_device_batch_norm else None)
         self.schedule = optimizers.schedule(config.optimizer, config.train.steps, config.train.batch_size)
         self.optimizer = optimizers.build(config.optimizer, config.train.steps, config.train.batch_size)
@@ -46,7 +51,8 @@ class Regression:
 
         def loss_of(params, batch):
             outputs, model_state = self._apply(state.replace(params=params), batch, train=True)
-            terms = {name: jnp.mean(each) for name, each in self._terms(outputs, batch).items()}
+            terms = {name: jnp.mean(each) for name, each in self._terms(outputs, batch, state.model_state).items()}
+            model_state = self._observed(model_state, outputs, batch, state.step)
             if self.loss.kernel_l2:
                 terms['l2_loss'] = self.loss.kernel_l2 * losses.kernel_l2(params, self.loss.kernel_l2_excluded)
             return sum(terms.values()), (terms, model_state)
@@ -69,7 +75,7 @@ class Regression:
     def eval_step(self, state: TrainState, batch):
         """Loss terms of each photo, and whether its class is found, {name: (B,)}; its a*b*, float32 (B, H, W, 2)."""
         outputs, _ = self._apply(state.averaged(), batch, train=False)
-        terms = self._terms(outputs, batch)
+        terms = self._terms(outputs, batch, state.model_state)
         found = {}
         if 'logits' in outputs:
             found = {f'top{k}': metrics.top_k(outputs['logits'], batch['label'], k) for k in (1, 5)}
@@ -102,22 +108,32 @@ class Regression:
             return self.network.apply(_variables(state), lightness, *vector, train=True, mutable=mutable)
         return self.network.apply(_variables(state), lightness, *vector, train=train), state.model_state
 
+    def _observed(self, model_state, outputs, batch, step):
+        """The model_state, with what a task itself keeps of the batches it is trained on."""
+        del outputs, batch, step
+        return model_state
+
     def _vector(self, state, lightness):
         """What the network takes beside the photo: (the extractor's vector,), or () to let it find its own."""
         return (state.frozen(lightness, self.network.dtype),) if self.extractor else ()
 
-    def _terms(self, outputs, batch):
+    def _terms(self, outputs, batch, model_state):
         """The loss's terms for each photo, {name: (B,)}."""
-        target = color.normalize_ab(color.decode_lab(batch['lab'])[..., 1:], self.activation)
-        ab = outputs['ab']
-        if self.loss.loss_resolution == 'output':
-            target = _resize(target, ab.shape[1:3])
-        else:
-            ab = _resize(ab, target.shape[1:3])
-        terms = {'color_loss': self._color_error(ab, target)}
+        terms = {'color_loss': self._color_loss(outputs, batch, model_state)}
         if 'logits' in outputs and self.loss.alpha:
             terms['class_loss'] = self.loss.alpha * losses.cross_entropy(outputs['logits'], batch['label'])
         return terms
+
+    def _color_loss(self, outputs, batch, model_state):
+        """Of each photo, (B,)."""
+        del model_state
+        target = color.normalize_ab(color.decode_lab(batch['lab'])[..., 1:], self.activation)
+        ab = outputs['ab']
+        if self.loss.loss_resolution == 'output':
+            target = resize(target, ab.shape[1:3])
+        else:
+            ab = resize(ab, target.shape[1:3])
+        return self._color_error(ab, target)
 
     def _color_error(self, ab, target):
         """(B, H, W, 2) each, in the network's range -> (B,)"""
@@ -134,21 +150,22 @@ class Regression:
         ab = color.denormalize_ab(outputs['ab'], self.activation)
         if self.loss.loss_resolution == 'output':
             return jax.image.resize(ab, (ab.shape[0], *size, 2), 'linear')
-        return _resize(ab, size)
+        return resize(ab, size)
 
 
 def _variables(state):
     return {'params': state.params, **state.model_state}
 
 
-def _resize(x, size):
+def resize(x, size):
     """(B, H, W, C) -> (B, *size, C): whole factors by mean down and by repetition up, others linearly."""
     B, H, W, C = x.shape
     h, w = size
     if (h, w) == (H, W):
         return x
-    if (2 * h, 2 * w) == (H, W):
-        return jnp.mean(x.reshape(B, h, 2, w, 2, C), axis=(2, 4))
+    factor = H // h
+    if (factor * h, factor * w) == (H, W):
+        return jnp.mean(x.reshape(B, h, factor, w, factor, C), axis=(2, 4))
     if (h, w) == (2 * H, 2 * W):
         return upsample(x)
     return jax.image.resize(x, (B, h, w, C), 'linear')

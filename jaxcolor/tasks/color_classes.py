@@ -1,0 +1,85 @@
+"""Sorting pixels into classes of colours, in place of regression (Zhang, Isola, Efros, *Colorful Image Colorization*, 2016).
+
+A regression of a*b* answers with the mean of what a pixel may be, which is grayer than any of it. Here the network says how
+likely each colour is, rare ones weigh more in training, and the answer is a mean drawn towards the likeliest.
+"""
+
+import functools
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxcolor import color, metrics
+from jaxcolor.errors import UserError
+from jaxcolor.tasks.regression import Regression, resize
+
+
+@functools.cache
+def centers() -> np.ndarray:
+    """The a*b* of every class, float32 (Q, 2): the squares of Zhang's grid that a colour of sRGB lies in.
+
+    Their number is that of squares reached by colours whose 8-bit channels are multiples of 5 (and none of them lies so
+    near an edge that rounding could move it: see the tests); the paper, which does not say how it counted, has 313.
+    """
+    levels = np.arange(0, 256, 5, dtype=np.uint8)
+    rgb = np.stack(np.meshgrid(levels, levels, levels, indexing='ij'), axis=-1).reshape(-1, 3)
+    reached = np.unique(np.asarray(metrics.color_class(color.rgb_to_lab(rgb)[..., 1:])))
+    return metrics.class_centers()[reached]
+
+
+class ColorClasses(Regression):
+    """Rebalanced cross entropy of each pixel's colour (eqs. 2-4) + alpha * cross entropy of the photo's class + kernel L2.
+
+    How common each class is (the paper's prior, from all of ImageNet) is the running mean over the batches trained on, a
+    collection `color_prior` of the state's model_state; at first all are alike.
+    """
+
+    choices: ClassVar = {}
+
+    def __init__(self, config):
+        for field, low, high in (('rebalance', 0, 1), ('sigma', 1, 100), ('temperature', 0.01, 10)):
+            if not low <= config.task[field] <= high:
+                raise UserError(f'task.{field} must lie between {low} and {high}, not {config.task[field]}.')
+        classes = len(centers())
+        if config.model.get('color_classes') != classes:
+            raise UserError(f'task.name=color_classes is for the network ltbc with model.color_classes={classes}.')
+        super().__init__(config)
+
+    def init(self, rng):
+        """A fresh state. rng: uint32 (2,) key."""
+        state = super().init(rng)
+        classes = len(centers())
+        prior = {'share': jnp.full((classes,), 1 / classes)}
+        return state.replace(model_state={**state.model_state, 'color_prior': prior})
+
+    def _observed(self, model_state, outputs, batch, step):
+        share = jnp.mean(self._soft_classes(outputs, batch), axis=(0, 1, 2))
+        seen = model_state['color_prior']['share']
+        return {**model_state, 'color_prior': {'share': seen + (share - seen) / (step.astype(jnp.float32) + 2)}}
+
+    def _soft_classes(self, outputs, batch):
+        """How far the truth belongs to each class, (B, h, w, Q), adding up to 1: a Gaussian about it.
+
+        The paper takes the five nearest classes, which hold nearly all of it.
+        """
+        ab = resize(color.decode_lab(batch['lab'])[..., 1:], outputs['color_logits'].shape[1:3])
+        # -|ab - c|^2 / (2 sigma^2), but for |ab|^2, which a softmax does not see
+        nearness = jnp.dot(ab, 2 * centers().T, precision='highest') - np.square(centers()).sum(axis=1)
+        return jax.nn.softmax(nearness / (2 * self.loss.sigma**2))
+
+    def _color_loss(self, outputs, batch, model_state):
+        soft = self._soft_classes(outputs, batch)
+        share = model_state['color_prior']['share']
+        weights = 1 / ((1 - self.loss.rebalance) * share + self.loss.rebalance / len(share))
+        weights /= jnp.sum(share * weights)  # 1 in the mean over pixels
+        each = weights[jnp.argmax(soft, axis=-1)] * optax.softmax_cross_entropy(outputs['color_logits'], soft)
+        return jnp.mean(each, axis=(1, 2))
+
+    def _colors(self, outputs, size):
+        """The annealed mean (eq. 5), (B, *size, 2)."""
+        likely = jax.nn.softmax(outputs['color_logits'] / self.loss.temperature)
+        ab = jnp.dot(likely, centers(), precision='highest')
+        return jax.image.resize(ab, (ab.shape[0], *size, 2), 'linear')

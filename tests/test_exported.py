@@ -1,0 +1,86 @@
+"""Exported models: they colour as the run that they were made of, and damage is told in a sentence."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from conftest import assert_one_sentence
+from PIL import Image
+
+import jaxcolor
+from jaxcolor import exported, runs
+from jaxcolor.colorize import Colorizer
+from jaxcolor.errors import UserError
+
+
+@pytest.fixture(scope='module')
+def model(trained, tmp_path_factory):
+    """The folder of an exported model of the trained run."""
+    return exported.export(trained, tmp_path_factory.mktemp('models') / 'small', summary='For tests.')
+
+
+def test_it_colours_as_its_run(trained, model, photos):
+    assert sorted(path.name for path in model.iterdir()) == ['config.json', 'weights.safetensors']
+    photo = Image.fromarray(photos[0])
+    ours, theirs = (np.asarray(Colorizer(path)(photo), np.int32) for path in (model, trained))
+    assert np.abs(ours - theirs).max() <= 3  # half precision
+    about = exported.about(model)
+    assert (about['name'], about['step'], about['summary']) == ('small', '4', 'For tests.')
+    _, _, state = runs.load(trained)
+    assert int(about['parameters']) == sum(leaf.size for leaf in jax.tree.leaves(state.params))
+
+
+def test_the_average_is_what_is_exported(trained, tmp_path, monkeypatch):
+    config, task, state = runs.load(trained)
+    average = jax.tree.map(lambda x: 0.5 * x, state.params)
+    monkeypatch.setattr(runs, 'load', lambda run, step: (config, task, state.replace(ema=average)))
+    folder = exported.export(trained, tmp_path / 'averaged')
+    monkeypatch.undo()
+    _, _, found = runs.load(folder)
+    assert found.ema == ()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), found.params, average)
+
+
+def test_damage_is_one_sentence(model, tmp_path, command, photos):
+    Image.fromarray(photos[0]).save(tmp_path / 'photo.png')
+    damaged = shutil.copytree(model, tmp_path / 'damaged')
+    (damaged / exported.WEIGHTS).write_bytes((model / exported.WEIGHTS).read_bytes()[:1000])
+    colorize = ('colorize', tmp_path / 'photo.png', f'--out={tmp_path / "out"}')
+    assert_one_sentence(*_failed(command(*colorize, f'--model={damaged}')), exported.WEIGHTS, 'cannot be read')
+    arrays = safetensors.numpy.load_file(model / exported.WEIGHTS)
+    with safetensors.safe_open(model / exported.WEIGHTS, 'numpy') as file:
+        said = file.metadata()
+    arrays.pop('params/output/conv/bias')
+    safetensors.numpy.save_file(arrays, damaged / exported.WEIGHTS, said)
+    with pytest.raises(UserError, match='does not fit its config.json: params/output/conv/bias is missing in the file'):
+        runs.load(damaged)
+    safetensors.numpy.save_file(arrays, damaged / exported.WEIGHTS)
+    with pytest.raises(UserError, match='is no model exported by jaxcolor'):
+        runs.load(damaged)
+    (damaged / exported.WEIGHTS).unlink()
+    with pytest.raises(UserError, match='damaged holds no checkpoint'):
+        runs.load(damaged)
+
+
+def _failed(done):
+    code, _, err = done
+    return code, err
+
+
+def test_a_network_with_an_extractor_is_not_exported(trained, tmp_path, monkeypatch):
+    config, task, state = runs.load(trained)
+    config.extractor.name = 'vgg16'
+    monkeypatch.setattr(runs, 'load', lambda run, step: (config, task, state))
+    with pytest.raises(UserError, match='vgg16'):
+        exported.export(trained, tmp_path / 'none')
+    assert not (tmp_path / 'none').exists()
+
+
+def test_the_command_exports(trained, tmp_path, command):
+    code, out, err = command('exported', trained, tmp_path / 'mine', '--summary=Mine.')
+    assert code == 0, err
+    assert 'MiB' in out and json.loads((tmp_path / 'mine' / 'config.json').read_text())['name'] == 'mine'
+    assert jaxcolor.load(tmp_path / 'mine').config.name == 'mine'
