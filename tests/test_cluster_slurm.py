@@ -4,14 +4,16 @@ Needs root and Debian's slurmctld, slurmd, slurm-client, munge, openmpi-bin and 
 with -n 0 -s; launch/README.md has a table of it.
 """
 
+import csv
 import re
+import shutil
 import subprocess
 import sys
 import time
 
 import pytest
 from conftest import ROOT
-from slurm_cluster import RECIPE, STEPS, assert_identical, assert_same_losses, environment, reached, saved
+from slurm_cluster import RECIPE, STEPS, assert_identical, assert_same_losses, environment, reached, saved, wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -77,3 +79,25 @@ def test_sigterm_and_preemption_change_nothing(slurm, undisturbed, tmp_path):
     slurm.wait_for_state(job, 'COMPLETED')
     assert [int(step) for step in re.findall(r'resuming .* at step (\d+)', slurm.log(job))] == stopped
     assert_identical(saved(run, STEPS), saved(undisturbed, STEPS))
+
+
+@pytest.mark.slow
+def test_a_study_is_trained_as_an_array_and_tabulated(slurm, tmp_path, command):
+    study = tmp_path / f'study-{tmp_path.name}.txt'
+    line = ' '.join([*RECIPE, "--config.train.eval_splits=('train',)", '--config.train.steps=8'])
+    study.write_text(f'# Two rates.\n{line}\n{line} --config.optimizer.learning_rate=1e-3\n')
+    out = ROOT / 'runs' / study.stem
+    try:
+        options = ('--array=1-2', '--ntasks-per-node=1', '--gpus-per-node=1', '--time=5', f'--output={tmp_path}/%a.out')
+        job = slurm('on', 'ctl', 'sbatch', '--parsable', *options, 'launch/slurm/array.sbatch', study).strip()
+        wait_until(lambda: job not in slurm('on', 'ctl', 'squeue', '--noheader', '--format=%A %F'), 120, 'the end of all')
+        code, said, err = command('study', study, f'--out={out}', '--collect')
+        assert code == 0, err
+        with open(out / 'table.csv', encoding='utf-8') as file:
+            rows = list(csv.DictReader(file))
+        assert [row['result'] for row in rows] == ['of train'] * 2, (tmp_path / '1.out').read_text()
+        assert rows[0]['psnr'] != rows[1]['psnr'] and rows[0]['steps'] == '8'
+        # Nothing is left to train.
+        assert command('study', study, f'--out={out}')[1].splitlines()[:2] == said.splitlines()[:2]
+    finally:
+        shutil.rmtree(out, ignore_errors=True)

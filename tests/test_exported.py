@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import assert_one_sentence
+from conftest import ROOT, assert_one_sentence
 from PIL import Image
 
 import jaxcolor
@@ -84,3 +86,16 @@ def test_the_command_exports(trained, tmp_path, command):
     assert code == 0, err
     assert 'MiB' in out and json.loads((tmp_path / 'mine' / 'config.json').read_text())['name'] == 'mine'
     assert jaxcolor.load(tmp_path / 'mine').config.name == 'mine'
+
+
+def test_commands_go_by_their_names():
+    def run(*args):
+        return subprocess.run([sys.executable, '-m', 'jaxcolor', *args], capture_output=True, text=True, cwd=ROOT)
+
+    assert 'colorize' in run().stdout
+    done = run('export', '--help')
+    assert done.returncode == 0 and '--summary' in done.stdout
+    done = run('paint')
+    assert_one_sentence(done.returncode, done.stderr, 'paint', 'colorize')
+    done = run('models')
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == max(1, len(exported.names()))
