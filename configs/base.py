@@ -85,6 +85,7 @@ def regression() -> ConfigDict:
     task.error = 'squared'  # of a* and b*: 'squared', or 'huber' (squared up to huber_delta, linear beyond)
     task.huber_delta = 10.0  # units of a*b*
     task.chroma_weight = 0.0  # a pixel's error weighs 1 + this * its true chroma / 100: colours count for more than grays
+    task.chroma_gain = 1.0  # evaluating and colouring multiply a*b* by it: means are grayer than what they are the mean of
     task.reduction = 'sum'  # of the squared error of a photo: 'sum' (the paper's Frobenius norm) or 'mean'
     task.loss_resolution = 'output'  # where it is taken: at the network's 'output' size, or at its 'input' size
     task.alpha = 1 / 300  # weight of the cross entropy; photos without a label add nothing

@@ -17,6 +17,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from jaxcolor import tasks
 from jaxcolor.errors import UserError, one_line_errors
 
 WEIGHTS = 'weights.safetensors'
@@ -84,7 +85,7 @@ def read(folder, state):
     )  # fmt: skip
 
 
-def export(run, out, step: int | None = None, summary: str = '') -> Path:
+def export(run, out, step: int | None = None, summary: str = '', fields: dict | None = None) -> Path:
     """Writes a trained run's network, with averaged parameters where the run keeps them, as an exported model.
 
     Kernels are stored in half precision, all else in float32; whatever the network draws on to colour is kept.
@@ -94,11 +95,13 @@ def export(run, out, step: int | None = None, summary: str = '') -> Path:
         out: the folder of the model; its last part is the model's name.
         step: of the checkpoint; the best by validation loss by default.
         summary: a line that `jaxcolor models` shows.
+        fields: of the config's section `task`, to answer by: {'temperature': 0.3}.
 
     Raises:
-        UserError: no run, no checkpoint; a network with a frozen extractor; a folder that cannot be written.
+        UserError: no run, no checkpoint; a network with a frozen extractor; a field that its task refuses or lacks; a
+            folder that cannot be written.
     """
-    from jaxcolor import runs
+    from jaxcolor import runs  # which imports this module
 
     config, _, state = runs.load(run, step)
     if config.extractor.name:
@@ -112,9 +115,14 @@ def export(run, out, step: int | None = None, summary: str = '') -> Path:
         'format': _FORMAT, 'name': out.name, 'step': str(trained_step), 'summary': summary,
         'parameters': str(sum(array.size for name, array in arrays.items() if name.startswith('params/'))),
     }  # fmt: skip
+    fields = fields or {}
+    if unknown := sorted(set(fields) - set(config.task)):
+        raise UserError(f'{run} has no field task.{unknown[0]}: its task is {config.task.name}.')
     with config.unlocked():
         config.name, config.train.ema = out.name, 0.0  # the average stands for the parameters now
         config.data.shards = ''  # a place on the machine that trained it
+        config.task.update(fields)
+    tasks.build(config)  # refuses what it cannot answer by
     try:
         out.mkdir(parents=True, exist_ok=True)
         partial = out / f'{WEIGHTS}.{os.getpid()}.partial'
@@ -141,9 +149,12 @@ def main(argv=None):
     parser.add_argument('run', metavar='RUN', help='the run directory')
     parser.add_argument('out', metavar='OUT', help='folder of the exported model')
     parser.add_argument('--step', type=int, help='of the checkpoint (default: the best by validation loss)')
+    parser.add_argument('--temperature', type=float, help='task.temperature of the model (python -m jaxcolor.tune)')
+    parser.add_argument('--chroma-gain', type=float, help='task.chroma_gain of the model, likewise')
     parser.add_argument('--summary', default='', help='a line about it')
     args = parser.parse_args(argv)
-    out = export(args.run, args.out, args.step, args.summary)
+    fields = {name: getattr(args, name) for name in ('temperature', 'chroma_gain') if getattr(args, name) is not None}
+    out = export(args.run, args.out, args.step, args.summary, fields)
     size = (out / WEIGHTS).stat().st_size / 2**20
     print(f'{args.run} is exported to {out} ({size:.1f} MiB). Colour a photo with it:')
     print(f'  python -m jaxcolor.colorize --model={out} PHOTO')

@@ -99,3 +99,12 @@ def test_commands_go_by_their_names():
     assert_one_sentence(done.returncode, done.stderr, 'paint', 'colorize')
     done = run('models')
     assert done.returncode == 0 and len(done.stdout.splitlines()) == max(1, len(exported.names()))
+
+
+def test_what_it_answers_by_is_chosen_at_the_export(trained, tmp_path, photos):
+    vivid = exported.export(trained, tmp_path / 'vivid', fields={'chroma_gain': 2.0})
+    look = Colorizer(trained).look(Image.fromarray(photos[0]))
+    ours, theirs = (Colorizer(path).colors(look) for path in (vivid, trained))
+    np.testing.assert_allclose(ours, 2 * theirs, atol=0.5)
+    with pytest.raises(UserError, match=r'no field task\.temperature: its task is regression'):
+        exported.export(trained, tmp_path / 'none', fields={'temperature': 0.5})

@@ -36,6 +36,7 @@ class Regression:
         self.schedule = optimizers.schedule(config.optimizer, config.train.steps, config.train.batch_size)
         self.optimizer = optimizers.build(config.optimizer, config.train.steps, config.train.batch_size)
         self.parts, self.ema = config.train.accumulation_steps, config.train.ema
+        self.chroma_gain = config.task.get('chroma_gain', 1.0)
 
     def init(self, rng) -> TrainState:
         """A fresh state. rng: uint32 (2,) key."""
@@ -147,7 +148,7 @@ class Regression:
 
     def _colors(self, outputs, size):
         """The network's output -> a*b* (B, H, W, 2) at the photo's size."""
-        ab = color.denormalize_ab(outputs['ab'], self.activation)
+        ab = color.denormalize_ab(outputs['ab'], self.activation) * self.chroma_gain
         if self.loss.loss_resolution == 'output':
             return jax.image.resize(ab, (ab.shape[0], *size, 2), 'linear')
         return resize(ab, size)

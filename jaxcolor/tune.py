@@ -1,0 +1,85 @@
+"""Command: how colourful against how wrong, over values of a field that a trained network answers by.
+
+    python -m jaxcolor.tune RUN --field=task.temperature --values=0.1,0.2,0.38,0.6,1 [--data=SHARDS] [--split=validation]
+
+A mean of what a pixel may be is grayer than any of it. `task.temperature` (task `color_classes`) draws it towards the
+likeliest colour, `task.chroma_gain` (task `regression`) multiplies it; neither needs another training. Choose on validation
+photos, then tell the figures of others.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from jaxcolor import cache, logs, report, runs, tasks
+from jaxcolor.data.shards import open_shards
+from jaxcolor.errors import UserError, one_line_errors
+from jaxcolor.evaluate import Evaluator, summary, trained_on
+from jaxcolor.parallel import DataParallel
+
+FIELDS = ('task.temperature', 'task.chroma_gain')
+
+
+def tune(run, field: str, values, data: str = '', split: str = 'validation') -> dict[str, dict[str, float]]:
+    """Measures a run with each value; writes RUN/evaluation/tune_SPLIT.md and .png.
+
+    Returns:
+        {'0.38': {name: figure}, ...}
+
+    Raises:
+        UserError: no run; a field that its task does not have or that needs another training; a value that it refuses.
+    """
+    parallel = DataParallel()
+    config, _, state = runs.load(run, sharding=parallel.replicated)
+    section, name = field.split('.') if field in FIELDS else ('', '')
+    if name not in config.get(section, {}):
+        raise UserError(f'--field: {field!r} is no field of {run} to choose after training; there are {", ".join(FIELDS)}.')
+    shards, rows = open_shards(data or trained_on(run, config)), {}
+    for value in values:
+        with config.unlocked():
+            config[section][name] = value
+        evaluator = Evaluator(tasks.build(config), parallel, shards, config)
+        rows[f'{value:g}'] = summary(*evaluator.photos(state, evaluator.batches(split)))
+    folder = Path(run) / 'evaluation'
+    folder.mkdir(exist_ok=True)
+    table = f'# {run}, {field}, {split} photos\n\n{report.table(rows)}'
+    logs.write_atomically(folder / f'tune_{split}.md', table)
+    _draw(folder / f'tune_{split}.png', field, rows)
+    print(table)
+    return rows
+
+
+def _draw(path, field, rows):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4.5), layout='constrained')
+    axes = figure.subplots()
+    points = [(row['ab_rmse'], row['colorfulness'] / row['colorfulness_true']) for row in rows.values()]
+    axes.plot(*zip(*points, strict=True), marker='o')
+    for label, point in zip(rows, points, strict=True):
+        axes.annotate(label, point, textcoords='offset points', xytext=(5, -10))
+    axes.set(xlabel='ab RMSE', ylabel="colourfulness, part of the truth's", title=f'over {field}')
+    figure.savefig(f'{path}.tmp', dpi=90, format='png')
+    os.replace(f'{path}.tmp', path)
+
+
+@one_line_errors
+def main(argv=None):
+    """`python -m jaxcolor.tune`."""
+    parser = argparse.ArgumentParser('python -m jaxcolor.tune', description='Colourfulness against error, over a field.')
+    parser.add_argument('run', metavar='RUN', help='the run directory')
+    parser.add_argument('--field', required=True, choices=FIELDS)
+    parser.add_argument('--values', required=True, metavar='X,...', help='to try')
+    parser.add_argument('--data', default='', metavar='SHARDS', help='by default those that the run was trained on')
+    parser.add_argument('--split', default='validation')
+    args = parser.parse_args(argv)
+    try:
+        values = [float(value) for value in args.values.split(',')]
+    except ValueError:
+        raise UserError(f'--values={args.values} are no numbers, separated by commas.') from None
+    cache.keep_compiled()
+    tune(args.run, args.field, values, args.data, args.split)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,31 @@
+"""Colourfulness against error over what a trained network answers by."""
+
+import shutil
+
+import pytest
+from conftest import assert_one_sentence
+from PIL import Image
+
+from jaxcolor import logs
+from jaxcolor.errors import UserError
+from jaxcolor.tune import tune
+
+
+def test_a_gain_goes_from_gray_through_what_was_trained_to_more(trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / 'run')
+    rows = tune(run, 'task.chroma_gain', [0.0, 1.0, 3.0])
+    assert rows['0']['psnr'] == pytest.approx(rows['0']['psnr_gray']) and rows['0']['chroma_kept'] == 0
+    measured = logs.read_metrics(trained)[-1]
+    for name in ('psnr', 'ab_rmse', 'colorfulness'):
+        assert rows['1'][name] == pytest.approx(measured[f'validation/{name}'], rel=1e-4)
+    assert rows['3']['chroma_kept'] == pytest.approx(3 * rows['1']['chroma_kept'], rel=1e-4)
+    assert rows['3']['colorfulness'] > rows['1']['colorfulness']
+    assert '| ab RMSE' in (run / 'evaluation' / 'tune_validation.md').read_text()
+    assert Image.open(run / 'evaluation' / 'tune_validation.png').width > 400
+
+
+def test_what_cannot_be_chosen_after_training_is_refused(trained, command):
+    with pytest.raises(UserError, match=r'task\.temperature.* no field .*task\.chroma_gain'):
+        tune(trained, 'task.temperature', [0.5])
+    code, _, err = command('tune', trained, '--field=task.chroma_gain', '--values=a,b')
+    assert_one_sentence(code, err, '--values=a,b')
