@@ -1,4 +1,4 @@
-"""A small Let there be Color! for a CPU core: the recipe of the model that jaxcolor ships.
+"""A small Let there be Color! for a CPU core.
 
     python -m jaxcolor.main --config=configs/ltbc_compact.py --config.data.shards=SHARDS
     python -m jaxcolor.main --config=configs/ltbc_compact.py:classes --config.data.shards=SHARDS

@@ -5,6 +5,7 @@
 """
 
 import importlib
+import os
 import sys
 
 from jaxcolor import exported
@@ -15,6 +16,7 @@ COMMANDS = {
     'colorize': ('gray photographs -> colour', 'jaxcolor.colorize'),
     'models': ('the models that come with jaxcolor', __name__),
     'prepare': ('photographs -> Lab shards to train on', 'jaxcolor.prepare'),
+    'tune': ('colourfulness against error, over what a trained network answers by', 'jaxcolor.tune'),
     'study': ('several trainings -> one table', 'jaxcolor.study'),
     'export': ('a trained run -> a small folder to hand on', 'jaxcolor.exported'),
     'benchmark': ('step times on this machine', 'jaxcolor.benchmark.__main__'),
@@ -25,13 +27,14 @@ COMMANDS = {
 def main():
     """Dispatches."""
     command = sys.argv[1] if len(sys.argv) > 1 else '--help'
-    if command in ('-h', '--help'):
+    if {'-h', '--help'} & {command, *(sys.argv[1:] if command == 'models' else ())}:
         print('usage: jaxcolor COMMAND ...; jaxcolor COMMAND --help says more. Training is python -m jaxcolor.main.\n')
         print('\n'.join(f'  {name:10} {what}' for name, (what, _) in COMMANDS.items()))
     elif command == 'models':
         print('\n'.join(map(_line, exported.names())) or 'No models come with this jaxcolor.')
     elif command in COMMANDS:
-        sys.argv[:2] = [f'jaxcolor {command}']
+        del sys.argv[1]
+        sys.path.insert(0, os.getcwd())  # where recipes lie, as `python -m` would
         importlib.import_module(COMMANDS[command][1]).main()
     else:
         raise UserError(f'there is no command {command!r}; there are {", ".join(COMMANDS)}.')

@@ -51,7 +51,7 @@ class Colorizer:
     """Colours photographs with a trained run.
 
     Args:
-        run: the run directory.
+        run: the run directory, or an exported model (`exported.py`).
         step: of the checkpoint; the best by validation loss by default.
         size: pixels of the shorter side at which the network sees a photo; by default what it was trained on.
 
@@ -338,7 +338,7 @@ def main(argv=None):
         description='Colours gray photographs. Each keeps its own lightness, transparency and size; results are sRGB.',
     )
     parser.add_argument('photos', nargs='+', metavar='PHOTO', help='a photo, or a folder of photos')
-    parser.add_argument('--model', required=True, metavar='RUN', help='the run directory of a training')
+    parser.add_argument('--model', required=True, metavar='RUN', help='a run directory or an exported model')
     parser.add_argument('--out', default='colored', metavar='DIR', help='folder of the results (default: %(default)s)')
     parser.add_argument('--style', metavar='PHOTO', help='give all photos the mood (global features) of this one')
     parser.add_argument('--variants', type=int, default=1, metavar='N', help='N colourings of each photo (cgan)')

@@ -12,12 +12,11 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
-from jaxcolor import color, metrics, report
+from jaxcolor import color, metrics, report, runs
 from jaxcolor.colorize import Colorizer
 from jaxcolor.data import pipeline
-from jaxcolor.data.shards import open_shards
 from jaxcolor.errors import UserError
-from jaxcolor.evaluate import Evaluator, colors_of, judges_of, rivals_of, save_grid, summary, trained_on
+from jaxcolor.evaluate import Evaluator, colors_of, judges_of, rivals_of, save_grid, shards_for, summary
 from jaxcolor.logs import write_atomically
 from jaxcolor.parallel import DataParallel
 
@@ -50,7 +49,7 @@ def compare_runs(run_paths, data: str, split: str, photos: int = 64, lpips: bool
     names = _names(run_paths)
     colorizers = dict(zip(names, map(Colorizer, run_paths), strict=True))
     config = max((colorizer.config for colorizer in colorizers.values()), key=lambda config: config.data.crop)
-    shards = open_shards(data or trained_on(run_paths[0], colorizers[names[0]].config))
+    shards = shards_for(run_paths[0], colorizers[names[0]].config, data)
     parallel = DataParallel(devices=jax.devices()[:1])
     evaluator = Evaluator(colorizers[names[0]].task, parallel, shards, config, judges_of(lpips, fid))
 
@@ -68,8 +67,7 @@ def compare_runs(run_paths, data: str, split: str, photos: int = 64, lpips: bool
     ranges = {name: report.intervals(of_photos) for name, (of_photos, _) in measured.items()}
     table = report.table({name: summary(*of) for name, of in measured.items()}, ranges)
     gains = _gains(measured, names)
-    path = Path(run_paths[0]) / 'evaluation' / f'compare_{split}'
-    path.parent.mkdir(exist_ok=True)
+    path = runs.evaluation_folder(run_paths[0]) / f'compare_{split}'
     curves = _curves(color.decode_lab(lab)[..., 1:], outputs)
     _draw_grid(path.with_suffix('.png'), color.decode_lab(lab[:_GRID_PHOTOS]), outputs)
     (path.parent / f'compare_{split}_curves.png').write_bytes(curves)

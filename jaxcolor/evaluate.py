@@ -11,7 +11,7 @@ from jax import lax
 from jax.experimental import multihost_utils
 from PIL import Image, ImageDraw
 
-from jaxcolor import baselines, color, metrics, report, runs
+from jaxcolor import baselines, color, exported, metrics, report, runs
 from jaxcolor.colorize import Colorizer
 from jaxcolor.data import pipeline
 from jaxcolor.data.decode import pillow_unguarded
@@ -191,21 +191,20 @@ def evaluate_run(
     judges = judges_of(lpips, fid)
     parallel = DataParallel(runs.read_config(run).train.mapping)
     config, task, state = runs.load(run, step, parallel.replicated)
-    shards = open_shards(data or trained_on(run, config))
-    runs.check_classes(config, shards)
+    shards = shards_for(run, config, data)
     for split in splits:
         shards.records(split)  # a split that is not there should not wait for the others
     evaluator = Evaluator(task, parallel, shards, config, judges)
-    rivals = rivals_of(run, config)
+    rivals, folder = rivals_of(run, config), runs.evaluation_folder(run)
     results = {}
     for split in splits:
         measured = {'network': evaluator.photos(state, evaluator.batches(split))}
         for name, colors in rivals.items():
             measured[name] = evaluator.photos(state, evaluator.batches(split), colors)
         about = {'run': str(run), 'step': int(state.step), 'photos': f'{shards.path}, {split}', **_named(judges)}
-        results[split] = _tell(Path(run) / 'evaluation' / split, about, measured, shards.classes)
+        results[split] = _tell(folder / split, about, measured, shards.classes)
         if jax.process_index() == 0:
-            picture = Path(run) / 'evaluation' / f'{split}.png'
+            picture = folder / f'{split}.png'
             evaluator.grid(state, split, picture, config.train.grid_photos)
             print(f'examples: {picture}\n', flush=True)
     return results
@@ -249,9 +248,8 @@ def evaluate_protocol(
         of_network = colors_of(Colorizer(run, step, trained_size))
     else:
         batches, of_network = lambda: evaluator.batches(protocol), None
-    out = Path(run) / 'evaluation'
+    out = runs.evaluation_folder(run)
     if jax.process_index() == 0:
-        out.mkdir(exist_ok=True)
         photo_set.write_list(out / f'{protocol}_files.csv')
     measured = {'network': evaluator.photos(state, batches(), of_network)}
     for name, colors in rivals.items():
@@ -298,6 +296,15 @@ def _tell(path, about, measured, classes):
 def trained_on(run, config) -> Path:
     """The shard set that a run was trained on."""
     return Path(config.data.shards or Path(run) / 'shards')
+
+
+def shards_for(run, config, data: str):
+    """The shard set at `data`; '' takes the one that the run was trained on. Raises UserError."""
+    if not data and exported.is_exported(exported.folder_of(run)):
+        raise UserError(f'{run} is an exported model without the photos of its training; name some, --data=SHARDS.')
+    shards = open_shards(data or trained_on(run, config))
+    runs.check_classes(config, shards)
+    return shards
 
 
 def rivals_of(run, config):

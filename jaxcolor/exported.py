@@ -1,14 +1,13 @@
-"""Exported models: a folder of config.json and weights.safetensors, without what only a training needs.
+"""Exported models: a folder of config.json and weights.safetensors, for `colorize` and `evaluate` in place of a run.
 
     python -m jaxcolor.exported RUN OUT
 
-Some come with the package, in `jaxcolor/pretrained`, and go by their names.
+Those in the package's own folder `pretrained` go by their names.
 """
 
 import argparse
-import json
+import hashlib
 import os
-from importlib import resources
 from pathlib import Path
 
 import flax
@@ -23,72 +22,81 @@ from jaxcolor.errors import UserError, one_line_errors
 WEIGHTS = 'weights.safetensors'
 # The value of `format` in the metadata of the files.
 _FORMAT = 'jaxcolor model'
-_SHIPPED = resources.files('jaxcolor') / 'pretrained'
+_SHIPPED = Path(__file__).parent / 'pretrained'
 
 
 def names() -> list[str]:
     """The models that come with the package."""
-    return sorted(folder.name for folder in _SHIPPED.iterdir() if folder.is_dir()) if _SHIPPED.is_dir() else []
+    return sorted(path.parent.name for path in _SHIPPED.glob('*/config.json'))
 
 
 def folder_of(model) -> Path:
     """The folder that a name or a path stands for; a name of the package's goes before a folder of that name here."""
-    return Path(str(_SHIPPED / str(model))) if str(model) in names() else Path(model)
+    return _SHIPPED / model if str(model) in names() else Path(model)
 
 
 def is_exported(folder) -> bool:
     """Whether a folder is an exported model and no run directory."""
-    return (Path(folder) / WEIGHTS).exists() or Path(folder).parent == Path(str(_SHIPPED))
+    return (Path(folder) / WEIGHTS).exists() or Path(folder).parent == _SHIPPED
 
 
-def about(model) -> dict[str, str]:
-    """What an exported model's file says of itself: 'format', 'name', 'parameters', 'step', 'summary'. Raises UserError."""
-    path = folder_of(model) / WEIGHTS
+def about(folder) -> dict[str, str]:
+    """What an exported model says of itself: 'name', 'parameters', 'step', 'summary', 'config' (SHA-256 of its config.json).
+
+    Raises:
+        UserError: a file that is missing, damaged, or of something else.
+    """
+    path = Path(folder) / WEIGHTS
     try:
         with safetensors.safe_open(path, 'numpy') as file:
             found = file.metadata() or {}
     except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f'{path} cannot be read ({error}); install jaxcolor again, or export the model again.') from None
-    if found.get('format') != _FORMAT:
+        raise _unreadable(path, error) from None
+    if found.pop('format', '') != _FORMAT:
         raise UserError(f'{path} is no model exported by jaxcolor; export one with `python -m jaxcolor.exported`.')
     return found
 
 
 def read(folder, state):
-    """The weights of an exported model in place of those of a state.
+    """An exported model's state.
 
     Args:
         folder: of the model.
         state: a `TrainState` of shapes, as `jax.eval_shape(task.init, ...)` gives it.
 
     Returns:
-        The state with float32 NumPy arrays for `params` and `model_state`, and nothing else.
+        The state with float32 NumPy arrays for `params` and `model_state`, and its step.
 
     Raises:
-        UserError: a file that is missing, damaged, or of another network.
+        UserError: files that are missing, damaged, or do not belong together.
     """
-    about(folder)
-    path = Path(folder) / WEIGHTS
+    said, path = about(folder), Path(folder) / WEIGHTS
+    if said['config'] != hashlib.sha256((path.parent / 'config.json').read_bytes()).hexdigest():
+        raise UserError(f'{path} was exported with another config.json than lies beside it; export the model again.')
     try:
         arrays = safetensors.numpy.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f'{path} cannot be read ({error}); install jaxcolor again, or export the model again.') from None
+        raise _unreadable(path, error) from None
     expected = _flat(state)
-    for name in expected.keys() | arrays.keys():
-        shapes = [getattr(tree.get(name), 'shape', 'missing') for tree in (arrays, expected)]
-        if shapes[0] != shapes[1]:
-            raise UserError(f'{path} does not fit its config.json: {name} is {shapes[0]} in the file, {shapes[1]} by it.')
+    for name in sorted(expected.keys() | arrays.keys()):
+        in_file, by_config = (getattr(tree.get(name), 'shape', 'missing') for tree in (arrays, expected))
+        if in_file != by_config:
+            raise UserError(f'{path} does not fit its config.json: {name} is {in_file} in the file, {by_config} by it.')
     found = flax.traverse_util.unflatten_dict({name: array.astype(np.float32) for name, array in arrays.items()}, '/')
     return state.replace(
         params=found['params'], model_state=found.get('model_state', {}), opt_state=(), ema=(),
-        step=np.zeros((), np.int32), rng=np.zeros(2, np.uint32),
+        step=np.int32(said['step']), rng=np.zeros(2, np.uint32),
     )  # fmt: skip
+
+
+def _unreadable(path, error):
+    return UserError(f'{path} cannot be read ({error}); install jaxcolor again, or export the model again.')
 
 
 def export(run, out, step: int | None = None, summary: str = '', fields: dict | None = None) -> Path:
     """Writes a trained run's network, with averaged parameters where the run keeps them, as an exported model.
 
-    Kernels are stored in half precision, all else in float32; whatever the network draws on to colour is kept.
+    Kernels are stored in half precision, all else in float32.
 
     Args:
         run: the run directory.
@@ -99,23 +107,16 @@ def export(run, out, step: int | None = None, summary: str = '', fields: dict | 
 
     Raises:
         UserError: no run, no checkpoint; a network with a frozen extractor; a field that its task refuses or lacks; a
-            folder that cannot be written.
+            folder that cannot be written or holds something else.
     """
     from jaxcolor import runs  # which imports this module
 
+    out, fields = Path(out).resolve(), fields or {}
+    if out.exists() and not is_exported(out) and any(out.iterdir()):
+        raise UserError(f'{out} holds something else than an exported model; name a new folder.')
     config, _, state = runs.load(run, step)
     if config.extractor.name:
         raise UserError(f'{run} needs the {config.extractor.name} of its run directory; copy that instead of exporting it.')
-    trained_step, state = int(state.step), jax.device_get(state.averaged())
-    arrays = {name: array.astype(np.float16 if array.ndim > 1 else np.float32) for name, array in _flat(state).items()}
-    if damaged := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
-        raise UserError(f'{run}: {damaged[0]} does not fit half precision; it cannot be exported.')
-    out = Path(out)
-    said = {
-        'format': _FORMAT, 'name': out.name, 'step': str(trained_step), 'summary': summary,
-        'parameters': str(sum(array.size for name, array in arrays.items() if name.startswith('params/'))),
-    }  # fmt: skip
-    fields = fields or {}
     if unknown := sorted(set(fields) - set(config.task)):
         raise UserError(f'{run} has no field task.{unknown[0]}: its task is {config.task.name}.')
     with config.unlocked():
@@ -123,14 +124,31 @@ def export(run, out, step: int | None = None, summary: str = '', fields: dict | 
         config.data.shards = ''  # a place on the machine that trained it
         config.task.update(fields)
     tasks.build(config)  # refuses what it cannot answer by
+    content = (config.to_json_best_effort(indent=1) + '\n').encode()
+
+    trained_step, state = int(state.step), jax.device_get(state.averaged())
+    with np.errstate(over='ignore'):  # refused in the next lines
+        arrays = {name: array.astype(np.float16 if array.ndim > 1 else np.float32) for name, array in _flat(state).items()}
+    if damaged := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+        raise UserError(f'{run}: {damaged[0]} does not fit half precision; it cannot be exported.')
+    parameters = sum(array.size for name, array in arrays.items() if name.startswith('params/'))
+    said = {
+        'format': _FORMAT, 'name': out.name, 'step': str(trained_step), 'parameters': str(parameters),
+        'summary': summary, 'config': hashlib.sha256(content).hexdigest(),
+    }  # fmt: skip
+    weights = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, said)
+    partial = [out / f'{name}.{os.getpid()}.partial' for name in ('config.json', WEIGHTS)]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        partial = out / f'{WEIGHTS}.{os.getpid()}.partial'
-        safetensors.numpy.save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial, said)
-        (out / 'config.json').write_text(json.dumps(json.loads(config.to_json_best_effort()), indent=1) + '\n')
-        os.replace(partial, out / WEIGHTS)
+        for path, data in zip(partial, (content, weights), strict=True):
+            path.write_bytes(data)
+        for path in partial:
+            os.replace(path, path.with_suffix('').with_suffix(''))
     except OSError as error:
         raise UserError(f'{out} cannot be written ({error.strerror}).') from None
+    finally:
+        for path in partial:
+            path.unlink(missing_ok=True)
     return out
 
 

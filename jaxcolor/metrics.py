@@ -67,7 +67,7 @@ def color_class(ab):
 
     The grid of Zhang, Isola, Efros 2016, section 2.1: squares about whole tens from -110 to 110.
     """
-    place = jnp.clip(jnp.round(ab / _CLASS_SIDE).astype(jnp.int32) + _CLASSES // 2, 0, _CLASSES - 1)
+    place = jnp.clip(jnp.floor(ab / _CLASS_SIDE + 0.5).astype(jnp.int32) + _CLASSES // 2, 0, _CLASSES - 1)
     return place[..., 0] * _CLASSES + place[..., 1]
 
 

@@ -85,7 +85,7 @@ def verdict(measured) -> list[str]:
             if name in network and len(network[name]) > 1:
                 gain = sign * (network[name] - measured[rival][0][name])
                 low, high = metrics.interval(gain)
-                if low <= 0:
+                if not low > 0:
                     said.append(
                         f'This network is not better than "{rival}" by {names[name]}: it gains {gain.mean():.4g} a photo '
                         f'(95 % interval {low:.4g} to {high:.4g}).'
@@ -111,7 +111,9 @@ def write(path, about, rows, measured, classes) -> str:
     content = {**about, 'figures': rows, 'intervals': ranges}
     write_atomically(path.with_suffix('.json'), json.dumps(content, indent=1) + '\n')
     draw_chroma(f'{path}_chroma.png', *measured['network'], classes)
-    sentences = verdict(measured) or ['By ab error, PSNR and LPIPS where measured, this network beats every baseline here.']
+    beats = 'By ab error, PSNR and LPIPS where measured, this network beats every baseline here.'
+    is_enough = rows['network']['photos'] > 1
+    sentences = (verdict(measured) or [beats]) if is_enough else ['One photo says nothing of what the network is worth.']
     text = f'{about["run"]}, step {about["step"]}, on {about["photos"]} (95 % intervals over photos):'
     if 'fid' in about:
         sentences.append(f'FID by {about["fid"]}, over {rows["network"]["photos"]:.0f} photos.')

@@ -17,6 +17,7 @@ from jaxcolor.parallel import DataParallel
 
 # Fields that change neither parameters (but for rounding) nor batches up to a step: a run may be continued with others.
 FREE_FIELDS = {
+    'task.temperature', 'task.chroma_gain',
     'data.placement', 'data.read_threads', 'data.prefetch', 'data.workers', 'train.steps', 'train.accumulation_steps',
     'train.heartbeat', 'train.log_every', 'train.eval_every', 'train.eval_splits', 'train.checkpoint_every',
     'train.keep_best', 'train.grid_photos', 'train.tensorboard',
@@ -47,11 +48,13 @@ def claim(run, config: ConfigDict) -> None:
 
 def read_config(run) -> ConfigDict:
     """The config of a run directory. Raises UserError where there is none."""
-    path = Path(run) / 'config.json'
+    path = exported.folder_of(run) / 'config.json'
     try:
         return ConfigDict(json.loads(path.read_text(encoding='utf-8')))
     except FileNotFoundError:
-        raise UserError(f'{run} is no run directory (it has no config.json); train one or name another.') from None
+        models = ', '.join(exported.names())
+        shipped = f', and no model that comes with jaxcolor ({models})' if models else ''
+        raise UserError(f'{run} is no run directory (it has no config.json){shipped}; train one or name another.') from None
     except (OSError, ValueError) as error:
         raise UserError(f'{path} cannot be read ({error}).') from None
 
@@ -94,8 +97,8 @@ def import_run(run, config: ConfigDict, weights) -> None:
         if checkpoints.latest_step is not None:
             raise UserError(f'{run} holds checkpoints already; name another --workdir.')
         state = DataParallel().create(task.init, jax.random.PRNGKey(config.seed))
-        params = jax.tree.map(jax.numpy.asarray, params)
-        state = state.replace(params=params, ema=params if config.train.ema else ())
+        state = state.replace(params=jax.tree.map(jax.numpy.asarray, params))
+        state = state.replace(ema=state.averages() if config.train.ema else ())
         checkpoints.save(0, state, pipeline.START, json.loads(config.to_json()))
 
 
@@ -117,12 +120,13 @@ def load(run, step: int | None = None, sharding=None):
     config = read_config(run)
     try:
         task = tasks.build(config)
-    except (KeyError, AttributeError) as error:  # a field that is not in its config.json
-        field = str(error).strip('"').split('\n')[0]
-        raise UserError(f'{run} is of another version of jaxcolor (its config.json: {field}); train it again.') from None
+    except tasks.MissingFieldError as error:
+        raise UserError(f'{run} is of another version of jaxcolor ({error}) Train it again.') from None
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = jax.eval_shape(task.init, jax.random.PRNGKey(0))
     if exported.is_exported(run):
+        if step not in (None, only := int(exported.about(run)['step'])):
+            raise UserError(f'--step={step}: the exported model {run} is of step {only} alone.')
         return config, task, jax.device_put(exported.read(run, shapes), sharding)
     if not (run / 'checkpoints').is_dir():
         raise UserError(f'{run} holds no checkpoint yet.')
@@ -134,6 +138,17 @@ def load(run, step: int | None = None, sharding=None):
         state, _ = checkpoints.restore(step, abstract(shapes, sharding))
     extractor = jax.device_put(frozen(run, config), sharding)
     return config, task, state.replace(opt_state=(), frozen=extractor)
+
+
+def evaluation_folder(run) -> Path:
+    """Where what is measured of a run goes, made where it is missing: RUN/evaluation; runs/NAME/evaluation for a model that
+    comes with the package. Raises UserError."""
+    folder = (Path('runs', run) if str(run) in exported.names() else Path(run)) / 'evaluation'
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'the folder {folder} cannot be made ({error.strerror}).') from None
+    return folder
 
 
 def check_classes(config, shards) -> None:

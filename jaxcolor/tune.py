@@ -8,13 +8,12 @@ photos, then tell the figures of others.
 """
 
 import argparse
+import copy
 import os
-from pathlib import Path
 
 from jaxcolor import cache, logs, report, runs, tasks
-from jaxcolor.data.shards import open_shards
 from jaxcolor.errors import UserError, one_line_errors
-from jaxcolor.evaluate import Evaluator, summary, trained_on
+from jaxcolor.evaluate import Evaluator, shards_for, summary
 from jaxcolor.parallel import DataParallel
 
 FIELDS = ('task.temperature', 'task.chroma_gain')
@@ -27,23 +26,27 @@ def tune(run, field: str, values, data: str = '', split: str = 'validation') -> 
         {'0.38': {name: figure}, ...}
 
     Raises:
-        UserError: no run; a field that its task does not have or that needs another training; a value that it refuses.
+        UserError: no run; a field that its task does not have or that needs another training; a value that it refuses; no
+            such shard set or split.
     """
     parallel = DataParallel()
     config, _, state = runs.load(run, sharding=parallel.replicated)
     section, name = field.split('.') if field in FIELDS else ('', '')
     if name not in config.get(section, {}):
         raise UserError(f'--field: {field!r} is no field of {run} to choose after training; there are {", ".join(FIELDS)}.')
-    shards, rows = open_shards(data or trained_on(run, config)), {}
-    for value in values:
-        with config.unlocked():
-            config[section][name] = value
-        evaluator = Evaluator(tasks.build(config), parallel, shards, config)
-        rows[f'{value:g}'] = summary(*evaluator.photos(state, evaluator.batches(split)))
-    folder = Path(run) / 'evaluation'
-    folder.mkdir(exist_ok=True)
-    table = f'# {run}, {field}, {split} photos\n\n{report.table(rows)}'
-    logs.write_atomically(folder / f'tune_{split}.md', table)
+    answering, rows = {}, {}
+    for value in values:  # all, before any is measured: one may be refused
+        own = copy.deepcopy(config)
+        with own.unlocked():
+            own[section][name] = value
+        answering[f'{value:g}'] = tasks.build(own)
+    shards, folder = shards_for(run, config, data), runs.evaluation_folder(run)
+    shards.records(split)
+    for value, task in answering.items():
+        evaluator = Evaluator(task, parallel, shards, config)
+        rows[value] = summary(*evaluator.photos(state, evaluator.batches(split)))
+    table = f'{run}, step {int(state.step)}, on {shards.path}, {split}, by {field}:\n\n{report.table(rows)}'
+    logs.write_atomically(folder / f'tune_{split}.md', table + '\n')
     _draw(folder / f'tune_{split}.png', field, rows)
     print(table)
     return rows

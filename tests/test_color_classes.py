@@ -81,9 +81,10 @@ def test_the_temperature_goes_from_the_mean_to_the_likeliest(config):
 def test_it_learns_and_its_prior_is_the_mean_of_what_was_seen_on_any_number_of_devices(config):
     config.optimizer.update({'learning_rate': 3e-3, 'schedule': 'constant', 'warmup_steps': 0})
     config.task.rebalance = 1.0  # with weights that move with the prior, losses would not compare
-    task, batch = tasks.build(config), photos(8)
-    found = []
-    for devices in (1, 4):
+    batch, found = photos(8), []
+    for devices, parts in ((1, 1), (4, 2)):
+        config.train.accumulation_steps = parts
+        task = tasks.build(config)
         parallel, losses = DataParallel(devices=jax.devices()[:devices]), []
         state, step = parallel.create(task.init, jax.random.PRNGKey(0)), parallel.map(task.train_step)
         for _ in range(5):
@@ -91,6 +92,10 @@ def test_it_learns_and_its_prior_is_the_mean_of_what_was_seen_on_any_number_of_d
             losses.append(float(measured['loss']))
         assert losses[-1] < losses[0] - 0.1
         found.append(np.asarray(state.model_state['color_prior']['share']))
+    ab = jax.jit(task.predict)(state, jnp.full((1, 37, 50, 1), 50.0))
+    assert ab.shape == (1, 37, 50, 2) and ab.dtype == jnp.float32
+    weak = [leaf for leaf in jax.tree.leaves(jax.eval_shape(task.init, jax.random.PRNGKey(0))) if leaf.weak_type]
+    assert not weak  # the step would be compiled twice
     ab = color.decode_lab(batch['lab'])[:, ::4, ::4, 1:].reshape(-1, 1, 2)
     soft = np.exp(-np.square(ab - centers()).sum(axis=-1) / 50)
     seen = (soft / soft.sum(axis=1, keepdims=True)).mean(axis=0)
@@ -109,12 +114,20 @@ def test_a_resumed_run_goes_on_with_its_prior(config, tmp_path):
     assert train(config, tmp_path / 'parts')['train'] == whole['train']
 
 
+def test_a_config_of_another_task_is_refused(config):
+    config.task = base.regression()
+    config.task.name = 'color_classes'
+    with pytest.raises(UserError, match='the task color_classes misses a field of its own: .*rebalance'):
+        tasks.build(config)
+
+
 @pytest.mark.parametrize(
     ('section', 'field', 'value', 'words'),
     [
         ('task', 'temperature', 0.0, 'task.temperature must lie between 0.01 and 10, not 0.0'),
         ('task', 'rebalance', 1.5, 'task.rebalance must lie between 0 and 1'),
         ('model', 'color_classes', 313, 'model.color_classes=260'),
+        ('model', 'decoder', 'deconv', 'model.decoder=nearest'),
         ('task', 'name', 'regression', 'model.color_classes is for task.name=color_classes'),
     ],
 )

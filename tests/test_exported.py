@@ -13,9 +13,10 @@ from conftest import ROOT, assert_one_sentence
 from PIL import Image
 
 import jaxcolor
-from jaxcolor import exported, runs
+from jaxcolor import exported, logs, runs
 from jaxcolor.colorize import Colorizer
 from jaxcolor.errors import UserError
+from jaxcolor.evaluate import evaluate_run
 
 
 @pytest.fixture(scope='module')
@@ -26,6 +27,7 @@ def model(trained, tmp_path_factory):
 
 def test_it_colours_as_its_run(trained, model, photos):
     assert sorted(path.name for path in model.iterdir()) == ['config.json', 'weights.safetensors']
+    assert (model / exported.WEIGHTS).stat().st_mode & 0o044  # for others to read, too
     photo = Image.fromarray(photos[0])
     ours, theirs = (np.asarray(Colorizer(path)(photo), np.int32) for path in (model, trained))
     assert np.abs(ours - theirs).max() <= 3  # half precision
@@ -37,13 +39,13 @@ def test_it_colours_as_its_run(trained, model, photos):
 
 def test_the_average_is_what_is_exported(trained, tmp_path, monkeypatch):
     config, task, state = runs.load(trained)
-    average = jax.tree.map(lambda x: 0.5 * x, state.params)
+    average = jax.tree.map(lambda x: 0.5 * x, state.averages())
     monkeypatch.setattr(runs, 'load', lambda run, step: (config, task, state.replace(ema=average)))
     folder = exported.export(trained, tmp_path / 'averaged')
     monkeypatch.undo()
     _, _, found = runs.load(folder)
     assert found.ema == ()
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), found.params, average)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), found.averages(), average)
 
 
 def test_damage_is_one_sentence(model, tmp_path, command, photos):
@@ -105,6 +107,33 @@ def test_what_it_answers_by_is_chosen_at_the_export(trained, tmp_path, photos):
     vivid = exported.export(trained, tmp_path / 'vivid', fields={'chroma_gain': 2.0})
     look = Colorizer(trained).look(Image.fromarray(photos[0]))
     ours, theirs = (Colorizer(path).colors(look) for path in (vivid, trained))
+    assert np.abs(theirs).max() > 5
     np.testing.assert_allclose(ours, 2 * theirs, atol=0.5)
     with pytest.raises(UserError, match=r'no field task\.temperature: its task is regression'):
         exported.export(trained, tmp_path / 'none', fields={'temperature': 0.5})
+    with pytest.raises(UserError, match=r'task\.chroma_gain must lie between 0 and 10, not nan'):
+        exported.export(trained, tmp_path / 'none', fields={'chroma_gain': float('nan')})
+
+
+def test_an_export_overwrites_models_alone(trained, model, tmp_path):
+    run = shutil.copytree(trained, tmp_path / 'run')
+    before = (run / 'config.json').read_bytes()
+    with pytest.raises(UserError, match='holds something else than an exported model'):
+        exported.export(trained, run)
+    assert (run / 'config.json').read_bytes() == before
+    again = exported.export(model, shutil.copytree(model, tmp_path / 'again'), fields={'chroma_gain': 2.0})
+    config, _, state = runs.load(again)
+    assert config.task.chroma_gain == 2 and int(state.step) == 4
+    with pytest.raises(UserError, match=r'--step=3: the exported model .* is of step 4 alone'):
+        runs.load(again, 3)
+    shutil.copy(model / 'config.json', again / 'config.json')
+    with pytest.raises(UserError, match='was exported with another config.json'):
+        runs.load(again)
+
+
+def test_it_is_evaluated_on_photos_that_are_named(trained, model, shards):
+    with pytest.raises(UserError, match='without the photos of its training'):
+        evaluate_run(model, '', ['validation'])
+    figures = evaluate_run(model, shards, ['validation'])['validation']
+    assert figures.keys() == {'network', 'gray'}
+    assert figures['network']['psnr'] == pytest.approx(logs.read_metrics(trained)[-1]['validation/psnr'], abs=0.02)

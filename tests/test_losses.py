@@ -50,14 +50,14 @@ def test_the_moving_average_evaluates_and_colours(tiny_config):
     lab = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
     batch = {'lab': lab, 'label': np.full(4, -1, np.int32)}
     state = parallel.create(task.init, jax.random.PRNGKey(0))
-    step, average = parallel.map(task.train_step), jax.device_get(state.params)
+    step, average = parallel.map(task.train_step), jax.device_get(state.averages())
     for kept in (2 / 11, 3 / 12, 4 / 13):
         state, _ = step(state, parallel.shard(batch))
-        new = jax.device_get(state.params)
+        new = jax.device_get(state.averages())
         average = jax.tree.map(lambda old, new, kept=kept: old * kept + new * (1 - kept), average, new)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), jax.device_get(state.ema), average)
     lightness = color.decode_lab(lab)[..., :1]
     predict = jax.jit(task.predict)
     averaged, own = (np.asarray(predict(each, lightness)) for each in (state, state.replace(ema=())))
-    np.testing.assert_array_equal(averaged, predict(state.replace(params=state.ema, ema=()), lightness))
+    np.testing.assert_array_equal(averaged, predict(state.replace(**state.ema, ema=()), lightness))
     assert np.abs(averaged - own).max() > 1e-3

@@ -24,12 +24,21 @@ TASKS = {
 }
 
 
+class MissingFieldError(UserError):
+    """A config is of another task or of another version of jaxcolor."""
+
+
 def build(config):
     """The task that a config's section `task` names, with the network of its section `model`.
 
     Raises:
-        UserError: no such task, or a field that the task, network or optimizer refuses.
+        UserError: no such task, or a field that the task, network or optimizer refuses or that is missing.
     """
     if config.task.name not in TASKS:
         raise UserError(f'task.name: there is no task {config.task.name!r}; there are {", ".join(sorted(TASKS))}.')
-    return TASKS[config.task.name](config)
+    try:
+        return TASKS[config.task.name](config)
+    except (KeyError, AttributeError) as error:
+        field = str(error).strip('"').split('\n')[0]
+        message = f'the task {config.task.name} misses a field of its own: {field} (see configs/base.py).'
+        raise MissingFieldError(message) from None

@@ -38,7 +38,8 @@ class Adversarial:
         variables = self.network.init(init_rng, jnp.zeros((1, size, size, 1)), jnp.zeros((1, self.network.noise_size)))
         params, statistics = variables['params'], variables['batch_stats']
         opt_state = {name: self.optimizer.init(params[name]) for name in params}
-        return TrainState(jnp.zeros((), jnp.int32), params, statistics, opt_state, rng, ema=params if self.ema else ())
+        state = TrainState(jnp.zeros((), jnp.int32), params, statistics, opt_state, rng)
+        return state.replace(ema=state.averages() if self.ema else ())
 
     def train_step(self, state: TrainState, batch):
         """One half-step of the discriminator, one of the generator, of one device on its share of the batch."""

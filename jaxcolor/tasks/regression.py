@@ -19,6 +19,7 @@ class Regression:
     takes_noise = False  # a photo has one answer
     # Of fields of the config's section `task`.
     choices: ClassVar = {'error': ('squared', 'huber'), 'reduction': ('sum', 'mean'), 'loss_resolution': ('output', 'input')}
+    ranges: ClassVar = {'huber_delta': (1e-3, 1e3), 'chroma_weight': (0, 1e3), 'chroma_gain': (0, 10)}
 
     def __init__(self, config):
         self.loss = config.task
@@ -28,6 +29,9 @@ class Regression:
         for field, choices in self.choices.items():
             if self.loss[field] not in choices:
                 raise UserError(f'task.{field}: {self.loss[field]!r} is none of {", ".join(choices)}.')
+        for field, (low, high) in self.ranges.items():
+            if not low <= self.loss[field] <= high:
+                raise UserError(f'task.{field} must lie between {low} and {high}, not {self.loss[field]}.')
         if self.activation not in color.AB_RANGE:
             raise UserError(f'model.output_activation: {self.activation!r} is none of {", ".join(color.AB_RANGE)}.')
         if config.model.get('color_classes') and config.task.name == 'regression':
@@ -36,7 +40,6 @@ class Regression:
         self.schedule = optimizers.schedule(config.optimizer, config.train.steps, config.train.batch_size)
         self.optimizer = optimizers.build(config.optimizer, config.train.steps, config.train.batch_size)
         self.parts, self.ema = config.train.accumulation_steps, config.train.ema
-        self.chroma_gain = config.task.get('chroma_gain', 1.0)
 
     def init(self, rng) -> TrainState:
         """A fresh state. rng: uint32 (2,) key."""
@@ -45,7 +48,7 @@ class Regression:
         variables = self.network.init(init_rng, jnp.zeros((1, self.crop, self.crop, 1)), *vector)
         params = variables.pop('params')
         state = TrainState(jnp.zeros((), jnp.int32), params, variables, self.optimizer.init(params), rng)
-        return state.replace(ema=params if self.ema else ())
+        return state.replace(ema=state.averages() if self.ema else ())
 
     def train_step(self, state: TrainState, batch):
         """One step of one device on its share of the batch; gradients and batch statistics are averaged over AXIS."""
@@ -148,7 +151,7 @@ class Regression:
 
     def _colors(self, outputs, size):
         """The network's output -> a*b* (B, H, W, 2) at the photo's size."""
-        ab = color.denormalize_ab(outputs['ab'], self.activation) * self.chroma_gain
+        ab = color.denormalize_ab(outputs['ab'], self.activation) * self.loss.chroma_gain
         if self.loss.loss_resolution == 'output':
             return jax.image.resize(ab, (ab.shape[0], *size, 2), 'linear')
         return resize(ab, size)
