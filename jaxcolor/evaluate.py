@@ -1,5 +1,6 @@
 """A split -> figures of every photo, their means, and a grid of examples."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -26,7 +27,7 @@ class Evaluator:
     """Evaluates a task's states on the splits of a shard set.
 
     Args:
-        task: of `jaxcolor.tasks`.
+        task: of `jaxcolor.tasks`; None to measure baselines alone.
         parallel: a DataParallel.
         shards: a ShardSet, or another set with `records(split)`.
         config: whole; its data.crop and train.batch_size (a device's part, rounded up) say how photos are taken.
@@ -41,7 +42,10 @@ class Evaluator:
         self.batch_size = per_device * parallel.device_count // jax.process_count()
         self._of_network = parallel.map(self._network_on_device, outputs=(True, False))
         self._of_colors = parallel.map(self._colors_on_device, outputs=(True, False))
-        self._predict = jax.jit(task.predict, compiler_options=compiler_options())
+
+    @functools.cached_property
+    def _predict(self):
+        return jax.jit(self.task.predict, compiler_options=compiler_options())
 
     def measure(self, state, split: str) -> dict[str, float]:
         """Means over the photos of a split, each counted once: {name: value}, names as in report.TITLES."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from jaxcolor import logs
 from jaxcolor.errors import UserError, one_line_errors
 
-# What the table has of each training's best evaluation, that of the least loss.
+# What the table has of each training's best evaluation, that of the least loss, and of the baselines.
 _FIGURES = ('psnr', 'ab_rmse', 'ssim', 'larger_channel_agreement', 'colorfulness', 'chroma_kept', 'loss')
 _ERROR = 'jaxcolor: error: '
 
@@ -68,7 +68,7 @@ def _is_done(run):
 
 def collect(trainings, out) -> list[dict]:
     """Writes OUT/table.csv and OUT/study.png of what is trained -> the table's rows."""
-    rows, curves = [], []
+    rows, curves, baselines = [], [], []
     for number, flags in enumerate(trainings, 1):
         run = out / str(number)
         row = {'number': number, 'flags': ' '.join(flags), 'steps': '', 'result': 'not trained yet'}
@@ -79,10 +79,12 @@ def collect(trainings, out) -> list[dict]:
             best = min(evaluations, key=lambda row: row[f'{split}/loss'])
             row |= {'steps': best['step'], 'result': f'of {split}'}
             row |= {name: f'{best[f"{split}/{name}"]:.5g}' for name in _FIGURES if f'{split}/{name}' in best}
+            baselines = baselines or _baselines(run, split)
             curves.append((number, [(row['step'], row[f'{split}/psnr']) for row in evaluations]))
         if (run / 'failed.txt').exists():
             row['result'] = (run / 'failed.txt').read_text(encoding='utf-8').strip()
         rows.append(row)
+    rows += baselines
     text = io.StringIO()
     table = csv.DictWriter(text, ['number', 'flags', 'steps', *_FIGURES, 'result'], restval='', lineterminator='\n')
     table.writeheader()
@@ -92,13 +94,32 @@ def collect(trainings, out) -> list[dict]:
     return rows
 
 
+def _baselines(run, split) -> list[dict]:
+    """Rows of what needs no network, on the photos that a run was trained and evaluated on."""
+    from jaxcolor.data.shards import SIDECAR, open_shards
+    from jaxcolor.evaluate import Evaluator, rivals_of, summary, trained_on
+    from jaxcolor.parallel import DataParallel
+    from jaxcolor.runs import read_config
+
+    config = read_config(run)
+    if not (trained_on(run, config) / SIDECAR).exists():
+        return []
+    evaluator = Evaluator(None, DataParallel(), open_shards(trained_on(run, config)), config)
+    rows = []
+    for name, colors in rivals_of(run, config).items():
+        figures = summary(*evaluator.photos((), evaluator.batches(split), colors))
+        row = {'number': '', 'flags': name, 'steps': '', 'result': f'of {split}, without a network'}
+        rows.append(row | {name: f'{figures[name]:.5g}' for name in _FIGURES if name in figures})
+    return rows
+
+
 def _draw(path, rows, curves):
     """PSNR and kept chroma as bars, PSNR by step as curves."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 1.5 + 0.4 * max(6, len(rows))), layout='constrained')
     panels = figure.subplots(1, 3, width_ratios=(2, 2, 3))
-    names = [f'{row["number"]}' for row in rows]
+    names = [str(row['number'] or row['flags']) for row in rows]
     titles = {'psnr': 'PSNR (dB)', 'chroma_kept': "chroma, part of the truth's"}
     for axes, (name, title) in zip(panels, titles.items(), strict=False):
         axes.barh(names, [float(row.get(name) or 'nan') for row in rows])
@@ -136,7 +157,7 @@ def main(argv=None):
         train_all(trainings, out, more)
     for row in collect(trainings, out):
         figures = ', '.join(f'{name} {row[name]}' for name in _FIGURES[:2] if row.get(name))
-        print(f'{row["number"]}: {row["flags"]}\n   {figures or row["result"]}')
+        print(f'{row["number"] or "beside them"}: {row["flags"]}\n   {figures or row["result"]}')
     print(f'\ntable: {out / "table.csv"}; picture: {out / "study.png"}')
 
 

@@ -23,8 +23,10 @@ def test_what_is_trained_is_tabulated(trained, tmp_path):
     (tmp_path / '2').mkdir()
     (tmp_path / '2' / 'failed.txt').write_text('the loss is not finite at step 7\n')
     rows = study.collect([['--config=a.py'], ['--config=b.py', '--config.seed=1'], ['--config=c.py']], tmp_path)
-    assert [row['result'] for row in rows] == ['of validation', 'the loss is not finite at step 7', 'not trained yet']
+    assert [row['result'] for row in rows[:3]] == ['of validation', 'the loss is not finite at step 7', 'not trained yet']
+    assert [row['flags'] for row in rows[3:]] == ['gray', 'mean colour', 'nearest photo']
     last = logs.read_metrics(trained)[-1]
+    assert float(rows[3]['psnr']) == pytest.approx(last['validation/psnr_gray'], rel=1e-3)
     assert float(rows[0]['psnr']) == pytest.approx(last['validation/psnr'], rel=1e-3)
     with open(tmp_path / 'table.csv', encoding='utf-8') as file:
         assert [row['flags'] for row in csv.DictReader(file)] == [row['flags'] for row in rows]
@@ -41,7 +43,8 @@ def test_a_study_is_trained_tabulated_and_goes_on(shards, tmp_path, command):
     code, out, err = command(*arguments)
     assert code == 0, err
     with open(tmp_path / 'out' / 'table.csv', encoding='utf-8') as file:
-        first, second = csv.DictReader(file)
+        first, second, *baselines = csv.DictReader(file)
+    assert len(baselines) == 3 and all(5 < float(row['psnr']) < 40 for row in baselines)
     assert first['flags'] == recipe and first['steps'] == '2' and 5 < float(first['psnr']) < 40
     assert 'not finite at step' in second['result']
     assert Image.open(tmp_path / 'out' / 'study.png').width > 1000
