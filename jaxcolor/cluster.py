@@ -95,12 +95,17 @@ def check_launch(place: Place, environ=None, gpu_files=None) -> None:
         )
 
 
+# Seconds: the heartbeat of a process without peers.
+_ALONE = 10**8
+
+
 def join(place: Place, heartbeat: int) -> None:
     """Joins the other processes, before anything else is asked of JAX. From here on SIGTERM does not end this process:
     it makes `is_preempted` true, at the same step in all of them.
 
     Args:
-        heartbeat: seconds without a sign of life after which a process counts as dead, and the others end.
+        heartbeat: seconds without a sign of life after which a process counts as dead, and the others end. A process alone
+            may sleep as long as it likes: in a laptop that is closed, in a shell that stopped it.
 
     Raises:
         UserError: `check_launch` refuses; there are GPUs, and JAX cannot use them; processes have unlike devices.
@@ -123,7 +128,7 @@ def join(place: Place, heartbeat: int) -> None:
         local_device_ids=place.devices,
         cluster_detection_method=method,
         coordinator_bind_address=bind,
-        heartbeat_timeout_seconds=heartbeat,
+        heartbeat_timeout_seconds=heartbeat if place.count > 1 else _ALONE,
     )
     if _gpus(os.environ)[0] and jax.default_backend() == 'cpu' and 'cpu' not in os.environ.get('JAX_PLATFORMS', ''):
         raise UserError("there are GPUs and this JAX has no CUDA: pip install 'jaxcolor[cuda]', or set JAX_PLATFORMS=cpu.")

@@ -233,9 +233,17 @@ def wait_for(process, pattern):
     raise AssertionError(''.join(said))
 
 
-def test_sigterm_saves_the_step_and_exits_75(shards, tmp_path):
-    process = start(f'--config.data.shards={shards}', '--config.train.steps=1000000', f'--workdir={tmp_path}')
+def test_a_suspended_process_goes_on_and_sigterm_saves_the_step_and_exits_75(shards, tmp_path):
+    flags = ('--config.train.steps=1000000', '--config.train.heartbeat=1')
+    process = start(f'--config.data.shards={shards}', *flags, f'--workdir={tmp_path}')
     while not logs.read_metrics(tmp_path):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(4)  # many heartbeats
+    process.send_signal(signal.SIGCONT)
+    suspended_at = logs.read_metrics(tmp_path)[-1]['step']
+    while logs.read_metrics(tmp_path)[-1]['step'] < suspended_at + 20:
         assert process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
