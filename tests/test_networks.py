@@ -276,10 +276,11 @@ def fresh_state(task, config, run):
     return jax.device_get(state.replace(frozen=runs.frozen(run, config)))
 
 
-_LTBC_ITSELF = ('ltbc_pytorch', 'ltbc_deconv')  # test_train.py does the same with `ltbc`
+# test_train.py does the same with `ltbc`, and `vgg_fusion` is DeepColor's module with other layers.
+_NIGHTLY = ('ltbc_pytorch', 'ltbc_deconv', 'vgg_fusion')
 
 
-@pytest.mark.parametrize('name', [pytest.param(n, marks=pytest.mark.slow) if n in _LTBC_ITSELF else n for n in SMALL])
+@pytest.mark.parametrize('name', [pytest.param(n, marks=pytest.mark.slow) if n in _NIGHTLY else n for n in SMALL])
 def test_learns_resumes_evaluates_and_colorizes(shards, tmp_path, capsys, name):
     """The loss falls (measured at the time of writing: to 0.77, 0.28, 0.65, 0.74, 0.79 of the first, in SMALL's order)."""
     config, run = small_recipe(name, shards), tmp_path / 'run'
