@@ -314,7 +314,9 @@ def test_learns_resumes_evaluates_and_colorizes(shards, tmp_path, capsys, name):
 
 
 # ltbc_pytorch has nothing that ltbc_deconv, or `ltbc` in test_parallel.py, has not.
-@pytest.mark.parametrize('name', [pytest.param(n, marks=pytest.mark.slow) if n == 'ltbc_pytorch' else n for n in SMALL])
+@pytest.mark.parametrize(
+    'name', [pytest.param(n, marks=pytest.mark.slow) if n in ('ltbc_pytorch', 'vgg_fusion') else n for n in SMALL]
+)
 def test_eight_devices_equal_one(tmp_path, name):
     """One step on the same 16 photos: gradients with their scale, statistics, losses. Batch norm is over all devices."""
     config = small_recipe(name)
