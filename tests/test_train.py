@@ -259,7 +259,7 @@ def test_the_command_starts_the_recipe_as_it_stands(command, tmp_path):
     """With the paper's recipe, but for the sizes that this machine could not take."""
     code, out, err = command(
         'main', '--config=configs/ltbc.py', f'--workdir={tmp_path / "run"}', '--config.model.width=0.0625',
-        '--config.train.batch_size=2', '--config.train.steps=1', '--config.data.crop=32',
+        '--config.train.batch_size=2', '--config.train.steps=1', '--config.data.crop=32', '--config.model.global_size=32',
     )  # fmt: skip
     assert code == 0, err
     assert 'bundled photos' in out
