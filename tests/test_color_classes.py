@@ -81,7 +81,7 @@ def test_the_temperature_goes_from_the_mean_to_the_likeliest(config):
 def test_it_learns_and_its_prior_is_the_mean_of_what_all_parts_of_all_devices_saw(config):
     config.optimizer.update({'learning_rate': 3e-3, 'schedule': 'constant', 'warmup_steps': 0})
     config.task.rebalance = 1.0  # with weights that move with the prior, losses would not compare
-    config.train.accumulation_steps = 2
+    config.train.update({'accumulation_steps': 2, 'ema': 0.5})
     task, batch = tasks.build(config), photos(8)
     parallel, losses = DataParallel(devices=jax.devices()[:4]), []
     state, step = parallel.create(task.init, jax.random.PRNGKey(0)), parallel.map(task.train_step)

@@ -55,7 +55,8 @@ class ColorClasses(Regression):
         state = super().init(rng)
         classes = len(centers())
         prior = {'share': jnp.full((classes,), 1 / classes, jnp.float32)}
-        return state.replace(model_state={**state.model_state, 'color_prior': prior})
+        state = state.replace(model_state={**state.model_state, 'color_prior': prior})
+        return state.replace(ema=state.averages() if self.ema else ())
 
     def _observed(self, model_state, outputs, batch, step):
         share = jnp.mean(self._soft_classes(outputs, batch), axis=(0, 1, 2))
