@@ -160,6 +160,7 @@ def train() -> ConfigDict:
     """Section train."""
     train = ConfigDict()
     train.steps = 200_000  # optimizer steps, in all
+    train.init_from = ''  # run directory or exported model whose trained network this one begins as; '' begins from the seed
     train.batch_size = 128  # photos a step: those of a device and a part x devices of all processes x accumulation_steps
     train.accumulation_steps = 1  # parts that a device takes its photos in, one after the other; as good as more devices
     train.mapping = 'shard_map'  # of a device's step over all devices: 'shard_map' or 'pmap', with the same numbers

@@ -3,11 +3,15 @@
 __version__ = '0.1.0'
 
 
-def load(model):
-    """A colorizer of a run directory or of an exported model: `load(RUN)(PIL.Image.open('gray.jpg')).save('colour.jpg')`.
+def load(model=None):
+    """A colorizer of a photo: `load()(PIL.Image.open('gray.jpg')).save('colour.jpg')`.
+
+    model: the name of one that comes with jaxcolor (`jaxcolor models` lists them; by default 'ltbc-compact'), the folder of
+    an exported model, or a run directory.
 
     Returns a `jaxcolor.colorize.Colorizer`. Raises `jaxcolor.errors.UserError` where there is no such model.
     """
+    from jaxcolor import exported
     from jaxcolor.colorize import Colorizer  # JAX starts only where it is used
 
-    return Colorizer(model)
+    return Colorizer(model or exported.DEFAULT)

@@ -1,6 +1,6 @@
 """Command: gray photographs -> coloured ones.
 
-    python -m jaxcolor.colorize --model=RUN PHOTO_OR_FOLDER... --out=DIR
+    python -m jaxcolor.colorize PHOTO_OR_FOLDER... [--model=RUN] [--out=DIR]
 
 Each photo keeps its own full-resolution lightness, its transparency and its size in pixels; only its colours (a*, b*)
 come from the network. The result is in sRGB, with that profile embedded, 8 bits a channel, upright.
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
 
-from jaxcolor import cache, color, runs
+from jaxcolor import cache, color, exported, runs
 from jaxcolor.data.decode import FORMATS, SUFFIXES, RejectedError, open_photo, pillow_unguarded
 from jaxcolor.errors import UserError, one_line_errors
 from jaxcolor.logs import Progress
@@ -338,7 +338,8 @@ def main(argv=None):
         description='Colours gray photographs. Each keeps its own lightness, transparency and size; results are sRGB.',
     )
     parser.add_argument('photos', nargs='+', metavar='PHOTO', help='a photo, or a folder of photos')
-    parser.add_argument('--model', required=True, metavar='RUN', help='a run directory or an exported model')
+    what = 'a run directory, an exported model, or the name of one that comes with jaxcolor (default: %(default)s)'
+    parser.add_argument('--model', default=exported.DEFAULT, metavar='RUN', help=what)
     parser.add_argument('--out', default='colored', metavar='DIR', help='folder of the results (default: %(default)s)')
     parser.add_argument('--style', metavar='PHOTO', help='give all photos the mood (global features) of this one')
     parser.add_argument('--variants', type=int, default=1, metavar='N', help='N colourings of each photo (cgan)')

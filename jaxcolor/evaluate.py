@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 from jaxcolor import baselines, color, exported, metrics, report, runs
 from jaxcolor.colorize import Colorizer
 from jaxcolor.data import pipeline
+from jaxcolor.data.augment import center_crop
 from jaxcolor.data.decode import pillow_unguarded
 from jaxcolor.data.shards import SIDECAR, open_shards
 from jaxcolor.errors import UserError
@@ -78,12 +79,15 @@ class Evaluator:
         mask = joined.pop('mask')
         return {name: values[mask] for name, values in joined.items()}, totals
 
-    def grid(self, state, split: str, path, photos: int) -> None:
-        """Draws the first photos of a split: a column each, of gray, output, truth. Call it on one process."""
+    def grid(self, state, split: str, path, places) -> None:
+        """Draws photos of a split: a column each, of gray, output, truth. Call it on one process.
+
+        places: of the photos in the split, as `spread` or `worst` give them.
+        """
         # The state's copy on one device of this process: no other process has to take part.
         state = jax.tree.map(lambda x: x.addressable_data(0), state)
-        batch = next(pipeline.eval_batches(self.shards, split, batch_size=photos, crop=self.config.data.crop))
-        lab = color.decode_lab(batch['lab'][batch['mask']])
+        records = self.shards.records(split)
+        lab = color.decode_lab(np.stack([center_crop(records[int(i)]['lab'], self.config.data.crop) for i in places]))
         ab = jax.device_get(self._predict(state, lab[..., :1], jax.random.PRNGKey(0)))
         rows = {
             'gray': color.lab_to_rgb(_with_ab(lab, np.zeros_like(ab))),
@@ -91,6 +95,21 @@ class Evaluator:
             'truth': color.lab_to_rgb(lab),
         }
         save_grid(rows, path)
+
+    def draw(self, state, split: str, path, photos) -> None:
+        """Draws examples to PATH.png, and the largest errors of `photos`, as measured, to PATH_worst.png."""
+        self.grid(state, split, f'{path}.png', self.spread(split))
+        self.grid(state, split, f'{path}_worst.png', self.worst(photos))
+        print(f'examples: {path}.png; the largest errors: {path}_worst.png\n', flush=True)
+
+    def spread(self, split: str) -> np.ndarray:
+        """Places of train.grid_photos photos of a split, evenly over it: shards hold one class after the other."""
+        count = len(self.shards.records(split))
+        return np.unique(np.linspace(0, count - 1, min(count, self.config.train.grid_photos)).round().astype(int))
+
+    def worst(self, photos) -> np.ndarray:
+        """Places of the train.grid_photos photos of the largest ab errors, as measured, worst first."""
+        return np.argsort(-photos['ab_squared_error'])[: self.config.train.grid_photos]
 
     def batches(self, split: str):
         """This process's part of the photos of a split."""
@@ -178,8 +197,8 @@ def evaluate_run(
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Evaluates a run directory on the splits of a shard set, beside what needs no network.
 
-    Prints a table a split; writes it to RUN/evaluation/SPLIT.md and .json, examples to SPLIT.png, and how much of the
-    truth's chroma is kept to SPLIT_chroma.png.
+    Prints a table a split; writes it to RUN/evaluation/SPLIT.md and .json, examples to SPLIT.png, the largest errors to
+    SPLIT_worst.png, and how much of the truth's chroma is kept to SPLIT_chroma.png.
 
     Args:
         data: the shard set's folder; '' takes the one that the run was trained on.
@@ -208,9 +227,7 @@ def evaluate_run(
         about = {'run': str(run), 'step': int(state.step), 'photos': f'{shards.path}, {split}', **_named(judges)}
         results[split] = _tell(folder / split, about, measured, shards.classes)
         if jax.process_index() == 0:
-            picture = folder / f'{split}.png'
-            evaluator.grid(state, split, picture, config.train.grid_photos)
-            print(f'examples: {picture}\n', flush=True)
+            evaluator.draw(state, split, folder / split, measured['network'][0])
     return results
 
 
@@ -261,8 +278,7 @@ def evaluate_protocol(
     about = {'run': str(run), 'step': int(state.step), 'photos': f'{photos} by protocol {protocol}', **_named(judges)}
     result = _tell(out / protocol, about, measured, ())
     if not whole and jax.process_index() == 0:
-        evaluator.grid(state, protocol, out / f'{protocol}.png', config.train.grid_photos)
-        print(f'examples: {out / protocol}.png', flush=True)
+        evaluator.draw(state, protocol, out / protocol, measured['network'][0])
     return result
 
 

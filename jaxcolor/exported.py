@@ -22,6 +22,8 @@ from jaxcolor.errors import UserError, one_line_errors
 WEIGHTS = 'weights.safetensors'
 # The value of `format` in the metadata of the files.
 _FORMAT = 'jaxcolor model'
+# The model that comes with the package and is taken where none is named.
+DEFAULT = 'ltbc-compact'
 _SHIPPED = Path(__file__).parent / 'pretrained'
 
 
@@ -121,7 +123,7 @@ def export(run, out, step: int | None = None, summary: str = '', fields: dict | 
         raise UserError(f'{run} has no field task.{unknown[0]}: its task is {config.task.name}.')
     with config.unlocked():
         config.name, config.train.ema = out.name, 0.0  # the average stands for the parameters now
-        config.data.shards = ''  # a place on the machine that trained it
+        config.data.shards = config.train.init_from = ''  # places on the machine that trained it
         config.task.update(fields)
     tasks.build(config)  # refuses what it cannot answer by
     content = (config.to_json_best_effort(indent=1) + '\n').encode()

@@ -35,8 +35,8 @@ TITLES = {
 }
 # Figures of single photos whose means have an interval; the root of the first stands in the table as 'ab_rmse'.
 _OF_PHOTOS = ('ab_squared_error', 'psnr', 'ssim', 'lpips', 'ab_auc', 'colorfulness', 'colorfulness_absolute', 'top1', 'top5')
-# Of these, by which a network is held against the baselines, and what is better.
-_JUDGED = {'ab_squared_error': -1, 'psnr': 1, 'lpips': -1}
+# Of these, by which a network is held against the baselines: what is better, and what it is called.
+_JUDGED = {'ab_squared_error': (-1, 'squared ab error'), 'psnr': (1, 'PSNR'), 'lpips': (-1, 'LPIPS')}
 # Classes in the picture of the chroma: those of the most photos.
 _MOST_CLASSES = 20
 
@@ -55,13 +55,7 @@ def table(columns: dict[str, dict[str, float]], intervals: dict[str, dict[str, t
             cell = f'{values[name]:.5g}' if name in values else ''
             low_high = (intervals or {}).get(column, {}).get(name)
             row.append(cell + (f' ({low_high[0]:.4g} to {low_high[1]:.4g})' if low_high else ''))
-    widths = [max(10, *(len(row[i]) for row in rows)) for i in range(len(columns) + 1)]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        lines.append(f'| {" | ".join(cells)} |')
-    rule = '|:' + '-' * (widths[0] + 1) + '|' + ''.join('-' * (w + 1) + ':|' for w in widths[1:])
-    return '\n'.join([lines[0], rule, *lines[1:]])
+    return _markdown(rows)
 
 
 def intervals(photos) -> dict[str, tuple[float, float]]:
@@ -76,21 +70,74 @@ def intervals(photos) -> dict[str, tuple[float, float]]:
     return found
 
 
-def verdict(measured) -> list[str]:
-    """A sentence for each baseline that the network is not better than, photo by photo, beyond chance."""
-    said = []
-    (network, _), names = measured['network'], {'ab_squared_error': 'squared ab error', 'psnr': 'PSNR', 'lpips': 'LPIPS'}
+def gains(measured, of=slice(None)) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """By how much the network is better than each baseline, photo by photo.
+
+    Args:
+        measured: as `write` takes it.
+        of: which photos, an index of their arrays.
+
+    Returns:
+        {baseline: {name: (mean, low, high)}}, with the 95 % interval of the mean over photos; nothing of a single photo.
+    """
+    network, found = measured['network'][0], {}
     for rival in list(measured)[1:]:
-        for name, sign in _JUDGED.items():
-            if name in network and len(network[name]) > 1:
-                gain = sign * (network[name] - measured[rival][0][name])
-                low, high = metrics.interval(gain)
-                if not low > 0:
-                    said.append(
-                        f'This network is not better than "{rival}" by {names[name]}: it gains {gain.mean():.4g} a photo '
-                        f'(95 % interval {low:.4g} to {high:.4g}).'
-                    )
-    return said
+        found[rival] = {}
+        for name, (sign, _) in _JUDGED.items():
+            if name in network and len(network[name][of]) > 1:
+                gain = sign * (network[name][of] - measured[rival][0][name][of])
+                found[rival][name] = (float(gain.mean()), *metrics.interval(gain))
+    return found
+
+
+def verdict(found) -> list[str]:
+    """`gains` -> a sentence for each baseline that the network is not better than beyond chance."""
+    return [
+        f'This network is not better than "{rival}" by {_JUDGED[name][1]}: it gains {mean:.4g} a photo '
+        f'(95 % interval {low:.4g} to {high:.4g}).'
+        for rival, of_rival in found.items()
+        for name, (mean, low, high) in of_rival.items()
+        if not low > 0
+    ]
+
+
+def gains_table(found) -> str:
+    """`gains` -> a Markdown table."""
+    figures = [name for name in _JUDGED if any(name in of_rival for of_rival in found.values())]
+    rows = [['gain a photo over', *(_JUDGED[name][1] for name in figures)]]
+    rows += [[rival, *(_with_interval(of_rival[name]) for name in figures)] for rival, of_rival in found.items()]
+    return _markdown(rows)
+
+
+def classes_table(measured, classes) -> str:
+    """Figures of every class of photos, and the gain over no colour, as a Markdown table; '' for fewer than two classes."""
+    network, gray = measured['network'][0], measured['gray'][0]
+    labels = network.get('label', np.array([], np.int32))
+    rows = [['class', 'photos', 'PSNR (dB)', 'gain over gray (dB)', 'ab RMSE', 'of gray', 'colourfulness', "truth's"]]
+    for number in sorted(set(labels[labels >= 0].astype(int).tolist())):
+        of = labels == number
+        gain = gains(measured, of)['gray'].get('psnr')
+        errors = [np.mean(photos['ab_squared_error'][of], dtype=np.float64) ** 0.5 for photos in (network, gray)]
+        psnr, *colorful = (network[name][of].mean() for name in ('psnr', 'colorfulness', 'colorfulness_true'))
+        cells = [f'{value:.4g}' for value in (psnr, *errors, *colorful)]
+        rows.append([classes[number], f'{of.sum()}', cells[0], _with_interval(gain) if gain else '', *cells[1:]])
+    return _markdown(rows) if len(rows) > 2 else ''
+
+
+def _with_interval(mean_low_high):
+    mean, low, high = mean_low_high
+    return f'{mean:.4g} ({low:.4g} to {high:.4g})'
+
+
+def _markdown(rows):
+    """Rows of cells, the head first -> a Markdown table; all columns but the first are set to the right."""
+    widths = [max(10, *(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        lines.append(f'| {" | ".join(cells)} |')
+    rule = '|:' + '-' * (widths[0] + 1) + '|' + ''.join('-' * (w + 1) + ':|' for w in widths[1:])
+    return '\n'.join([lines[0], rule, *lines[1:]])
 
 
 def write(path, about, rows, measured, classes) -> str:
@@ -108,16 +155,18 @@ def write(path, about, rows, measured, classes) -> str:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     ranges = {column: intervals(photos) for column, (photos, _) in measured.items()}
-    content = {**about, 'figures': rows, 'intervals': ranges}
+    found = gains(measured)
+    content = {**about, 'figures': rows, 'intervals': ranges, 'gains': found}
     write_atomically(path.with_suffix('.json'), json.dumps(content, indent=1) + '\n')
     draw_chroma(f'{path}_chroma.png', *measured['network'], classes)
     beats = 'By ab error, PSNR and LPIPS where measured, this network beats every baseline here.'
     is_enough = rows['network']['photos'] > 1
-    sentences = (verdict(measured) or [beats]) if is_enough else ['One photo says nothing of what the network is worth.']
+    sentences = (verdict(found) or [beats]) if is_enough else ['One photo says nothing of what the network is worth.']
     text = f'{about["run"]}, step {about["step"]}, on {about["photos"]} (95 % intervals over photos):'
     if 'fid' in about:
         sentences.append(f'FID by {about["fid"]}, over {rows["network"]["photos"]:.0f} photos.')
-    text = '\n'.join([text, '', table(rows, ranges), '', *sentences])
+    tables = [table(rows, ranges), gains_table(found) if is_enough else '', classes_table(measured, classes)]
+    text = '\n\n'.join([text, *filter(None, tables), '\n'.join(sentences)])
     write_atomically(path.with_suffix('.md'), text + '\n')
     return f'{text}\n\nchroma kept: {path}_chroma.png'
 

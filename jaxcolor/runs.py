@@ -49,6 +49,8 @@ def claim(run, config: ConfigDict) -> None:
 def read_config(run) -> ConfigDict:
     """The config of a run directory. Raises UserError where there is none."""
     path = exported.folder_of(run) / 'config.json'
+    if str(run) == exported.DEFAULT and not path.exists():
+        raise UserError(f'the model {run} is missing from this installation of jaxcolor; install it again.')
     try:
         return ConfigDict(json.loads(path.read_text(encoding='utf-8')))
     except FileNotFoundError:
@@ -138,6 +140,25 @@ def load(run, step: int | None = None, sharding=None):
         state, _ = checkpoints.restore(step, abstract(shapes, sharding))
     extractor = jax.device_put(frozen(run, config), sharding)
     return config, task, state.replace(opt_state=(), frozen=extractor)
+
+
+def begin_as(run, state, sharding):
+    """A fresh state, with the network of a run or an exported model (its average, where it keeps one) for what was drawn.
+
+    Raises:
+        UserError: as `load`; another network than the state's.
+    """
+    found = load(run, sharding=sharding)[2].averaged().averages()
+    shapes = [
+        {jax.tree_util.keystr(path, simple=True, separator='.'): leaf.shape for path, leaf in leaves}
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (state.averages(), found))
+    ]
+    for name in sorted(shapes[0].keys() | shapes[1].keys()):
+        own, its = (tree.get(name, 'missing') for tree in shapes)
+        if own != its:
+            raise UserError(f'train.init_from: {run} is another network: {name} is {its} there, {own} by the config.')
+    state = state.replace(**found)
+    return state.replace(ema=jax.tree.map(jax.numpy.copy, found) if state.ema else ())  # the step donates its state
 
 
 def evaluation_folder(run) -> Path:

@@ -83,6 +83,9 @@ def train(config, run) -> dict[str, dict[str, float]]:
         else:
             first = 0
             state = parallel.create(task.init, rng)
+            if hp.init_from:
+                state = runs.begin_as(hp.init_from, state, parallel.replicated)
+                progress.say(f'beginning as the network of {hp.init_from}')
         state = state.replace(frozen=parallel.replicate(extractor))
         _announce(progress, config, parallel, shards, state, splits)
         progress.done = progress.start = first
@@ -120,7 +123,7 @@ def train(config, run) -> dict[str, dict[str, float]]:
                     log.write(step, {f'{split}/{name}': v for split, row in results.items() for name, v in row.items()})
                     draw_curves(run)
                     for split in splits:
-                        evaluator.grid(state, split, run / 'samples' / f'{split}_{step:07d}.png', hp.grid_photos)
+                        evaluator.grid(state, split, run / 'samples' / f'{split}_{step:07d}.png', evaluator.spread(split))
                 progress.say(f'step {step}: ' + ', '.join(_brief(split, results[split]) for split in splits))
             if is_save:
                 loss = results[splits[0]]['loss'] if is_eval else None

@@ -12,7 +12,7 @@ from conftest import assert_one_sentence
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from jaxcolor import baselines, color, evaluate, logs, metrics, tasks
+from jaxcolor import baselines, color, evaluate, logs, metrics, report, tasks
 from jaxcolor.compare import compare_runs
 from jaxcolor.data import pipeline
 from jaxcolor.data.shards import open_shards
@@ -168,6 +168,10 @@ def test_the_command_prints_the_table_and_draws_the_grid(trained, tmp_path, comm
             assert figures['network'][name] == pytest.approx(expected[f'{split}/{name}'], rel=1e-3)
         assert figures['gray']['psnr'] == pytest.approx(figures['network']['psnr_gray'])
         assert figures['gray']['chroma_kept'] == pytest.approx(0)
+        assert Image.open(tmp_path / 'run' / 'evaluation' / f'{split}_worst.png').size == (64 + 2 * 64, 3 * 64)
+        for rival, gains in content['gains'].items():
+            mean, low, high = gains['psnr']
+            assert mean == pytest.approx(figures['network']['psnr'] - figures[rival]['psnr'], abs=1e-4) and low < mean < high
         for column in figures:
             for name, (low, high) in intervals[column].items():
                 assert low <= figures[column][name] <= high
@@ -184,6 +188,39 @@ def test_the_command_prints_the_table_and_draws_the_grid(trained, tmp_path, comm
     # On the training photos the nearest one is the photo itself.
     assert figures['nearest photo']['ab_rmse'] == 0
     assert 'not better than "nearest photo" by squared ab error' in out
+
+
+def test_gains_are_photo_by_photo_and_by_class():
+    network = {'psnr': [25.0, 27, 24, 22], 'ab_squared_error': [50.0, 70, 100, 100], 'colorfulness': [9.0, 11, 4, 6]}
+    gray = {'psnr': [20.0, 22, 24, 26], 'ab_squared_error': [80.0, 120, 49, 49], 'colorfulness': [0.0] * 4}
+    of_all = {'label': [1, 1, 0, 0], 'colorfulness_true': [30.0] * 4}
+    measured = {
+        name: ({key: np.array(values) for key, values in (figures | of_all).items()}, {})
+        for name, figures in (('network', network), ('gray', gray))
+    }
+    mean, low, high = report.gains(measured)['gray']['psnr']
+    assert mean == 1.5 and -4 <= low < mean < high <= 5
+    assert report.gains(measured)['gray']['ab_squared_error'][0] == pytest.approx(-5.5)
+    assert report.gains(measured, np.array([1, 1, 0, 0], bool))['gray'] == {
+        'psnr': (5, 5, 5), 'ab_squared_error': (40, pytest.approx(30), pytest.approx(50))
+    }  # fmt: skip
+    said = report.verdict(report.gains(measured))
+    assert len(said) == 2 and 'not better than "gray" by squared ab error: it gains -5.5 a photo' in said[0]
+    table = report.classes_table(measured, 'ab')
+    lines = [[cell.strip() for cell in line.strip('|').split('|')] for line in table.splitlines()]
+    assert lines[2][:2] == ['a', '2'] and lines[2][4:] == ['10', '7', '5', '30']
+    assert lines[3] == ['b', '2', '26', '5 (5 to 5)', '7.746', '10', '10', '30']
+    one = {name: ({key: values[:2] for key, values in photos.items()}, {}) for name, (photos, _) in measured.items()}
+    assert report.classes_table(one, 'ab') == ''
+
+
+def test_examples_are_spread_and_the_worst_are_worst(tiny_config, shards):
+    tiny_config.train.grid_photos = 3
+    evaluator = evaluate.Evaluator(None, DataParallel(), open_shards(shards), tiny_config)
+    assert evaluator.spread('train').tolist() == [0, 10, 19] and len(evaluator.spread('validation')) == 3
+    assert evaluator.worst({'ab_squared_error': np.array([3.0, 9, 1, 5])}).tolist() == [1, 3, 0]
+    tiny_config.train.grid_photos = 30
+    assert evaluator.spread('validation').tolist() == [0, 1, 2, 3]
 
 
 def test_bad_evaluations_are_one_sentence(trained, tmp_path, command):

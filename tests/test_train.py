@@ -15,7 +15,7 @@ import pytest
 from conftest import FLAGS, ROOT, assert_one_sentence
 
 from configs import base, ltbc
-from jaxcolor import logs, runs, tasks
+from jaxcolor import exported, logs, runs, tasks
 from jaxcolor.checkpoint import Checkpoints, abstract
 from jaxcolor.data import pipeline
 from jaxcolor.data.shards import open_shards
@@ -282,3 +282,29 @@ def test_the_command_starts_the_recipe_as_it_stands(command, tmp_path):
 def test_bad_arguments_are_one_sentence(command, argument, parts):
     code, _, err = command('main', '--config=configs/ltbc.py', argument)
     assert_one_sentence(code, err, *parts)
+
+
+def test_it_begins_as_another_run_or_an_exported_model(tiny_config, trained, tmp_path):
+    whole = runs.load(trained)[2]
+    tiny_config.train.update({'init_from': str(trained), 'steps': 1, 'eval_splits': ()})
+    tiny_config.optimizer.update({'learning_rate': 0.0, 'weight_decay': 0.0, 'schedule': 'constant'})
+    train(tiny_config, tmp_path / 'run')
+    state = runs.load(tmp_path / 'run')[2]
+    assert int(state.step) == 1  # its own steps count, not the other's
+    assert_identical(state.params, whole.params)
+
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    drawn = state.replace(params=jax.tree.map(np.zeros_like, state.params), ema=whole.averages())
+    exported.export(trained, tmp_path / 'model')
+    for source, rounding in ((trained, 0), (tmp_path / 'model', 1e-3)):
+        begun = runs.begin_as(source, drawn, sharding)
+        for tree in (begun.averages(), begun.ema):
+            for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(whole.averages()), strict=True):
+                np.testing.assert_allclose(a, b, rtol=rounding, atol=rounding / 1000)
+
+    tiny_config.model.width = 0.25
+    with pytest.raises(UserError, match='another network: model_state.*there'):
+        runs.begin_as(trained, jax.eval_shape(tasks.build(tiny_config).init, jax.random.PRNGKey(0)), sharding)
+    tiny_config.train.init_from = str(tmp_path / 'none')
+    with pytest.raises(UserError, match='none is no run directory'):
+        train(tiny_config, tmp_path / 'begun')
