@@ -101,6 +101,7 @@ def color_classes() -> ConfigDict:
     task.rebalance = 0.5  # lambda: a class weighs 1 / ((1 - this) share + this / classes); 1 lets all weigh alike
     task.sigma = 5.0  # units of a*b*: how far a true colour belongs to the classes around it
     task.temperature = 0.38  # T, above 0: 1 gives the mean of the predicted colours, towards 0 the likeliest one
+    task.chroma_gain = 1.0  # evaluating and colouring multiply a*b* by it: means are grayer than what they are the mean of
     task.alpha = 0.0  # weight of the cross entropy of the photo's class; photos without a label add nothing
     task.kernel_l2 = 0.0  # weight of the sum of squared kernels, a term of the loss
     task.kernel_l2_excluded = ('',)  # layers whose kernels it leaves out, by name
@@ -161,6 +162,7 @@ def train() -> ConfigDict:
     train = ConfigDict()
     train.steps = 200_000  # optimizer steps, in all
     train.init_from = ''  # run directory or exported model whose trained network this one begins as; '' begins from the seed
+    train.init_redraw = ('',)  # layers, by name, that init_from does not give: they begin from the seed
     train.batch_size = 128  # photos a step: those of a device and a part x devices of all processes x accumulation_steps
     train.accumulation_steps = 1  # parts that a device takes its photos in, one after the other; as good as more devices
     train.mapping = 'shard_map'  # of a device's step over all devices: 'shard_map' or 'pmap', with the same numbers

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import flax
 import jax
 from absl import logging
 from ml_collections import ConfigDict
@@ -142,23 +143,33 @@ def load(run, step: int | None = None, sharding=None):
     return config, task, state.replace(opt_state=(), frozen=extractor)
 
 
-def begin_as(run, state, sharding):
+def begin_as(run, state, redraw=(), sharding=None):
     """A fresh state, with the network of a run or an exported model (its average, where it keeps one) for what was drawn.
 
+    Args:
+        redraw: layers, by name, that stay as they were drawn.
+
     Raises:
-        UserError: as `load`; another network than the state's.
+        UserError: as `load`; another network than the state's, but for those layers.
     """
-    found = load(run, sharding=sharding)[2].averaged().averages()
-    shapes = [
-        {jax.tree_util.keystr(path, simple=True, separator='.'): leaf.shape for path, leaf in leaves}
-        for leaves in map(jax.tree_util.tree_leaves_with_path, (state.averages(), found))
-    ]
-    for name in sorted(shapes[0].keys() | shapes[1].keys()):
-        own, its = (tree.get(name, 'missing') for tree in shapes)
+    drawn, found = (
+        flax.traverse_util.flatten_dict(tree, sep='.')
+        for tree in (state.averages(), load(run, sharding=sharding)[2].averaged().averages())
+    )
+    known = {part for name in drawn for part in name.split('.')}
+    if missing := sorted(set(filter(None, redraw)) - known):
+        raise UserError(f'train.init_redraw: this network has no layer {missing[0]!r}.')
+    stays = {name for name in drawn.keys() | found.keys() if set(redraw) & set(name.split('.'))}
+    for name in sorted((drawn.keys() | found.keys()) - stays):
+        own, its = (getattr(tree.get(name), 'shape', 'missing') for tree in (drawn, found))
         if own != its:
-            raise UserError(f'train.init_from: {run} is another network: {name} is {its} there, {own} by the config.')
-    state = state.replace(**found)
-    return state.replace(ema=jax.tree.map(jax.numpy.copy, found) if state.ema else ())  # the step donates its state
+            raise UserError(
+                f'train.init_from: {run} is another network: {name} is {its} there, {own} by the config. '
+                f'Layers that train.init_redraw names are drawn instead.'
+            )
+    begun = {name: drawn[name] if name in stays else found[name] for name in drawn}
+    begun = flax.traverse_util.unflatten_dict(begun, '.')
+    return state.replace(**begun, ema=jax.tree.map(jax.numpy.copy, begun) if state.ema else ())  # donated apart
 
 
 def evaluation_folder(run) -> Path:

@@ -84,7 +84,7 @@ def train(config, run) -> dict[str, dict[str, float]]:
             first = 0
             state = parallel.create(task.init, rng)
             if hp.init_from:
-                state = runs.begin_as(hp.init_from, state, parallel.replicated)
+                state = runs.begin_as(hp.init_from, state, hp.init_redraw, parallel.replicated)
                 progress.say(f'beginning as the network of {hp.init_from}')
         state = state.replace(frozen=parallel.replicate(extractor))
         _announce(progress, config, parallel, shards, state, splits)

@@ -3,7 +3,7 @@
     python -m jaxcolor.tune RUN --field=task.temperature --values=0.1,0.2,0.38,0.6,1 [--data=SHARDS] [--split=validation]
 
 A mean of what a pixel may be is grayer than any of it. `task.temperature` (task `color_classes`) draws it towards the
-likeliest colour, `task.chroma_gain` (task `regression`) multiplies it; neither needs another training. Choose on validation
+likeliest colour, `task.chroma_gain` multiplies it; neither needs another training. Choose on validation
 photos, then tell the figures of others.
 """
 
@@ -20,7 +20,7 @@ FIELDS = ('task.temperature', 'task.chroma_gain')
 
 
 def tune(run, field: str, values, data: str = '', split: str = 'validation') -> dict[str, dict[str, float]]:
-    """Measures a run with each value; writes RUN/evaluation/tune_SPLIT.md and .png.
+    """Measures a run with each value; writes RUN/evaluation/tune_NAME_SPLIT.md and .png.
 
     Returns:
         {'0.38': {name: figure}, ...}
@@ -46,8 +46,8 @@ def tune(run, field: str, values, data: str = '', split: str = 'validation') -> 
         evaluator = Evaluator(task, parallel, shards, config)
         rows[value] = summary(*evaluator.photos(state, evaluator.batches(split)))
     table = f'{run}, step {int(state.step)}, on {shards.path}, {split}, by {field}:\n\n{report.table(rows)}'
-    logs.write_atomically(folder / f'tune_{split}.md', table + '\n')
-    _draw(folder / f'tune_{split}.png', field, rows)
+    logs.write_atomically(folder / f'tune_{name}_{split}.md', table + '\n')
+    _draw(folder / f'tune_{name}_{split}.png', field, rows)
     print(table)
     return rows
 

@@ -76,6 +76,9 @@ def test_the_temperature_goes_from_the_mean_to_the_likeliest(config):
     annealed = likely ** (1 / 0.38)
     np.testing.assert_allclose(of[0.38], annealed @ centers() / annealed.sum(axis=-1, keepdims=True), atol=1e-3)
     np.testing.assert_allclose(of[0.01], centers()[logits.argmax(axis=-1)], atol=0.5)
+    config.task.chroma_gain = 1.5
+    gained = tasks.build(config)._colors({'color_logits': jnp.asarray(logits)}, (2, 2))
+    np.testing.assert_allclose(gained, 1.5 * of[0.01], atol=1e-3)
 
 
 def test_it_learns_and_its_prior_is_the_mean_of_what_all_parts_of_all_devices_saw(config):

@@ -40,13 +40,14 @@ RECIPES = {
     ('ltbc', ''): (42_353_839 + 12_992, {'optimizer.name': 'adadelta', 'train.batch_size': 128}),
     ('ltbc', 'quickstart'): (None, {'model.width': 0.25, 'model.classes': 0, 'data.crop': 128}),
     # At a quarter of the width: the network above without a classifier, its first dense layer of 4 x 4 x 128 for 128 pixels.
-    ('ltbc_compact', ''): (1_558_826, {'model.width': 0.25, 'data.crop': 128, 'task.name': 'regression'}),
+    ('ltbc_compact', 'regression'): (1_558_826, {'model.width': 0.25, 'data.crop': 128, 'task.name': 'regression'}),
     # Colours: 3 convolutions of 32 channels with batch norm, 260 classes; in place of 32, 16, 16, 8 and the output's 2.
-    ('ltbc_compact', 'classes'): (
+    ('ltbc_compact', ''): (
         1_558_826 - (64 * 32 + 32 * 16 + 16 * 16 + 16 * 8 + 8 * 2) * 9 - (3 * (32 + 16 + 16 + 8) + 2)
         + (64 * 32 + 32 * 32 + 32 * 32) * 9 + 3 * 3 * 32 + 32 * 260 + 260,
-        {'model.color_classes': 260, 'task.rebalance': 0.5, 'task.temperature': 0.38},
+        {'model.color_classes': 260, 'task.rebalance': 1.0, 'task.temperature': 0.6, 'data.crop': 128},
     ),
+    ('ltbc_compact', 'small'): (None, {'model.color_classes': 260, 'data.crop': 64, 'model.global_size': 64}),
     ('ltbc_pytorch', ''): (42_521_391, {
         **MEAN_AT_INPUT, **ADAM, 'model.batch_norm': False, 'model.classes': 365, 'model.classifier_width': 400,
         'optimizer.learning_rate': 1e-4, 'task.alpha': 0.005, 'train.batch_size': 32, 'train.keep_best': 3,

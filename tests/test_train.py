@@ -293,18 +293,26 @@ def test_it_begins_as_another_run_or_an_exported_model(tiny_config, trained, tmp
     assert int(state.step) == 1  # its own steps count, not the other's
     assert_identical(state.params, whole.params)
 
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     drawn = state.replace(params=jax.tree.map(np.zeros_like, state.params), ema=whole.averages())
     exported.export(trained, tmp_path / 'model')
     for source, rounding in ((trained, 0), (tmp_path / 'model', 1e-3)):
-        begun = runs.begin_as(source, drawn, sharding)
+        begun = runs.begin_as(source, drawn)
         for tree in (begun.averages(), begun.ema):
             for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(whole.averages()), strict=True):
                 np.testing.assert_allclose(a, b, rtol=rounding, atol=rounding / 1000)
 
     tiny_config.model.width = 0.25
     with pytest.raises(UserError, match='another network: model_state.*there'):
-        runs.begin_as(trained, jax.eval_shape(tasks.build(tiny_config).init, jax.random.PRNGKey(0)), sharding)
+        runs.begin_as(trained, jax.eval_shape(tasks.build(tiny_config).init, jax.random.PRNGKey(0)))
+    tiny_config.model.update({'width': 0.125, 'global_size': 64})  # so that its dense layer alone takes more
+    wider = jax.jit(tasks.build(tiny_config).init)(jax.random.PRNGKey(1))
+    with pytest.raises(UserError, match=r'params\.global_dense_0\..*kernel is .* Layers that train.init_redraw names'):
+        runs.begin_as(trained, wider)
+    begun = runs.begin_as(trained, wider, ('global_dense_0',))
+    for layer, source in (('global_dense_0', wider), ('global_dense_1', whole), ('output', whole)):
+        assert_identical(begun.params[layer], source.params[layer])
+    with pytest.raises(UserError, match="init_redraw: this network has no layer 'encoder'"):
+        runs.begin_as(trained, wider, ('encoder',))
     tiny_config.train.init_from = str(tmp_path / 'none')
     with pytest.raises(UserError, match='none is no run directory'):
         train(tiny_config, tmp_path / 'begun')

@@ -20,8 +20,8 @@ def test_a_gain_goes_from_gray_through_what_was_trained_to_more(trained, tmp_pat
         assert rows['1'][name] == pytest.approx(measured[f'validation/{name}'], rel=1e-4)
     assert rows['3']['chroma_kept'] == pytest.approx(3 * rows['1']['chroma_kept'], rel=1e-4)
     assert rows['3']['colorfulness'] > rows['1']['colorfulness']
-    assert '| ab RMSE' in (run / 'evaluation' / 'tune_validation.md').read_text()
-    assert Image.open(run / 'evaluation' / 'tune_validation.png').width > 400
+    assert '| ab RMSE' in (run / 'evaluation' / 'tune_chroma_gain_validation.md').read_text()
+    assert Image.open(run / 'evaluation' / 'tune_chroma_gain_validation.png').width > 400
 
 
 def test_what_cannot_be_chosen_after_training_is_refused(trained, command):

@@ -40,7 +40,7 @@ class ColorClasses(Regression):
     """
 
     choices: ClassVar = {}
-    ranges: ClassVar = {'rebalance': (0, 1), 'sigma': (1, 100), 'temperature': (0.01, 10)}
+    ranges: ClassVar = {'rebalance': (0, 1), 'sigma': (1, 100), 'temperature': (0.01, 10), 'chroma_gain': (0, 10)}
 
     def __init__(self, config):
         classes = len(centers())
@@ -82,7 +82,7 @@ class ColorClasses(Regression):
         return jnp.mean(each, axis=(1, 2))
 
     def _colors(self, outputs, size):
-        """The annealed mean (eq. 5), (B, *size, 2)."""
+        """The annealed mean (eq. 5) times the gain, (B, *size, 2)."""
         likely = jax.nn.softmax(outputs['color_logits'] / self.loss.temperature)
-        ab = jnp.dot(likely, centers(), precision='highest')
+        ab = jnp.dot(likely, centers(), precision='highest') * self.loss.chroma_gain
         return jax.image.resize(ab, (ab.shape[0], *size, 2), 'linear')
