@@ -24,6 +24,7 @@ WEIGHTS = 'weights.safetensors'
 _FORMAT = 'jaxcolor model'
 # The model that comes with the package and is taken where none is named.
 DEFAULT = 'ltbc-compact'
+_AGAIN = 'install jaxcolor again, or export the model again'
 _SHIPPED = Path(__file__).parent / 'pretrained'
 
 
@@ -74,7 +75,7 @@ def read(folder, state):
     """
     said, path = about(folder), Path(folder) / WEIGHTS
     if said['config'] != hashlib.sha256((path.parent / 'config.json').read_bytes()).hexdigest():
-        raise UserError(f'{path} was exported with another config.json than lies beside it; export the model again.')
+        raise UserError(f'{path} was exported with another config.json than lies beside it; {_AGAIN}.')
     try:
         arrays = safetensors.numpy.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
@@ -92,7 +93,7 @@ def read(folder, state):
 
 
 def _unreadable(path, error):
-    return UserError(f'{path} cannot be read ({error}); install jaxcolor again, or export the model again.')
+    return UserError(f'{path} cannot be read ({error}); {_AGAIN}.')
 
 
 def export(run, out, step: int | None = None, summary: str = '', fields: dict | None = None) -> Path:
