@@ -156,9 +156,9 @@ def begin_as(run, state, redraw=(), sharding=None):
         flax.traverse_util.flatten_dict(tree, sep='.')
         for tree in (state.averages(), load(run, sharding=sharding)[2].averaged().averages())
     )
-    known = {part for name in drawn for part in name.split('.')}
+    known = {part for name in drawn.keys() | found.keys() for part in name.split('.')}
     if missing := sorted(set(filter(None, redraw)) - known):
-        raise UserError(f'train.init_redraw: this network has no layer {missing[0]!r}.')
+        raise UserError(f'train.init_redraw: neither network has a layer {missing[0]!r}.')
     stays = {name for name in drawn.keys() | found.keys() if set(redraw) & set(name.split('.'))}
     for name in sorted((drawn.keys() | found.keys()) - stays):
         own, its = (getattr(tree.get(name), 'shape', 'missing') for tree in (drawn, found))

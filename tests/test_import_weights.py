@@ -101,6 +101,7 @@ def assert_same_variables(one, other):
 # -- Keras ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # gigabytes
 def test_vgg16_of_keras_in_each_format(tmp_path, without_initialisers):
     model = keras.applications.VGG16(weights=None, classifier_activation=None)
     randomise(model)

@@ -311,7 +311,7 @@ def test_it_begins_as_another_run_or_an_exported_model(tiny_config, trained, tmp
     begun = runs.begin_as(trained, wider, ('global_dense_0',))
     for layer, source in (('global_dense_0', wider), ('global_dense_1', whole), ('output', whole)):
         assert_identical(begun.params[layer], source.params[layer])
-    with pytest.raises(UserError, match="init_redraw: this network has no layer 'encoder'"):
+    with pytest.raises(UserError, match="init_redraw: neither network has a layer 'encoder'"):
         runs.begin_as(trained, wider, ('encoder',))
     tiny_config.train.init_from = str(tmp_path / 'none')
     with pytest.raises(UserError, match='none is no run directory'):
