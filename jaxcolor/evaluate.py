@@ -218,7 +218,7 @@ def evaluate_run(
     for split in splits:
         shards.records(split)  # a split that is not there should not wait for the others
     evaluator = Evaluator(task, parallel, shards, config, judges)
-    rivals, folder = rivals_of(run, config), runs.evaluation_folder(run)
+    rivals, folder = rivals_of(run, config, shards), runs.evaluation_folder(run)
     results = {}
     for split in splits:
         measured = {'network': evaluator.photos(state, evaluator.batches(split))}
@@ -327,11 +327,17 @@ def shards_for(run, config, data: str):
     return shards
 
 
-def rivals_of(run, config):
-    """{name: colours of a batch} of all baselines that can be had."""
+def rivals_of(run, config, shards=None):
+    """{name: colours of a batch} of all baselines that can be had.
+
+    shards: whose training photos stand for those of an exported model, which does not know its own.
+    """
     rivals, photos = {'gray': baselines.gray}, trained_on(run, config)
-    if (photos / SIDECAR).exists():
-        training = baselines.Training(open_shards(photos).records('train'), config.data.crop)
+    known = open_shards(photos) if (photos / SIDECAR).exists() else None
+    if exported.is_exported(exported.folder_of(run)) and shards is not None and shards.counts.get('train'):
+        known = shards
+    if known:
+        training = baselines.Training(known.records('train'), config.data.crop)
         rivals |= {'mean colour': training.mean_color, 'nearest photo': training.nearest}
     else:
         logging.warning('%s, the photos of the training, are gone: their mean and nearest are left out', photos)
