@@ -142,6 +142,7 @@ class Evaluator:
             'mask': mask,
             'label': batch['label'],
             'ab_squared_error': metrics.ab_squared_error(ab, lab[..., 1:]),
+            'ab_rmse_photo': jnp.sqrt(metrics.ab_squared_error(ab, lab[..., 1:])),
             'psnr': metrics.psnr(output, truth),
             'psnr_gray': metrics.psnr(gray, truth),
             'ssim': metrics.ssim(output, truth),

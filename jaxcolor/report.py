@@ -16,6 +16,7 @@ TITLES = {
     'color_loss': 'colour loss',
     'class_loss': 'class loss',
     'ab_rmse': 'ab RMSE',
+    'ab_rmse_photo': "mean of photos' ab RMSE",
     'psnr': 'PSNR (dB)',
     'psnr_gray': 'PSNR of gray (dB)',
     'ssim': 'SSIM',
@@ -34,7 +35,10 @@ TITLES = {
     'top5': 'class among first 5',
 }
 # Figures of single photos whose means have an interval; the root of the first stands in the table as 'ab_rmse'.
-_OF_PHOTOS = ('ab_squared_error', 'psnr', 'ssim', 'lpips', 'ab_auc', 'colorfulness', 'colorfulness_absolute', 'top1', 'top5')
+_OF_PHOTOS = (
+    'ab_squared_error', 'ab_rmse_photo', 'psnr', 'ssim', 'lpips', 'ab_auc', 'colorfulness', 'colorfulness_absolute',
+    'top1', 'top5',
+)  # fmt: skip
 # Of these, by which a network is held against the baselines: what is better, and what it is called.
 _JUDGED = {'ab_squared_error': (-1, 'squared ab error'), 'psnr': (1, 'PSNR'), 'lpips': (-1, 'LPIPS')}
 # Classes in the picture of the chroma: those of the most photos.

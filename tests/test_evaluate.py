@@ -151,6 +151,10 @@ def test_a_network_that_says_gray_scores_as_gray(tiny_config, shards):
     parallel = DataParallel()
     row = evaluate.Evaluator(task, parallel, open_shards(shards), tiny_config).measure(parallel.replicate(state), 'train')
     assert row['psnr'] == pytest.approx(row['psnr_gray'])
+    batch = next(pipeline.eval_batches(open_shards(shards), 'train', batch_size=20, crop=64))
+    of_photos = np.square(color.decode_lab(batch['lab'])[..., 1:]).mean(axis=(1, 2, 3))
+    assert row['ab_rmse'] == pytest.approx(of_photos.mean() ** 0.5, rel=1e-4)
+    assert row['ab_rmse_photo'] == pytest.approx((of_photos**0.5).mean(), rel=1e-4)
     assert row['colorfulness'] < 0.5 < 30 < row['colorfulness_true']
 
 
