@@ -159,6 +159,8 @@ def test_selection(photos, tmp_path):
     assert limited == ['a/000.jpg', 'a/002.jpg', 'a/004.jpg', 'b/001.jpg', 'b/003.jpg', 'b/005.jpg']
     part = names(chosen('part', fraction=0.4), 'train')
     assert 5 <= len(part) <= 25 and set(part) <= set(names(chosen('more', fraction=0.8), 'train'))
+    repeated = names(chosen('repeat', limit_per_class=2, repeat='b:3'), 'train')
+    assert repeated == ['a/000.jpg', 'a/002.jpg', *['b/001.jpg'] * 3, *['b/003.jpg'] * 3]
     assert len(names(chosen('gray', keep_gray=True, min_size=1), 'train')) == 37  # and the 1x1
 
 
@@ -338,7 +340,16 @@ def test_bad_output(photos, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     'flag',
-    ['--size=0', '--limit-per-class=0', '--fraction=0', '--fraction=nan', '--split=train:0.5', '--shard-photos=-1'],
+    [
+        '--size=0',
+        '--limit-per-class=0',
+        '--fraction=0',
+        '--fraction=nan',
+        '--split=train:0.5',
+        '--shard-photos=-1',
+        '--repeat=a:0',
+        '--repeat=a',
+    ],
 )
 def test_bad_flags(photos, tmp_path, capsys, flag):
     assert flag.split('=')[0] in failure(capsys, photos, f'--out={tmp_path / "out"}', flag)

@@ -22,6 +22,7 @@ class Options:
     classes: tuple[str, ...] | None = None
     limit_per_class: int | None = None
     fraction: float = 1.0
+    repeat: str | None = None
     drop_duplicates: bool = False
     keep_gray: bool = False
     min_size: int = 32
@@ -40,6 +41,7 @@ class Options:
         if self.encoding not in shards.ENCODINGS:
             raise UserError(f'there is no encoding {self.encoding!r}; choose one of {", ".join(shards.ENCODINGS)}')
         parse_split(self.split or DEFAULT_SPLIT)
+        parse_repeat(self.repeat)
 
     @property
     def max_bytes(self):
@@ -59,6 +61,17 @@ def parse_split(text):
     return split
 
 
+def parse_repeat(text):
+    """'flower:5,bird:2' -> {'flower': 5, 'bird': 2}; nothing -> {}; raises UserError."""
+    try:
+        times = {label: int(count) for label, count in (field.rsplit(':', 1) for field in (text or '').split(',') if field)}
+    except ValueError:
+        times = {'': 0}
+    if not all(count >= 1 for count in times.values()):
+        raise UserError(f'--repeat={text} is not understood; write classes and how often their photos come, as flower:5,bird:2')
+    return times
+
+
 def _unit_hash(name, salt):
     """A name -> a number in [0, 1) that depends on nothing else."""
     digest = hashlib.blake2b(name.encode(), digest_size=7, salt=salt).digest()
@@ -76,8 +89,11 @@ def split_by_name(name, split):
 
 
 def select(photos, options):
-    """The photos that the options ask for, each with its split; a duplicate is refused."""
-    split = parse_split(options.split or DEFAULT_SPLIT)
+    """The photos that the options ask for, each with its split; a duplicate is refused.
+
+    What `repeat` names comes several times in a row in the split `train`: rare classes of photos are oversampled so.
+    """
+    split, repeat = parse_split(options.split or DEFAULT_SPLIT), parse_repeat(options.repeat)
     taken, contents = collections.Counter(), set()
     for photo in photos:
         if options.classes is not None and photo.label not in options.classes:
@@ -93,7 +109,9 @@ def select(photos, options):
         if options.drop_duplicates and not photo.refused:
             photo.refused = _duplicate(photo, contents, options)
         photo.split = photo.split or split_by_name(photo.name, split)
-        yield photo
+        times = repeat.get(photo.label, 1) if photo.split == 'train' and not photo.refused else 1
+        for _ in range(times):
+            yield dataclasses.replace(photo)  # each is numbered and kept on its own
 
 
 def _duplicate(photo, contents, options):
