@@ -68,7 +68,7 @@ def parse_repeat(text):
     except ValueError:
         times = {'': 0}
     if not all(count >= 1 for count in times.values()):
-        raise UserError(f'--repeat={text} is not understood; write classes and how often their photos come, as flower:5,bird:2')
+        raise UserError(f'--repeat={text} is not understood; write classes and how often they come, as flower:5,bird:2')
     return times
 
 
