@@ -35,6 +35,7 @@ def test_operations_are_those_counted_by_hand(recipe):
     assert flops.count(task.train_step, state, batch) == pytest.approx(2 * (3 * by_hand() - to_the_photo), rel=3e-3)
 
 
+@pytest.mark.slow
 def test_a_report(tmp_path, capsys):
     arguments = ['--configs=ltbc:quickstart', '--size=32', '--batch=2', '--rounds=2', f'--out={tmp_path}']
     command_line.main([*arguments, '--mode=train,infer'])

@@ -55,6 +55,7 @@ def config(squares):
     return config
 
 
+@pytest.mark.slow
 def test_cached_training_equals_training_on_the_fly(squares, config, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, 'frozen', lambda run, config: Means())
     before = [open_shards(squares).records('train')[i] for i in range(10)]
