@@ -1,10 +1,11 @@
 """Command: how colourful against how wrong, over values of a field that a trained network answers by.
 
     python -m jaxcolor.tune RUN --field=task.temperature --values=0.1,0.2,0.38,0.6,1 [--data=SHARDS] [--split=validation]
+    python -m jaxcolor.tune RUN OTHER ... --field=task.chroma_gain --values=1,1.5,2
 
 A mean of what a pixel may be is grayer than any of it. `task.temperature` (task `color_classes`) draws it towards the
 likeliest colour, `task.chroma_gain` multiplies it; neither needs another training. Choose on validation
-photos, then tell the figures of others.
+photos, then tell the figures of others. Of several runs the curves are drawn beside each other, into the first one's folder.
 """
 
 import argparse
@@ -20,7 +21,7 @@ FIELDS = ('task.temperature', 'task.chroma_gain')
 
 
 def tune(run, field: str, values, data: str = '', split: str = 'validation') -> dict[str, dict[str, float]]:
-    """Measures a run with each value; writes RUN/evaluation/tune_NAME_SPLIT.md and .png.
+    """Measures a run with each value; writes RUN/evaluation/tune_NAME_SPLIT.md and .png, its curve.
 
     Returns:
         {'0.38': {name: figure}, ...}
@@ -47,20 +48,24 @@ def tune(run, field: str, values, data: str = '', split: str = 'validation') -> 
         rows[value] = summary(*evaluator.photos(state, evaluator.batches(split)))
     table = f'{run}, step {int(state.step)}, on {shards.path}, {split}, by {field}:\n\n{report.table(rows)}'
     logs.write_atomically(folder / f'tune_{name}_{split}.md', table + '\n')
-    _draw(folder / f'tune_{name}_{split}.png', field, rows)
+    draw(folder / f'tune_{name}_{split}.png', field, {str(run): rows})
     print(table)
     return rows
 
 
-def _draw(path, field, rows):
+def draw(path, field: str, measured) -> None:
+    """Draws what `tune` gave of each run, {run: {value: figures}}, as curves into the PNG file `path`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4.5), layout='constrained')
     axes = figure.subplots()
-    points = [(row['ab_rmse'], row['colorfulness'] / row['colorfulness_true']) for row in rows.values()]
-    axes.plot(*zip(*points, strict=True), marker='o')
-    for label, point in zip(rows, points, strict=True):
-        axes.annotate(label, point, textcoords='offset points', xytext=(5, -10))
+    for run, rows in measured.items():
+        points = [(row['ab_rmse'], row['colorfulness'] / row['colorfulness_true']) for row in rows.values()]
+        axes.plot(*zip(*points, strict=True), marker='o', label=run)
+        for label, point in zip(rows, points, strict=True):
+            axes.annotate(label, point, textcoords='offset points', xytext=(5, -10))
+    if len(measured) > 1:
+        axes.legend()
     axes.set(xlabel='ab RMSE', ylabel="colourfulness, part of the truth's", title=f'over {field}')
     figure.savefig(f'{path}.tmp', dpi=90, format='png')
     os.replace(f'{path}.tmp', path)
@@ -70,7 +75,7 @@ def _draw(path, field, rows):
 def main(argv=None):
     """`python -m jaxcolor.tune`."""
     parser = argparse.ArgumentParser('python -m jaxcolor.tune', description='Colourfulness against error, over a field.')
-    parser.add_argument('run', metavar='RUN', help='the run directory')
+    parser.add_argument('runs', metavar='RUN', nargs='+', help='run directories')
     parser.add_argument('--field', required=True, choices=FIELDS)
     parser.add_argument('--values', required=True, metavar='X,...', help='to try')
     parser.add_argument('--data', default='', metavar='SHARDS', help='by default those that the run was trained on')
@@ -81,7 +86,11 @@ def main(argv=None):
     except ValueError:
         raise UserError(f'--values={args.values} are no numbers, separated by commas.') from None
     cache.keep_compiled()
-    tune(args.run, args.field, values, args.data, args.split)
+    measured = {run: tune(run, args.field, values, args.data, args.split) for run in args.runs}
+    if len(measured) > 1:
+        path = runs.evaluation_folder(args.runs[0]) / f'tune_{args.field.split(".")[1]}_{args.split}_compared.png'
+        draw(path, args.field, measured)
+        print(f'The curves of all: {path}')
 
 
 if __name__ == '__main__':

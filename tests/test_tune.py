@@ -24,6 +24,14 @@ def test_a_gain_goes_from_gray_through_what_was_trained_to_more(trained, tmp_pat
     assert Image.open(run / 'evaluation' / 'tune_chroma_gain_validation.png').width > 400
 
 
+def test_curves_of_several_runs_in_one_picture(trained, tmp_path, command):
+    one, other = (shutil.copytree(trained, tmp_path / name) for name in ('one', 'other'))
+    code, out, _ = command('tune', one, other, '--field=task.chroma_gain', '--values=1,2')
+    path = one / 'evaluation' / 'tune_chroma_gain_validation_compared.png'
+    assert code == 0 and str(path) in out and Image.open(path).width > 400
+    assert (other / 'evaluation' / 'tune_chroma_gain_validation.md').exists()
+
+
 def test_what_cannot_be_chosen_after_training_is_refused(trained, command):
     with pytest.raises(UserError, match=r'task\.temperature.* no field .*task\.chroma_gain'):
         tune(trained, 'task.temperature', [0.5])
