@@ -171,10 +171,12 @@ def main(argv=None):
     parser.add_argument('out', metavar='OUT', help='folder of the exported model')
     parser.add_argument('--step', type=int, help='of the checkpoint (default: the best by validation loss)')
     parser.add_argument('--temperature', type=float, help='task.temperature of the model (python -m jaxcolor.tune)')
+    parser.add_argument('--answer-rebalance', type=float, help='task.answer_rebalance of the model, likewise')
     parser.add_argument('--chroma-gain', type=float, help='task.chroma_gain of the model, likewise')
     parser.add_argument('--summary', default='', help='a line about it')
     args = parser.parse_args(argv)
-    fields = {name: getattr(args, name) for name in ('temperature', 'chroma_gain') if getattr(args, name) is not None}
+    fields = {name: getattr(args, name) for name in ('temperature', 'answer_rebalance', 'chroma_gain')}
+    fields = {name: value for name, value in fields.items() if value is not None}
     out = export(args.run, args.out, args.step, args.summary, fields)
     size = (out / WEIGHTS).stat().st_size / 2**20
     print(f'{args.run} is exported to {out} ({size:.1f} MiB). Colour a photo with it:')

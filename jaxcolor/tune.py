@@ -4,8 +4,9 @@
     python -m jaxcolor.tune RUN OTHER ... --field=task.chroma_gain --values=1,1.5,2
 
 A mean of what a pixel may be is grayer than any of it. `task.temperature` (task `color_classes`) draws it towards the
-likeliest colour, `task.chroma_gain` multiplies it; neither needs another training. Choose on validation
-photos, then tell the figures of others. Of several runs the curves are drawn beside each other, into the first one's folder.
+likeliest colour, `task.answer_rebalance` (too) towards rare ones, `task.chroma_gain` multiplies it; none needs another
+training. Choose on validation photos, then tell the figures of others. Of several runs the curves are drawn beside each
+other, into the first one's folder.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from jaxcolor.errors import UserError, one_line_errors
 from jaxcolor.evaluate import Evaluator, shards_for, summary
 from jaxcolor.parallel import DataParallel
 
-FIELDS = ('task.temperature', 'task.chroma_gain')
+FIELDS = ('task.temperature', 'task.answer_rebalance', 'task.chroma_gain')
 
 
 def tune(run, field: str, values, data: str = '', split: str = 'validation') -> dict[str, dict[str, float]]:

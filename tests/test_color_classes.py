@@ -13,6 +13,8 @@ from jaxcolor.parallel import DataParallel
 from jaxcolor.tasks.color_classes import centers
 from jaxcolor.train import train
 
+EVEN = {'color_prior': {'share': np.full(len(centers()), 1 / len(centers()), np.float32)}}
+
 
 @pytest.fixture
 def config(shards):
@@ -70,15 +72,26 @@ def test_the_temperature_goes_from_the_mean_to_the_likeliest(config):
     of = {}
     for temperature in (1.0, 0.38, 0.01):
         config.task.temperature = temperature
-        of[temperature] = tasks.build(config)._colors({'color_logits': jnp.asarray(logits)}, (2, 2))
+        of[temperature] = tasks.build(config)._colors({'color_logits': jnp.asarray(logits)}, (2, 2), EVEN)
     likely = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     np.testing.assert_allclose(of[1.0], likely @ centers(), atol=1e-3)
     annealed = likely ** (1 / 0.38)
     np.testing.assert_allclose(of[0.38], annealed @ centers() / annealed.sum(axis=-1, keepdims=True), atol=1e-3)
     np.testing.assert_allclose(of[0.01], centers()[logits.argmax(axis=-1)], atol=0.5)
     config.task.chroma_gain = 1.5
-    gained = tasks.build(config)._colors({'color_logits': jnp.asarray(logits)}, (2, 2))
+    gained = tasks.build(config)._colors({'color_logits': jnp.asarray(logits)}, (2, 2), EVEN)
     np.testing.assert_allclose(gained, 1.5 * of[0.01], atol=1e-3)
+
+
+def test_an_answer_is_rebalanced_as_a_loss_would_be(config):
+    """Where each class has the weight w, the likelihoods p go over into w p, made to add up to 1 again."""
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((1, 2, 2, len(centers()))).astype(np.float32) * 2
+    share = rng.dirichlet(np.ones(len(centers()))).astype(np.float32)
+    config.task.update({'answer_rebalance': 0.25, 'temperature': 1.0})
+    found = tasks.build(config)._colors({'color_logits': jnp.asarray(logits)}, (2, 2), {'color_prior': {'share': share}})
+    likely = np.exp(logits) / (0.75 * share + 0.25 / len(centers()))
+    np.testing.assert_allclose(found, likely @ centers() / likely.sum(axis=-1, keepdims=True), atol=1e-3)
 
 
 def test_it_learns_and_its_prior_is_the_mean_of_what_all_parts_of_all_devices_saw(config):
@@ -124,6 +137,7 @@ def test_a_config_of_another_task_is_refused(config):
     ('section', 'field', 'value', 'words'),
     [
         ('task', 'temperature', 0.0, 'task.temperature must lie between 0.01 and 10, not 0.0'),
+        ('task', 'answer_rebalance', 0.0, 'task.answer_rebalance must lie between 0.001 and 1'),
         ('task', 'rebalance', 1.5, 'task.rebalance must lie between 0 and 1'),
         ('model', 'color_classes', 313, 'model.color_classes=260'),
         ('model', 'decoder', 'deconv', 'model.decoder=nearest'),

@@ -49,7 +49,7 @@ def test_it_is_what_its_card_says():
     size = (FOLDER / exported.WEIGHTS).stat().st_size / 2**20
     assert size < 12 and f'{size:.1f} MiB' in card
     assert config.data.crop in range(128, 161) and config.model.width < 1
-    for field in ('temperature', 'chroma_gain'):
+    for field in ('temperature', 'answer_rebalance', 'chroma_gain'):
         assert f'`task.{field}={config.task[field]:g}`' in card
     assert not config.data.shards and not config.train.init_from  # no places on the machine that trained it
 

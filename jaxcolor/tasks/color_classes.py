@@ -31,6 +31,11 @@ def centers() -> np.ndarray:
     return metrics.class_centers()[reached]
 
 
+def _rebalanced(share, part):
+    """What classes weigh, by how common they are: eq. 4, not normalised."""
+    return 1 / ((1 - part) * share + part / len(share))
+
+
 class ColorClasses(Regression):
     """Rebalanced cross entropy of each pixel's colour (eqs. 2-4) + alpha * cross entropy of the photo's class + kernel L2.
 
@@ -41,6 +46,7 @@ class ColorClasses(Regression):
 
     choices: ClassVar = {}
     ranges: ClassVar = {'rebalance': (0, 1), 'sigma': (1, 100), 'temperature': (0.01, 10), 'chroma_gain': (0, 10)}
+    ranges |= {'answer_rebalance': (0.001, 1)}  # at 0, classes that never came up would weigh infinitely
 
     def __init__(self, config):
         classes = len(centers())
@@ -76,13 +82,18 @@ class ColorClasses(Regression):
     def _color_loss(self, outputs, batch, model_state):
         soft = self._soft_classes(outputs, batch)
         share = model_state['color_prior']['share']
-        weights = 1 / ((1 - self.loss.rebalance) * share + self.loss.rebalance / len(share))
+        weights = _rebalanced(share, self.loss.rebalance)
         weights /= jnp.sum(share * weights)  # 1 in the mean over pixels
         each = weights[jnp.argmax(soft, axis=-1)] * optax.softmax_cross_entropy(outputs['color_logits'], soft)
         return jnp.mean(each, axis=(1, 2))
 
-    def _colors(self, outputs, size):
-        """The annealed mean (eq. 5) times the gain, (B, *size, 2)."""
-        likely = jax.nn.softmax(outputs['color_logits'] / self.loss.temperature)
+    def _colors(self, outputs, size, model_state):
+        """The annealed mean (eq. 5) times the gain, (B, *size, 2).
+
+        Before, likelihoods are rebalanced as the loss may be, at no cost to the training (logit adjustment: Menon et al.,
+        *Long-tail learning via logit adjustment*, ICLR 2021, section 4).
+        """
+        weights = _rebalanced(model_state['color_prior']['share'], self.loss.answer_rebalance)
+        likely = jax.nn.softmax((outputs['color_logits'] + jnp.log(weights)) / self.loss.temperature)
         ab = jnp.dot(likely, centers(), precision='highest') * self.loss.chroma_gain
         return jax.image.resize(ab, (ab.shape[0], *size, 2), 'linear')

@@ -78,12 +78,14 @@ class Regression:
 
     def eval_step(self, state: TrainState, batch):
         """Loss terms of each photo, and whether its class is found, {name: (B,)}; its a*b*, float32 (B, H, W, 2)."""
-        outputs, _ = self._apply(state.averaged(), batch, train=False)
+        averaged = state.averaged()
+        outputs, _ = self._apply(averaged, batch, train=False)
         terms = self._terms(outputs, batch, state.model_state)
         found = {}
         if 'logits' in outputs:
             found = {f'top{k}': metrics.top_k(outputs['logits'], batch['label'], k) for k in (1, 5)}
-        return {'loss': sum(terms.values()), **terms, **found}, self._colors(outputs, batch['lab'].shape[1:3])
+        ab = self._colors(outputs, batch['lab'].shape[1:3], averaged.model_state)
+        return {'loss': sum(terms.values()), **terms, **found}, ab
 
     def predict(self, state: TrainState, lightness, rng=None, features=None):
         """L* (B, H, W, 1) in [0, 100] -> a*b* float32 (B, H, W, 2).
@@ -93,8 +95,9 @@ class Regression:
         """
         del rng
         vector = self._vector(state, lightness) if features is None else (features,)
-        outputs = self.network.apply(_variables(state.averaged()), color.normalize_l(lightness), *vector)
-        return self._colors(outputs, lightness.shape[1:3])
+        averaged = state.averaged()
+        outputs = self.network.apply(_variables(averaged), color.normalize_l(lightness), *vector)
+        return self._colors(outputs, lightness.shape[1:3], averaged.model_state)
 
     def describe(self, state: TrainState, lightness):
         """L* (B, H, W, 1) in [0, 100] -> the vector (B, G) that is joined to every pixel at the fusion."""
@@ -149,8 +152,9 @@ class Regression:
             weight = 1 + self.loss.chroma_weight / 100 * chroma
         return losses.color_error(ab, target, self.loss.reduction, delta, weight)
 
-    def _colors(self, outputs, size):
+    def _colors(self, outputs, size, model_state):
         """The network's output -> a*b* (B, H, W, 2) at the photo's size."""
+        del model_state
         ab = color.denormalize_ab(outputs['ab'], self.activation) * self.loss.chroma_gain
         if self.loss.loss_resolution == 'output':
             return jax.image.resize(ab, (ab.shape[0], *size, 2), 'linear')
