@@ -61,7 +61,7 @@ def test_a_list_chooses_the_photos(folder, tmp_path):
         protocols.PhotoSet(folder, 'ctest10k', tmp_path / 'list.txt')
 
 
-@pytest.mark.parametrize('protocol', ['val5k', 'native'])
+@pytest.mark.parametrize('protocol', [pytest.param('val5k', marks=pytest.mark.slow), 'native'])
 def test_a_run_is_measured_by_a_protocol(trained, folder, tmp_path, protocol):
     shutil.copytree(trained, tmp_path / 'run')
     for path in sorted(folder.rglob('*.jpg'))[2:]:

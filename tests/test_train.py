@@ -206,6 +206,7 @@ def test_a_damaged_checkpoint_makes_it_go_back_to_the_one_before(tiny_config, tr
     assert_identical(state_of(run, 4, tiny_config), state_of(trained, 4, tiny_config))
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_loses_nothing_that_was_reported_saved(tmp_path):
     """SIGKILL between and during saves; each life goes on from at least the last step that was reported saved."""
     arguments = [*TINY, '--config.train.steps=100000', '--config.train.checkpoint_every=2', '--config.train.eval_splits=()']

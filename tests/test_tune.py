@@ -24,6 +24,7 @@ def test_a_gain_goes_from_gray_through_what_was_trained_to_more(trained, tmp_pat
     assert Image.open(run / 'evaluation' / 'tune_chroma_gain_validation.png').width > 400
 
 
+@pytest.mark.slow
 def test_curves_of_several_runs_in_one_picture(trained, tmp_path, command):
     one, other = (shutil.copytree(trained, tmp_path / name) for name in ('one', 'other'))
     code, out, _ = command('tune', one, other, '--field=task.chroma_gain', '--values=1,2')
