@@ -101,7 +101,7 @@ def color_classes() -> ConfigDict:
     task.rebalance = 0.5  # lambda: a class weighs 1 / ((1 - this) share + this / classes); 1 lets all weigh alike
     task.sigma = 5.0  # units of a*b*: how far a true colour belongs to the classes around it
     task.temperature = 0.38  # T, above 0: 1 gives the mean of the predicted colours, towards 0 the likeliest one
-    task.answer_rebalance = 1.0  # lambda of the answer: predicted likelihoods are multiplied by these weights; 1 leaves them
+    task.answer_rebalance = 1.0  # lambda of the answer: likelihoods are multiplied by such weights; 1 leaves them alone
     task.chroma_gain = 1.0  # evaluating and colouring multiply a*b* by it: means are grayer than what they are the mean of
     task.alpha = 0.0  # weight of the cross entropy of the photo's class; photos without a label add nothing
     task.kernel_l2 = 0.0  # weight of the sum of squared kernels, a term of the loss

@@ -92,9 +92,12 @@ def select(photos, options):
     """The photos that the options ask for, each with its split; a duplicate is refused.
 
     What `repeat` names comes several times in a row in the split `train`: rare classes of photos are oversampled so.
+
+    Raises:
+        UserError: when all have been seen, that none was of a class in `repeat`.
     """
     split, repeat = parse_split(options.split or DEFAULT_SPLIT), parse_repeat(options.repeat)
-    taken, contents = collections.Counter(), set()
+    taken, contents, absent = collections.Counter(), set(), set(repeat)
     for photo in photos:
         if options.classes is not None and photo.label not in options.classes:
             continue
@@ -109,9 +112,14 @@ def select(photos, options):
         if options.drop_duplicates and not photo.refused:
             photo.refused = _duplicate(photo, contents, options)
         photo.split = photo.split or split_by_name(photo.name, split)
-        times = repeat.get(photo.label, 1) if photo.split == 'train' and not photo.refused else 1
+        times = 1
+        if photo.split == 'train' and not photo.refused:
+            times = repeat.get(photo.label, 1)
+            absent.discard(photo.label)
         for _ in range(times):
             yield dataclasses.replace(photo)  # each is numbered and kept on its own
+    if absent:
+        raise UserError(f'--repeat={options.repeat}: train has no photo of {", ".join(sorted(absent))}; mend the name')
 
 
 def _duplicate(photo, contents, options):
