@@ -94,6 +94,27 @@ def test_upsample_repeats_each_pixel():
     np.testing.assert_array_equal(upsample(x), jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2))
 
 
+def test_dropout_falls_in_training_by_photo_and_step_whatever_the_batch():
+    network = models.build({**TINY, 'global_dropout': 0.5})
+    lightness = jax.random.uniform(jax.random.key(1), (3, 64, 64, 1))
+    variables = network.init(jax.random.key(0), lightness)
+
+    def describe(lightness, step, train=True):
+        return network.apply(variables, lightness, train=train, rngs={'dropout': jax.random.key(step)}, method='describe')[0]
+
+    together = describe(lightness, 0)
+    np.testing.assert_allclose(together[2:], describe(lightness[2:], 0), atol=1e-6)
+    assert np.abs(together - describe(lightness, 1)).max() > 1e-3
+    plain = models.build(TINY).apply(variables, lightness, method='describe')[0]
+    np.testing.assert_array_equal(describe(lightness, 0, train=False), plain)
+    values = jnp.ones((3, 4000))
+    dropped = network.apply(
+        variables, values, lightness, True, rngs={'dropout': jax.random.key(0)}, method=ltbc.LTBC._dropped
+    )
+    assert set(np.unique(dropped)) == {0.0, 2.0}
+    np.testing.assert_allclose(dropped.mean(axis=1), 1, atol=0.1)  # the mean stays; 0.016 is its standard deviation
+
+
 def test_bfloat16_keeps_float32_parameters_and_outputs():
     full, half = models.build(TINY), models.build({**TINY, 'dtype': 'bfloat16'})
     lightness = jax.random.uniform(jax.random.key(1), (2, 64, 64, 1))
@@ -114,6 +135,7 @@ def test_batch_norm_stands_after_every_layer_but_the_outputs():
 
 
 def test_what_cannot_be_built_is_refused():
-    for change, word in [({'name': 'x'}, 'no network'), ({'dtype': 'half'}, 'bfloat16'), ({'depth': 3}, 'no such field')]:
+    refused = [({'name': 'x'}, 'no network'), ({'dtype': 'half'}, 'bfloat16'), ({'depth': 3}, 'no such field')]
+    for change, word in [*refused, ({'global_dropout': 1.0}, 'less than 1')]:
         with pytest.raises(UserError, match=word):
             models.build({**TINY, **change})

@@ -27,7 +27,7 @@ def one_step(shards):
     config = small_config(shards)
     config.optimizer.update({'name': 'sgd', 'learning_rate': 1.0, 'schedule': 'constant', 'warmup_steps': 0})
     config.optimizer.weight_decay = 0.0
-    config.model.classes = 3
+    config.model.update({'classes': 3, 'global_dropout': 0.25})
     config.task.update({'alpha': 0.1, 'kernel_l2': 1e-3})
     config.data.crop = 32
     batch = batch_of(16, 32)

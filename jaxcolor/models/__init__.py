@@ -39,6 +39,8 @@ def build(config, axis_name: str | None = None):
     unknown = sorted(set(fields) - known)
     if unknown:
         raise UserError(f'model.{unknown[0]}: network {name!r} has no such field.')
+    if not 0 <= fields.get('global_dropout', 0) < 1:
+        raise UserError(f'model.global_dropout must be at least 0 and less than 1, not {fields["global_dropout"]}.')
     # JSON gives tuples back as lists, which Flax would not hash.
     fields = {field: tuple(value) if isinstance(value, list) else value for field, value in fields.items()}
     return MODELS[name](**fields, axis_name=axis_name, dtype=jnp.dtype(dtype))

@@ -26,6 +26,7 @@ class LTBC(nn.Module):
     decoder: str = 'nearest'
     output_activation: str = 'sigmoid'
     global_size: int = 224
+    global_dropout: float = 0.0
     padding: str = 'symmetric'
     color_classes: int = 0
     axis_name: str | None = None
@@ -109,11 +110,24 @@ class LTBC(nn.Module):
             low = _run(self.low, copy, train)  # (B, 28, 28, 512)
         x = _run(self.global_conv, low, train)  # (B, 7, 7, 512)
         x = x.reshape(x.shape[0], -1)
-        x = self.global_dense[1](self.global_dense[0](x, train), train)  # (B, 512)
+        for layer in self.global_dense[:2]:
+            x = self._dropped(layer(x, train), lightness, train)  # (B, 1024), then (B, 512)
         logits = None
         if self.classes:
             logits = self.classifier(self.classifier_hidden(x, train), train).astype(jnp.float32)
         return self.global_dense[2](x, train), logits
+
+    def _dropped(self, x, lightness, train):
+        """Dropout (Srivastava et al., JMLR 2014) of (B, D) in training.
+
+        What is dropped comes from the photo and the step's key, so that the number of devices changes nothing.
+        """
+        if not (train and self.global_dropout):
+            return x
+        keep, rng = 1 - self.global_dropout, self.make_rng('dropout')
+        seeds = jnp.sum(jnp.round(255 * lightness).astype(jnp.uint32), axis=(1, 2, 3), dtype=jnp.uint32)
+        kept = jax.vmap(lambda seed: jax.random.bernoulli(jax.random.fold_in(rng, seed), keep, x.shape[1:]))(seeds)
+        return jnp.where(kept, x / keep, 0).astype(x.dtype)
 
 
 def _run(layers, x, train):

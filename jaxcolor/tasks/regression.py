@@ -110,10 +110,11 @@ class Regression:
         lightness = color.decode_lab(batch['lab'])[..., :1]  # (B, H, W, 1)
         vector = (batch['features'][self.extractor],) if self.cached else self._vector(state, lightness)
         lightness = color.normalize_l(lightness)
+        training = {'train': train, 'rngs': {'dropout': jax.random.fold_in(state.rng, state.step)} if train else None}
         if train and state.model_state:
-            mutable = list(state.model_state)
-            return self.network.apply(_variables(state), lightness, *vector, train=True, mutable=mutable)
-        return self.network.apply(_variables(state), lightness, *vector, train=train), state.model_state
+            training |= {'mutable': list(state.model_state)}
+            return self.network.apply(_variables(state), lightness, *vector, **training)
+        return self.network.apply(_variables(state), lightness, *vector, **training), state.model_state
 
     def _observed(self, model_state, outputs, batch, step):
         """The model_state, with what a task itself keeps of the batches it is trained on."""
