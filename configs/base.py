@@ -40,6 +40,7 @@ def ltbc() -> ConfigDict:
     model.global_size = 224  # pixels, a multiple of 32: the side of the copy that the global branch sees
     model.global_dropout = 0.0  # share of the values dropped in training, behind the first two dense layers
     model.color_classes = 0  # classes of colours that a pixel is sorted into (task `color_classes`); 0 gives a*b* itself
+    model.members = 1  # networks like this one, whose answers are averaged: `jaxcolor.exported` makes them of several runs
     model.padding = 'symmetric'  # of convolutions: 'symmetric' as in Torch, 'SAME' as in TensorFlow
     return model
 

@@ -1,6 +1,6 @@
 """Exported models: a folder of config.json and weights.safetensors, for `colorize` and `evaluate` in place of a run.
 
-    python -m jaxcolor.exported RUN OUT
+    python -m jaxcolor.exported RUN [RUN ...] OUT
 
 Those in the package's own folder `pretrained` go by their names.
 """
@@ -96,8 +96,8 @@ def _unreadable(path, error):
     return UserError(f'{path} cannot be read ({error}); {_AGAIN}.')
 
 
-def export(run, out, step: int | None = None, summary: str = '', fields: dict | None = None) -> Path:
-    """Writes a trained run's network, with averaged parameters where the run keeps them, as an exported model.
+def export(run, out, step: int | None = None, summary: str = '', fields: dict | None = None, others=()) -> Path:
+    """Writes a trained run's network, with averaged parameters where a run keeps them, as an exported model.
 
     Kernels are stored in half precision, all else in float32.
 
@@ -107,10 +107,11 @@ def export(run, out, step: int | None = None, summary: str = '', fields: dict | 
         step: of the checkpoint; the best by validation loss by default.
         summary: a line that `jaxcolor models` shows.
         fields: of the config's section `task`, to answer by: {'temperature': 0.3}.
+        others: run directories of networks `ltbc` of the same kind: the model averages the answers of all.
 
     Raises:
-        UserError: no run, no checkpoint; a network with a frozen extractor; a field that its task refuses or lacks; a
-            folder that cannot be written or holds something else.
+        UserError: no run, no checkpoint; networks of different kinds; a network with a frozen extractor; a field that its
+            task refuses or lacks; a folder that cannot be written or holds something else.
     """
     from jaxcolor import runs  # which imports this module
 
@@ -118,6 +119,9 @@ def export(run, out, step: int | None = None, summary: str = '', fields: dict | 
     if out.exists() and not is_exported(out) and any(out.iterdir()):
         raise UserError(f'{out} holds something else than an exported model; name a new folder.')
     config, _, state = runs.load(run, step)
+    state = state.averaged()
+    if others:
+        config, state = _joined(run, config, state, others, step)
     if config.extractor.name:
         raise UserError(f'{run} needs the {config.extractor.name} of its run directory; copy that instead of exporting it.')
     if unknown := sorted(set(fields) - set(config.task)):
@@ -129,7 +133,7 @@ def export(run, out, step: int | None = None, summary: str = '', fields: dict | 
     tasks.build(config)  # refuses what it cannot answer by
     content = (config.to_json_best_effort(indent=1) + '\n').encode()
 
-    trained_step, state = int(state.step), jax.device_get(state.averaged())
+    trained_step, state = int(state.step), jax.device_get(state)
     with np.errstate(over='ignore'):  # refused in the next lines
         arrays = {name: array.astype(np.float16 if array.ndim > 1 else np.float32) for name, array in _flat(state).items()}
     if damaged := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
@@ -155,6 +159,33 @@ def export(run, out, step: int | None = None, summary: str = '', fields: dict | 
     return out
 
 
+def _joined(run, config, state, others, step):
+    """The config and state of the ensemble of a run's network and others'."""
+    from jaxcolor import runs
+
+    states = [state]
+    if config.model.name != 'ltbc' or config.model.get('members', 1) != 1:
+        raise UserError(f'{run} is no single ltbc: only of those one model is made of several.')
+    for other in others:
+        its, _, found = runs.load(other, step)
+        if differing := [name for name in ('model', 'task') if its[name] != config[name]]:
+            raise UserError(f'{other} is of another kind than {run}: section {differing[0]} of their config.json differs.')
+        states.append(found.averaged())
+    with config.unlocked():
+        config.model.members = len(states)
+    model_state = {}
+    for name in state.model_state:
+        parts = [each.model_state[name] for each in states]
+        # What the task keeps beside the networks' own (tasks.color_classes) is of all together.
+        shared = name == 'color_prior'
+        model_state[name] = jax.tree.map(lambda *x: sum(x) / len(x), *parts) if shared else _members(parts)
+    return config, state.replace(params=_members([each.params for each in states]), model_state=model_state)
+
+
+def _members(trees):
+    return {f'members_{number}': tree for number, tree in enumerate(trees)}
+
+
 def _flat(state):
     """{'params/low_0/conv/kernel': array, ..., 'model_state/...': ...}"""
     trees = {'params': state.params, 'model_state': state.model_state}
@@ -167,7 +198,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         prog='python -m jaxcolor.exported', description='A trained run -> a small folder to hand on, for --model=FOLDER.'
     )
-    parser.add_argument('run', metavar='RUN', help='the run directory')
+    parser.add_argument('run', metavar='RUN', nargs='+', help='the run directory; of several, their answers are averaged')
     parser.add_argument('out', metavar='OUT', help='folder of the exported model')
     parser.add_argument('--step', type=int, help='of the checkpoint (default: the best by validation loss)')
     parser.add_argument('--temperature', type=float, help='task.temperature of the model (python -m jaxcolor.tune)')
@@ -177,9 +208,10 @@ def main(argv=None):
     args = parser.parse_args(argv)
     fields = {name: getattr(args, name) for name in ('temperature', 'answer_rebalance', 'chroma_gain')}
     fields = {name: value for name, value in fields.items() if value is not None}
-    out = export(args.run, args.out, args.step, args.summary, fields)
+    run, *others = args.run
+    out = export(run, args.out, args.step, args.summary, fields, others)
     size = (out / WEIGHTS).stat().st_size / 2**20
-    print(f'{args.run} is exported to {out} ({size:.1f} MiB). Colour a photo with it:')
+    print(f'{", ".join(args.run)} is exported to {out} ({size:.1f} MiB). Colour a photo with it:')
     print(f'  python -m jaxcolor.colorize --model={out} PHOTO')
 
 

@@ -91,8 +91,8 @@ def import_run(run, config: ConfigDict, weights) -> None:
     Raises:
         UserError: the config's network is no `ltbc` or does not fit the file; the directory holds checkpoints already.
     """
-    if config.model.name != 'ltbc':
-        raise UserError(f'--mode=import reads networks of configs/ltbc_pytorch.py, not of {config.model.name}.')
+    if config.model.name != 'ltbc' or config.model.get('members', 1) != 1:
+        raise UserError(f'--mode=import reads single networks of configs/ltbc_pytorch.py, not {config.model.name}.')
     task = tasks.build(config)
     params = import_weights.import_ltbc(weights, task.network)
     claim(run, config)

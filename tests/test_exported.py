@@ -138,3 +138,44 @@ def test_it_is_evaluated_on_photos_that_are_named(trained, model, shards):
     # The training photos of that set stand for its own, which it does not know.
     assert figures.keys() == {'network', 'gray', 'mean colour', 'nearest photo'}
     assert figures['network']['psnr'] == pytest.approx(logs.read_metrics(trained)[-1]['validation/psnr'], abs=0.02)
+
+
+def test_a_model_of_several_runs_answers_with_their_mean(trained, model, tmp_path, photos, command):
+    config, task, state = runs.load(model)
+    other = shutil.copytree(model, tmp_path / 'other')
+    arrays = safetensors.numpy.load_file(model / exported.WEIGHTS)
+    name = 'params/output/conv/bias'
+    assert name in arrays
+    arrays[name] = arrays[name] + 1.5
+    with safetensors.safe_open(model / exported.WEIGHTS, 'numpy') as file:
+        safetensors.numpy.save_file(arrays, other / exported.WEIGHTS, file.metadata())
+    code, out, _ = command('exported', model, other, tmp_path / 'both')
+    assert code == 0 and 'other is exported' in out
+    config, both, joined = runs.load(tmp_path / 'both')
+    assert config.model.members == 2
+    lightness = np.random.default_rng(0).uniform(0, 100, (2, 32, 32, 1)).astype(np.float32)
+    answers = [task.predict(each, lightness) for each in (state, runs.load(other)[2])]
+    assert np.abs(answers[0] - answers[1]).max() > 1
+    # The mean of the outputs, which is the mean of a*b*: they are proportional.
+    np.testing.assert_allclose(both.predict(joined, lightness), sum(answers) / 2, atol=1e-3)
+    # The features of both stand behind one another, and colour another photo as each would by itself.
+    styles = [task.describe(each, lightness[:1]) for each in (state, runs.load(other)[2])]
+    style = both.describe(joined, lightness[:1])
+    np.testing.assert_allclose(style, np.concatenate(styles, axis=-1), atol=1e-5)
+    expected = sum(
+        task.predict(each, lightness[1:], features=own)
+        for each, own in zip((state, runs.load(other)[2]), styles, strict=True)
+    )
+    np.testing.assert_allclose(both.predict(joined, lightness[1:], features=style), expected / 2, atol=1e-3)
+
+
+def test_only_networks_of_one_kind_are_joined(trained, model, tmp_path):
+    other = shutil.copytree(trained, tmp_path / 'other')
+    config = json.loads((other / 'config.json').read_text())
+    config['task']['chroma_gain'] = 2.0
+    (other / 'config.json').write_text(json.dumps(config))
+    with pytest.raises(UserError, match='other is of another kind .* section task'):
+        exported.export(trained, tmp_path / 'out', others=[other])
+    both = exported.export(model, tmp_path / 'both', others=[model])
+    with pytest.raises(UserError, match='is no single ltbc'):
+        exported.export(both, tmp_path / 'out', others=[model])

@@ -134,8 +134,26 @@ def test_batch_norm_stands_after_every_layer_but_the_outputs():
     assert isinstance(models.build(TINY), ltbc.LTBC)
 
 
+def test_an_ensemble_averages_the_logarithms_of_likelihoods():
+    config = {**TINY, 'color_classes': 7}
+    network, single = models.build({**config, 'members': 2}), models.build(config)
+    lightness = jax.random.uniform(jax.random.key(1), (2, 32, 32, 1))
+    variables = network.init(jax.random.key(0), lightness)
+    own = [{'params': variables['params'][f'members_{number}']} for number in range(2)]
+    both, first, second = (
+        net.apply(values, lightness) for net, values in [(network, variables), (single, own[0]), (single, own[1])]
+    )
+    assert set(both) == set(first) == {'color_logits', 'logits'}
+    for name in both:
+        expected = jnp.sqrt(jax.nn.softmax(first[name]) * jax.nn.softmax(second[name]))
+        likely = jax.nn.softmax(both[name])
+        np.testing.assert_allclose(likely, expected / expected.sum(axis=-1, keepdims=True), atol=1e-5)
+        assert np.abs(likely - jax.nn.softmax(first[name])).max() > 1e-3
+
+
 def test_what_cannot_be_built_is_refused():
     refused = [({'name': 'x'}, 'no network'), ({'dtype': 'half'}, 'bfloat16'), ({'depth': 3}, 'no such field')]
-    for change, word in [*refused, ({'global_dropout': 1.0}, 'less than 1')]:
+    refused += [({'global_dropout': 1.0}, 'less than 1'), ({'members': 0}, 'at least 1')]
+    for change, word in refused:
         with pytest.raises(UserError, match=word):
             models.build({**TINY, **change})

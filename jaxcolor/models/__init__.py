@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxcolor.errors import UserError
 from jaxcolor.models.cgan import CGAN
 from jaxcolor.models.encoder_fusion import DeepColor, VGGFusion
+from jaxcolor.models.ensemble import Ensemble
 from jaxcolor.models.ltbc import LTBC
 
 MODELS = {
@@ -35,6 +36,9 @@ def build(config, axis_name: str | None = None):
     dtype = fields.pop('dtype')
     if dtype not in ('float32', 'bfloat16'):
         raise UserError(f"model.dtype: {dtype!r} is none of 'float32', 'bfloat16'.")
+    members = fields.pop('members', 1) if name == 'ltbc' else 1
+    if members < 1:
+        raise UserError(f'model.members must be at least 1, not {members}.')
     known = {field.name for field in dataclasses.fields(MODELS[name])}
     unknown = sorted(set(fields) - known)
     if unknown:
@@ -43,4 +47,7 @@ def build(config, axis_name: str | None = None):
         raise UserError(f'model.global_dropout must be at least 0 and less than 1, not {fields["global_dropout"]}.')
     # JSON gives tuples back as lists, which Flax would not hash.
     fields = {field: tuple(value) if isinstance(value, list) else value for field, value in fields.items()}
-    return MODELS[name](**fields, axis_name=axis_name, dtype=jnp.dtype(dtype))
+    fields |= {'axis_name': axis_name, 'dtype': jnp.dtype(dtype)}
+    if members > 1:
+        return Ensemble(tuple(MODELS[name](**fields) for _ in range(members)))
+    return MODELS[name](**fields)
