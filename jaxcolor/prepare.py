@@ -254,7 +254,8 @@ def main(argv=None):
     add('--classes', type=lambda text: tuple(text.split(',')), metavar='NAME,...', help='only these')
     add('--limit-per-class', type=int, metavar='N', help='the first N of each class, in each split that PHOTOS has')
     add('--fraction', type=float, default=default.fraction, help='take this part, by a hash of the name (%(default)s)')
-    add('--repeat', metavar='NAME:TIMES,...', help='photos of these classes come so often in the split train')
+    times = 'photos of these classes, or of names like bird/*-wild.jpg, come so often in the split train'
+    add('--repeat', metavar='NAME:TIMES,...', help=times)
     add('--drop-duplicates', action='store_true', help='leave out files with the same content')
     add('--keep-gray', action='store_true', help='keep photos that have no colours')
     add('--min-size', type=int, default=default.min_size, help='leave out photos with a shorter side (%(default)s)')

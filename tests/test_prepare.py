@@ -161,6 +161,10 @@ def test_selection(photos, tmp_path):
     assert 5 <= len(part) <= 25 and set(part) <= set(names(chosen('more', fraction=0.8), 'train'))
     repeated = names(chosen('repeat', limit_per_class=2, repeat='b:3'), 'train')
     assert repeated == ['a/000.jpg', 'a/002.jpg', *['b/001.jpg'] * 3, *['b/003.jpg'] * 3]
+    by_name = names(chosen('by_name', limit_per_class=2, repeat='*/002.jpg:2,a:4,b/00[3-9]*:3'), 'train')
+    assert by_name == [*['a/000.jpg'] * 4, *['a/002.jpg'] * 2, 'b/001.jpg', *['b/003.jpg'] * 3]
+    with pytest.raises(UserError, match=r'no photo of b/9\*'):
+        chosen('no_name', repeat='b/9*:3')
     with pytest.raises(UserError, match='no photo of nobody'):
         chosen('none', repeat='b:3,nobody:2')
     assert len(names(chosen('gray', keep_gray=True, min_size=1), 'train')) == 37  # and the 1x1

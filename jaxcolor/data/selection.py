@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import fnmatch
 import hashlib
 
 from jaxcolor.data import shards
@@ -62,7 +63,7 @@ def parse_split(text):
 
 
 def parse_repeat(text):
-    """'flower:5,bird:2' -> {'flower': 5, 'bird': 2}; nothing -> {}; raises UserError."""
+    """'flower:5,bird/*-wild.jpg:2' -> {'flower': 5, 'bird/*-wild.jpg': 2}; nothing -> {}; raises UserError."""
     try:
         times = {label: int(count) for label, count in (field.rsplit(':', 1) for field in (text or '').split(',') if field)}
     except ValueError:
@@ -91,10 +92,11 @@ def split_by_name(name, split):
 def select(photos, options):
     """The photos that the options ask for, each with its split; a duplicate is refused.
 
-    What `repeat` names comes several times in a row in the split `train`: rare classes of photos are oversampled so.
+    What `repeat` names, classes or patterns of photos' names, comes several times in a row in the split `train`: rare photos
+    are oversampled so. Of several that fit a photo the first counts.
 
     Raises:
-        UserError: when all have been seen, that none was of a class in `repeat`.
+        UserError: when all have been seen, that none was what `repeat` names.
     """
     split, repeat = parse_split(options.split or DEFAULT_SPLIT), parse_repeat(options.repeat)
     taken, contents, absent = collections.Counter(), set(), set(repeat)
@@ -114,8 +116,9 @@ def select(photos, options):
         photo.split = photo.split or split_by_name(photo.name, split)
         times = 1
         if photo.split == 'train' and not photo.refused:
-            times = repeat.get(photo.label, 1)
-            absent.discard(photo.label)
+            named = [key for key in repeat if key == photo.label or fnmatch.fnmatchcase(photo.name, key)]
+            times = repeat[named[0]] if named else 1
+            absent.difference_update(named)
         for _ in range(times):
             yield dataclasses.replace(photo)  # each is numbered and kept on its own
     if absent:
