@@ -242,7 +242,10 @@ def _finish(out, stems, classes, options, plan):
 def main(argv=None):
     """`python -m jaxcolor.prepare`."""
     default = Options()
-    parser = argparse.ArgumentParser('python -m jaxcolor.prepare', description='Photographs -> Lab shards.')
+    parser = argparse.ArgumentParser(
+        'python -m jaxcolor.prepare', description='Photographs -> Lab shards. @FILE stands for options, one a line.',
+        fromfile_prefix_chars='@',
+    )  # fmt: skip
     add = parser.add_argument
     add('photos', metavar='PHOTOS', help='the folder or file that holds the photos')
     add('--out', required=True, metavar='SHARDS', help='the folder of the shard set')
@@ -254,8 +257,8 @@ def main(argv=None):
     add('--classes', type=lambda text: tuple(text.split(',')), metavar='NAME,...', help='only these')
     add('--limit-per-class', type=int, metavar='N', help='the first N of each class, in each split that PHOTOS has')
     add('--fraction', type=float, default=default.fraction, help='take this part, by a hash of the name (%(default)s)')
-    times = 'photos of these classes, or of names like bird/*-wild.jpg, come so often in the split train'
-    add('--repeat', metavar='NAME:TIMES,...', help=times)
+    times = 'photos of these classes, or of names like bird/*-wild.jpg, come so often in the split train; again for more'
+    add('--repeat', metavar='NAME:TIMES,...', action='append', help=times)
     add('--drop-duplicates', action='store_true', help='leave out files with the same content')
     add('--keep-gray', action='store_true', help='keep photos that have no colours')
     add('--min-size', type=int, default=default.min_size, help='leave out photos with a shorter side (%(default)s)')
@@ -267,6 +270,7 @@ def main(argv=None):
     add('--features', choices=['vgg16', 'inception_resnet_v2'], help="cache this extractor's vectors in the records")
     add('--extractor-weights', default='', metavar='FILE', help="its weights; looked up or downloaded; or 'random'")
     arguments = vars(parser.parse_args(argv))
+    arguments['repeat'] = ','.join(arguments['repeat'] or []) or default.repeat
     features, weights = arguments.pop('features'), arguments.pop('extractor_weights')
     # Its weights first: a missing file should not wait for the photos.
     # Imported here: JAX is not needed, and not started, to prepare photos alone.

@@ -161,13 +161,20 @@ def test_selection(photos, tmp_path):
     assert 5 <= len(part) <= 25 and set(part) <= set(names(chosen('more', fraction=0.8), 'train'))
     repeated = names(chosen('repeat', limit_per_class=2, repeat='b:3'), 'train')
     assert repeated == ['a/000.jpg', 'a/002.jpg', *['b/001.jpg'] * 3, *['b/003.jpg'] * 3]
-    by_name = names(chosen('by_name', limit_per_class=2, repeat='*/002.jpg:2,a:4,b/00[3-9]*:3'), 'train')
-    assert by_name == [*['a/000.jpg'] * 4, *['a/002.jpg'] * 2, 'b/001.jpg', *['b/003.jpg'] * 3]
+    several = 'a:4,*/002.jpg:2,*/00?.jpg:1,b/001.jpg:0,b/00[3-9]*:3'
+    by_name = names(chosen('by_name', limit_per_class=2, repeat=several), 'train')
+    assert by_name == ['a/000.jpg', *['a/002.jpg'] * 2, 'b/003.jpg']
     with pytest.raises(UserError, match=r'no photo of b/9\*'):
         chosen('no_name', repeat='b/9*:3')
     with pytest.raises(UserError, match='no photo of nobody'):
         chosen('none', repeat='b:3,nobody:2')
     assert len(names(chosen('gray', keep_gray=True, min_size=1), 'train')) == 37  # and the 1x1
+
+
+def test_options_from_a_file(photos, tmp_path):
+    (tmp_path / 'options').write_text('--repeat=a:0,b/001.jpg:3\n--repeat=b:2\n--size=32\n--split=train:1\n')
+    main([str(photos), f'--out={tmp_path / "out"}', '--limit-per-class=2', '--quiet', f'@{tmp_path / "options"}'])
+    assert names(shards.open_shards(tmp_path / 'out'), 'train') == [*['b/001.jpg'] * 3, *['b/003.jpg'] * 2]
 
 
 def test_own_splits_are_kept_unless_others_are_asked_for(tmp_path):
@@ -353,7 +360,7 @@ def test_bad_output(photos, tmp_path, capsys):
         '--fraction=nan',
         '--split=train:0.5',
         '--shard-photos=-1',
-        '--repeat=a:0',
+        '--repeat=a:-1',
         '--repeat=a',
     ],
 )

@@ -63,13 +63,22 @@ def parse_split(text):
 
 
 def parse_repeat(text):
-    """'flower:5,bird/*-wild.jpg:2' -> {'flower': 5, 'bird/*-wild.jpg': 2}; nothing -> {}; raises UserError."""
+    """How often photos come in the split `train`; raises UserError.
+
+    Of several keys that fit a photo its own name counts, then the first pattern of names, then its class.
+
+    Args:
+        text: '' or None for no repetition, or names, patterns of names, classes: 'bird/7.jpg:0,bird/*-wild.jpg:2,flower:5'.
+
+    Returns:
+        {'bird/7.jpg': 0, 'bird/*-wild.jpg': 2, 'flower': 5}.
+    """
     try:
         times = {label: int(count) for label, count in (field.rsplit(':', 1) for field in (text or '').split(',') if field)}
     except ValueError:
-        times = {'': 0}
-    if not all(count >= 1 for count in times.values()):
-        raise UserError(f'--repeat={text} is not understood; write classes and how often they come, as flower:5,bird:2')
+        times = {'': -1}
+    if not all(count >= 0 for count in times.values()):
+        raise UserError(f'--repeat={text} is not understood; write what comes how often, as flower:5,bird:2')
     return times
 
 
@@ -92,13 +101,13 @@ def split_by_name(name, split):
 def select(photos, options):
     """The photos that the options ask for, each with its split; a duplicate is refused.
 
-    What `repeat` names, classes or patterns of photos' names, comes several times in a row in the split `train`: rare photos
-    are oversampled so. Of several that fit a photo the first counts.
+    What `repeat` names comes several times in a row in the split `train`, or not at all: so rare photos are oversampled.
 
     Raises:
         UserError: when all have been seen, that none was what `repeat` names.
     """
     split, repeat = parse_split(options.split or DEFAULT_SPLIT), parse_repeat(options.repeat)
+    patterns = [key for key in repeat if set(key) & set('*?[')]
     taken, contents, absent = collections.Counter(), set(), set(repeat)
     for photo in photos:
         if options.classes is not None and photo.label not in options.classes:
@@ -114,15 +123,14 @@ def select(photos, options):
         if options.drop_duplicates and not photo.refused:
             photo.refused = _duplicate(photo, contents, options)
         photo.split = photo.split or split_by_name(photo.name, split)
-        times = 1
-        if photo.split == 'train' and not photo.refused:
-            named = [key for key in repeat if key == photo.label or fnmatch.fnmatchcase(photo.name, key)]
-            times = repeat[named[0]] if named else 1
-            absent.difference_update(named)
+        keys = photo.name, *patterns, photo.label
+        named = [key for key in keys if key in repeat and (key not in patterns or fnmatch.fnmatchcase(photo.name, key))]
+        absent.difference_update(named)
+        times = repeat[named[0]] if named and photo.split == 'train' and not photo.refused else 1
         for _ in range(times):
             yield dataclasses.replace(photo)  # each is numbered and kept on its own
     if absent:
-        raise UserError(f'--repeat={options.repeat}: train has no photo of {", ".join(sorted(absent))}; mend the name')
+        raise UserError(f'--repeat: there is no photo of {", ".join(sorted(absent))}; mend the name')
 
 
 def _duplicate(photo, contents, options):
