@@ -85,7 +85,7 @@ def test_damage_is_one_sentence(damage, tmp_path, monkeypatch):
         case 'all gone':
             shutil.rmtree(folder)
         case 'config of another':
-            (folder / 'config.json').write_text((folder / 'config.json').read_text().replace('"seed": 0', '"seed": 1'))
+            (folder / 'config.json').write_text((folder / 'config.json').read_text().replace('"seed": ', '"seed": 1'))
     with pytest.raises(UserError, match='install') as caught:
         jaxcolor.load()
     assert '\n' not in str(caught.value) and exported.DEFAULT in str(caught.value)
