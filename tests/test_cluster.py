@@ -249,6 +249,7 @@ def test_a_suspended_process_goes_on_and_sigterm_saves_the_step_and_exits_75(sha
     process.send_signal(signal.SIGTERM)
     step = int(wait_for(process, r'SIGTERM: step (\d+) is saved').group(1))
     assert process.wait() == cluster.EXIT_PREEMPTED
-    assert [path.name for path in (tmp_path / 'checkpoints').iterdir()] == [str(step)]
+    # A fast machine has come past a save of its own before.
+    assert max(int(path.name) for path in (tmp_path / 'checkpoints').iterdir()) == step
     assert logs.read_metrics(tmp_path)[-1]['step'] == step
     assert json.loads((tmp_path / 'config.json').read_text())['train']['steps'] == 1000000
