@@ -15,7 +15,8 @@ from conftest import FLAGS, ROOT
 from jaxcolor import logs, runs, tasks
 from jaxcolor.checkpoint import Checkpoints, abstract
 
-STEPS = 45
+STEPS = 120  # of a job on the cluster: a signal takes 2 s to come, in which a fast machine makes 40
+COMPARED = 45  # of them, between different numbers of processes and devices
 RECIPE = [
     '--config=configs/ltbc.py:quickstart', '--config.model.width=0.0625', '--config.model.global_size=32',
     '--config.data.crop=32', '--config.train.batch_size=4', '--config.train.log_every=1',
@@ -129,10 +130,10 @@ def assert_same_losses(run, reference):
     make losses differ by half.
     """
     run, reference = losses(run), losses(reference)
-    shared = [step for step in run if step in reference]
-    assert len(shared) > 0.6 * STEPS
+    shared = [step for step in run if step in reference and step <= COMPARED]
+    assert len(shared) > 0.6 * COMPARED
     for step in shared:
-        assert run[step] == pytest.approx(reference[step], rel=2e-4 if step <= STEPS / 2 else 5e-2), step
+        assert run[step] == pytest.approx(reference[step], rel=2e-4 if step <= COMPARED / 2 else 5e-2), step
 
 
 def train_undisturbed(slurm, run):

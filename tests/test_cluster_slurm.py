@@ -13,7 +13,17 @@ import time
 
 import pytest
 from conftest import ROOT
-from slurm_cluster import RECIPE, STEPS, assert_identical, assert_same_losses, environment, reached, saved, wait_until
+from slurm_cluster import (
+    COMPARED,
+    RECIPE,
+    STEPS,
+    assert_identical,
+    assert_same_losses,
+    environment,
+    reached,
+    saved,
+    wait_until,
+)
 
 pytestmark = pytest.mark.cluster
 
@@ -25,7 +35,7 @@ def run_here(run, *flags, devices=1, launcher=(), **environ):
     """Trains on this machine, without Slurm -> what it said."""
     command = [*launcher] or [sys.executable, '-m', 'jaxcolor.main']
     done = subprocess.run(
-        [*command, *RECIPE, f'--config.train.steps={STEPS}', f'--workdir={run}', *flags],
+        [*command, *RECIPE, f'--config.train.steps={COMPARED}', f'--workdir={run}', *flags],
         cwd=ROOT, env={**environment(devices), **environ}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -45,7 +55,7 @@ def test_other_processes_and_devices_go_on_with_the_same_training(slurm, undistu
     said = run_here(run, '--config.train.steps=30', devices=4)
     assert 'at step 15' in said and '1 x 4 cpu device(s) of 1 process(es)' in said
     job = slurm.submit(run, '--config.train.steps=100000')
-    slurm.wait_for_step(job, STEPS)
+    slurm.wait_for_step(job, COMPARED)
     assert 'at step 30' in slurm.log(job) and '2 x 2 cpu device(s) of 2 process(es)' in slurm.log(job)
     assert 'has saved and ended' in slurm('on', 'ctl', 'launch/slurm/kill.sh', job)
     assert slurm.state(job) == 'FAILED' and 'srun ended with 75' in slurm.log(job)
