@@ -92,7 +92,10 @@ class Colorizer:
         size = tuple(
             max(1, round(min(side / shorter, _LONGEST) * self.size / _MULTIPLE)) * _MULTIPLE for side in rgb.size
         )
-        small = rgb.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+        # The filters that training's photos went through (data.decode, data.augment): networks take photos that are
+        # sharper or softer for others. Bicubic shrinking cost ltbc-compact 0.2 to 0.5 of ab RMSE.
+        shrinks = shorter > self.size
+        small = rgb.resize(size, Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR)
         return color.rgb_to_lab(np.asarray(small))[None, ..., :1]
 
 

@@ -10,7 +10,8 @@ from PIL import ExifTags, Image, ImageCms
 
 from jaxcolor import color
 from jaxcolor.colorize import Colorizer, colorize, plan, recompose
-from jaxcolor.data.decode import pillow_unguarded
+from jaxcolor.data.augment import center_crop
+from jaxcolor.data.decode import open_photo, pillow_unguarded
 from jaxcolor.errors import UserError
 
 FISH = PHOTOS / 'train' / 'fish1.jpg'
@@ -79,6 +80,18 @@ def test_only_the_lightness_is_looked_at(colorizer):
     gray = Image.fromarray(color.to_uint8(color.lab_to_rgb(lab * np.array([1, 0, 0], np.float32))))
     difference = np.asarray(colorizer(photo), np.int32) - np.asarray(colorizer(gray), np.int32)
     assert np.abs(difference).mean() < 1
+
+
+@pytest.mark.parametrize('side', [40, 64, 200])
+def test_the_network_sees_a_photo_as_in_training(colorizer, side):
+    photo = Image.fromarray(np.random.default_rng(0).integers(80, 176, (side, side), np.uint8)).convert('RGB')
+    data = io.BytesIO()
+    photo.save(data, 'png')
+    with pillow_unguarded():
+        record = open_photo(data.getvalue(), shorter_side=colorizer.size, max_megapixels=1)
+    lab = center_crop(color.encode_lab(color.rgb_to_lab(np.asarray(record))), colorizer.size)
+    assert colorizer.size == 64
+    np.testing.assert_allclose(colorizer.look(photo)[0, ..., 0], color.decode_lab(lab)[..., 0], atol=1.0)
 
 
 def test_colours_come_out(colorizer):
