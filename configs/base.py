@@ -149,7 +149,7 @@ def data() -> ConfigDict:
     data.crop = 224  # pixels, the side of the square that the network is trained on
     data.flip = True  # left to right, for half of the photos
     data.flip_vertical = False  # upside down, for half of the photos
-    data.resized_crop = 0.0  # least part of a photo's area that a crop of random size and aspect shows; 0 crops at scale
+    data.resized_crop = 0.0  # least part of the area in a crop of random size and aspect, not enlarged; 0 crops at scale
     data.rotate = 0.0  # degrees, the most to either side
     data.shift = 0.0  # the most to either side, as part of the height and width; mirrored at the edges
     data.brightness = 0.0  # linear light is multiplied by a random factor from 1 / (1 + this) to 1 + this

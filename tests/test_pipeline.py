@@ -247,6 +247,12 @@ def test_resized_crop_of_the_whole_photo():
     assert np.abs(out.astype(int) - lab).max() <= 1
 
 
+def test_resized_crop_enlarges_nothing():
+    lab = picture(60, 70)
+    out = augmented(lab, bits_with(AREA=0.0, ASPECT=0.3, TOP=0.5, LEFT=0.2), crop=40, resized_crop=0.01)
+    np.testing.assert_array_equal(out, lab[10:50, 6:46])
+
+
 @pytest.mark.parametrize('part', [0.0, 0.2, 0.8])
 def test_brightness_is_a_factor_on_linear_light(part):
     """Against the way through RGB, on colours that stay inside sRGB."""
