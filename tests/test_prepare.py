@@ -172,8 +172,9 @@ def test_selection(photos, tmp_path):
 
 
 def test_options_from_a_file(photos, tmp_path):
-    (tmp_path / 'options').write_text('--repeat=a:0,b/001.jpg:3\n--repeat=b:2\n--size=32\n--split=train:1\n')
-    main([str(photos), f'--out={tmp_path / "out"}', '--limit-per-class=2', '--quiet', f'@{tmp_path / "options"}'])
+    (tmp_path / 'options').write_text('--repeat=a:0,b/001.jpg:3\n--repeat=b:4\n--size=32\n--split=train:1\n')
+    options = [f'@{tmp_path / "options"}', '--repeat=b:2']  # the last counts
+    main([str(photos), f'--out={tmp_path / "out"}', '--limit-per-class=2', '--quiet', *options])
     assert names(shards.open_shards(tmp_path / 'out'), 'train') == [*['b/001.jpg'] * 3, *['b/003.jpg'] * 2]
 
 

@@ -65,7 +65,8 @@ def parse_split(text):
 def parse_repeat(text):
     """How often photos come in the split `train`; raises UserError.
 
-    Of several keys that fit a photo its own name counts, then the first pattern of names, then its class.
+    Of several keys that fit a photo its own name counts, then the first pattern of names, then its class; of a key that
+    comes again the last.
 
     Args:
         text: '' or None for no repetition, or names, patterns of names, classes: 'bird/7.jpg:0,bird/*-wild.jpg:2,flower:5'.
