@@ -88,6 +88,7 @@ def regression() -> ConfigDict:
     task.huber_delta = 10.0  # units of a*b*
     task.chroma_weight = 0.0  # a pixel's error weighs 1 + this * its true chroma / 100: colours count for more than grays
     task.chroma_gain = 1.0  # evaluating and colouring multiply a*b* by it: means are grayer than what they are the mean of
+    task.mirror = False  # evaluating and colouring average the answers for the photo and for its mirror image
     task.reduction = 'sum'  # of the squared error of a photo: 'sum' (the paper's Frobenius norm) or 'mean'
     task.loss_resolution = 'output'  # where it is taken: at the network's 'output' size, or at its 'input' size
     task.alpha = 1 / 300  # weight of the cross entropy; photos without a label add nothing
@@ -105,6 +106,7 @@ def color_classes() -> ConfigDict:
     task.temperature = 0.38  # T, above 0: 1 gives the mean of the predicted colours, towards 0 the likeliest one
     task.answer_rebalance = 1.0  # lambda of the answer: likelihoods are multiplied by such weights; 1 leaves them alone
     task.chroma_gain = 1.0  # evaluating and colouring multiply a*b* by it: means are grayer than what they are the mean of
+    task.mirror = False  # evaluating and colouring average the answers for the photo and for its mirror image
     task.alpha = 0.0  # weight of the cross entropy of the photo's class; photos without a label add nothing
     task.kernel_l2 = 0.0  # weight of the sum of squared kernels, a term of the loss
     task.kernel_l2_excluded = ('',)  # layers whose kernels it leaves out, by name

@@ -204,9 +204,10 @@ def main(argv=None):
     parser.add_argument('--temperature', type=float, help='task.temperature of the model (python -m jaxcolor.tune)')
     parser.add_argument('--answer-rebalance', type=float, help='task.answer_rebalance of the model, likewise')
     parser.add_argument('--chroma-gain', type=float, help='task.chroma_gain of the model, likewise')
+    parser.add_argument('--mirror', action='store_true', default=None, help='task.mirror of the model, set to True')
     parser.add_argument('--summary', default='', help='a line about it')
     args = parser.parse_args(argv)
-    fields = {name: getattr(args, name) for name in ('temperature', 'answer_rebalance', 'chroma_gain')}
+    fields = {name: getattr(args, name) for name in ('temperature', 'answer_rebalance', 'chroma_gain', 'mirror')}
     fields = {name: value for name, value in fields.items() if value is not None}
     run, *others = args.run
     out = export(run, args.out, args.step, args.summary, fields, others)

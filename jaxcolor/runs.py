@@ -18,7 +18,7 @@ from jaxcolor.parallel import DataParallel
 
 # Fields that change neither parameters (but for rounding) nor batches up to a step: a run may be continued with others.
 FREE_FIELDS = {
-    'task.temperature', 'task.answer_rebalance', 'task.chroma_gain',
+    'task.temperature', 'task.answer_rebalance', 'task.chroma_gain', 'task.mirror',
     'data.placement', 'data.read_threads', 'data.prefetch', 'data.workers', 'train.steps', 'train.accumulation_steps',
     'train.heartbeat', 'train.log_every', 'train.eval_every', 'train.eval_splits', 'train.checkpoint_every',
     'train.keep_best', 'train.grid_photos', 'train.tensorboard',

@@ -13,7 +13,7 @@ from conftest import ROOT, assert_one_sentence
 from PIL import Image
 
 import jaxcolor
-from jaxcolor import exported, logs, runs
+from jaxcolor import color, exported, logs, runs
 from jaxcolor.colorize import Colorizer
 from jaxcolor.errors import UserError
 from jaxcolor.evaluate import evaluate_run
@@ -113,6 +113,26 @@ def test_what_it_answers_by_is_chosen_at_the_export(trained, tmp_path, photos):
         exported.export(trained, tmp_path / 'none', fields={'temperature': 0.5})
     with pytest.raises(UserError, match=r'task\.chroma_gain must lie between 0 and 10, not nan'):
         exported.export(trained, tmp_path / 'none', fields={'chroma_gain': float('nan')})
+
+
+def test_photos_and_their_mirror_images_may_be_answered_alike(trained, tmp_path, photos, shards, command):
+    code, _, err = command('exported', trained, tmp_path / 'alike', '--mirror')
+    assert code == 0, err
+    plain, alike = Colorizer(trained), Colorizer(tmp_path / 'alike')
+    look = plain.look(Image.fromarray(photos[0]))
+    there, back = (plain.colors(light) for light in (look, look[:, :, ::-1]))
+    assert np.abs(there - back[:, :, ::-1]).max() > 0.1
+    found = alike.colors(look)
+    np.testing.assert_allclose(found, (there + back[:, :, ::-1]) / 2, atol=0.1)  # its kernels are in half precision
+    np.testing.assert_allclose(alike.colors(look[:, :, ::-1]), found[:, :, ::-1], atol=1e-4)
+    style = alike.describe(Image.fromarray(photos[1]))
+    mirrored = alike.colors(look[:, :, ::-1], style)
+    np.testing.assert_allclose(mirrored, alike.colors(look, style)[:, :, ::-1], atol=1e-4)
+    # So are the photos that a training and `evaluate` measure.
+    lab = color.encode_lab(color.rgb_to_lab(np.stack([photo[:32, :32] for photo in photos[:2]])))
+    _, ab = alike.task.eval_step(alike.state, {'lab': lab, 'label': np.zeros(2, np.int32)})
+    answer = alike.task.predict(alike.state, color.decode_lab(lab)[..., :1])
+    np.testing.assert_allclose(ab, answer, atol=1e-4)
 
 
 def test_an_export_overwrites_models_alone(trained, model, tmp_path):

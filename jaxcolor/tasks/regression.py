@@ -85,6 +85,9 @@ class Regression:
         if 'logits' in outputs:
             found = {f'top{k}': metrics.top_k(outputs['logits'], batch['label'], k) for k in (1, 5)}
         ab = self._colors(outputs, batch['lab'].shape[1:3], averaged.model_state)
+        if self.loss.mirror:
+            lightness, *vector = self._inputs(averaged, batch)
+            ab = (ab + self._of_mirror_image(averaged, lightness, vector)) / 2
         return {'loss': sum(terms.values()), **terms, **found}, ab
 
     def predict(self, state: TrainState, lightness, rng=None, features=None):
@@ -96,8 +99,8 @@ class Regression:
         del rng
         vector = self._vector(state, lightness) if features is None else (features,)
         averaged = state.averaged()
-        outputs = self.network.apply(_variables(averaged), color.normalize_l(lightness), *vector)
-        return self._colors(outputs, lightness.shape[1:3], averaged.model_state)
+        ab = self._answer(averaged, lightness, vector)
+        return (ab + self._of_mirror_image(averaged, lightness, vector)) / 2 if self.loss.mirror else ab
 
     def describe(self, state: TrainState, lightness):
         """L* (B, H, W, 1) in [0, 100] -> the vector (B, G) that is joined to every pixel at the fusion."""
@@ -107,14 +110,27 @@ class Regression:
 
     def _apply(self, state, batch, train):
         """-> (the network's outputs, the new model_state)"""
-        lightness = color.decode_lab(batch['lab'])[..., :1]  # (B, H, W, 1)
-        vector = (batch['features'][self.extractor],) if self.cached else self._vector(state, lightness)
+        lightness, *vector = self._inputs(state, batch)
         lightness = color.normalize_l(lightness)
         training = {'train': train, 'rngs': {'dropout': jax.random.fold_in(state.rng, state.step)} if train else None}
         if train and state.model_state:
             training |= {'mutable': list(state.model_state)}
             return self.network.apply(_variables(state), lightness, *vector, **training)
         return self.network.apply(_variables(state), lightness, *vector, **training), state.model_state
+
+    def _inputs(self, state, batch):
+        """A batch's L* (B, H, W, 1) and, where the network takes it, its vector (B, 1000)."""
+        lightness = color.decode_lab(batch['lab'])[..., :1]
+        return lightness, *((batch['features'][self.extractor],) if self.cached else self._vector(state, lightness))
+
+    def _answer(self, averaged, lightness, vector):
+        """L* (B, H, W, 1) -> a*b* (B, H, W, 2)"""
+        outputs = self.network.apply(_variables(averaged), color.normalize_l(lightness), *vector)
+        return self._colors(outputs, lightness.shape[1:3], averaged.model_state)
+
+    def _of_mirror_image(self, averaged, lightness, vector):
+        """What is answered for the photo flipped left to right, flipped back."""
+        return self._answer(averaged, lightness[:, :, ::-1], vector)[:, :, ::-1]
 
     def _observed(self, model_state, outputs, batch, step):
         """The model_state, with what a task itself keeps of the batches it is trained on."""
