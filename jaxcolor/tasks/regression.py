@@ -40,6 +40,7 @@ class Regression:
         self.schedule = optimizers.schedule(config.optimizer, config.train.steps, config.train.batch_size)
         self.optimizer = optimizers.build(config.optimizer, config.train.steps, config.train.batch_size)
         self.parts, self.ema = config.train.accumulation_steps, config.train.ema
+        self.mirror = self.loss.mirror
 
     def init(self, rng) -> TrainState:
         """A fresh state. rng: uint32 (2,) key."""
@@ -85,7 +86,7 @@ class Regression:
         if 'logits' in outputs:
             found = {f'top{k}': metrics.top_k(outputs['logits'], batch['label'], k) for k in (1, 5)}
         ab = self._colors(outputs, batch['lab'].shape[1:3], averaged.model_state)
-        if self.loss.mirror:
+        if self.mirror:
             lightness, *vector = self._inputs(averaged, batch)
             ab = (ab + self._of_mirror_image(averaged, lightness, vector)) / 2
         return {'loss': sum(terms.values()), **terms, **found}, ab
@@ -100,7 +101,7 @@ class Regression:
         vector = self._vector(state, lightness) if features is None else (features,)
         averaged = state.averaged()
         ab = self._answer(averaged, lightness, vector)
-        return (ab + self._of_mirror_image(averaged, lightness, vector)) / 2 if self.loss.mirror else ab
+        return (ab + self._of_mirror_image(averaged, lightness, vector)) / 2 if self.mirror else ab
 
     def describe(self, state: TrainState, lightness):
         """L* (B, H, W, 1) in [0, 100] -> the vector (B, G) that is joined to every pixel at the fusion."""
