@@ -115,7 +115,7 @@ def test_what_it_answers_by_is_chosen_at_the_export(trained, tmp_path, photos):
         exported.export(trained, tmp_path / 'none', fields={'chroma_gain': float('nan')})
 
 
-def test_photos_and_their_mirror_images_may_be_answered_alike(trained, tmp_path, photos, shards, command):
+def test_photos_and_their_mirror_images_may_be_answered_alike(trained, tmp_path, photos, command):
     code, _, err = command('exported', trained, tmp_path / 'alike', '--mirror')
     assert code == 0, err
     plain, alike = Colorizer(trained), Colorizer(tmp_path / 'alike')
@@ -133,6 +133,15 @@ def test_photos_and_their_mirror_images_may_be_answered_alike(trained, tmp_path,
     _, ab = alike.task.eval_step(alike.state, {'lab': lab, 'label': np.zeros(2, np.int32)})
     answer = alike.task.predict(alike.state, color.decode_lab(lab)[..., :1])
     np.testing.assert_allclose(ab, answer, atol=1e-4)
+
+
+def test_a_run_of_before_there_was_a_field_mirror_answers_as_it_did(trained, tmp_path, photos):
+    run = shutil.copytree(trained, tmp_path / 'older')
+    config = json.loads((run / 'config.json').read_text())
+    assert config['task'].pop('mirror') is False
+    (run / 'config.json').write_text(json.dumps(config))
+    look = Colorizer(trained).look(Image.fromarray(photos[0]))
+    np.testing.assert_array_equal(Colorizer(run).colors(look), Colorizer(trained).colors(look))
 
 
 def test_an_export_overwrites_models_alone(trained, model, tmp_path):

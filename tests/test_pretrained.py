@@ -51,6 +51,7 @@ def test_it_is_what_its_card_says():
     assert config.data.crop in range(128, 161) and config.model.width < 1
     for field in ('temperature', 'answer_rebalance', 'chroma_gain'):
         assert f'`task.{field}={config.task[field]:g}`' in card
+    assert f'`task.mirror={config.task.mirror}`' in card
     assert not config.data.shards and not config.train.init_from  # no places on the machine that trained it
 
 

@@ -40,7 +40,7 @@ class Regression:
         self.schedule = optimizers.schedule(config.optimizer, config.train.steps, config.train.batch_size)
         self.optimizer = optimizers.build(config.optimizer, config.train.steps, config.train.batch_size)
         self.parts, self.ema = config.train.accumulation_steps, config.train.ema
-        self.mirror = self.loss.mirror
+        self.mirror = self.loss.get('mirror', False)  # runs of before this field have none
 
     def init(self, rng) -> TrainState:
         """A fresh state. rng: uint32 (2,) key."""
