@@ -9,7 +9,7 @@
     Colour photos in several ways with `python -m jaxcolor.colorize --variants=N`.
 """
 
-from configs import base
+from jaxcolor import config as base
 
 
 def get_config(variant: str = ''):

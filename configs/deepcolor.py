@@ -11,7 +11,7 @@
     downloaded: --config.extractor.weights=FILE names a published file.
 """
 
-from configs import base
+from jaxcolor import config as base
 
 LAST_OF_ENCODER = {'base': 'encoder_7', '1': 'encoder_6', '2': 'encoder_4', '3': 'encoder_4'}
 

@@ -13,7 +13,7 @@
     20 photos no network learns to colour others.
 """
 
-from configs import base
+from jaxcolor import config as base
 
 
 def get_config(variant: str = ''):

@@ -11,7 +11,7 @@ first stage of the shipped model, at 64 pixels, four times as fast; its commands
 jaxcolor/pretrained/ltbc-compact/README.md.
 """
 
-from configs import base
+from jaxcolor import config as base
 
 COLOR_CLASSES = 260  # what jaxcolor.tasks.color_classes.centers counts
 

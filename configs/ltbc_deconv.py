@@ -9,7 +9,7 @@
     The report is silent on loss and optimizer: mean squared error and Adam at 1e-3 are the choice here.
 """
 
-from configs import base
+from jaxcolor import config as base
 
 VARIANTS = {'': 200, 'linnaeus': 30}  # epochs of 100 steps
 

@@ -9,7 +9,7 @@
     results were worse, as the batch grew with the GPUs while the learning rate stayed.
 """
 
-from configs import base
+from jaxcolor import config as base
 
 
 def get_config():

@@ -9,7 +9,7 @@
     are looked up or downloaded: --config.extractor.weights=FILE names a published file.
 """
 
-from configs import base
+from jaxcolor import config as base
 
 
 def get_config():

@@ -11,7 +11,7 @@ def load(model=None):
 
     Returns a `jaxcolor.colorize.Colorizer`. Raises `jaxcolor.errors.UserError` where there is no such model.
     """
-    from jaxcolor import exported
-    from jaxcolor.colorize import Colorizer  # JAX starts only where it is used
+    from jaxcolor.weights import export
+    from jaxcolor.inference.colorize import Colorizer  # JAX starts only where it is used
 
     return Colorizer(model or exported.DEFAULT)

@@ -8,7 +8,7 @@ import importlib
 import os
 import sys
 
-from jaxcolor import exported
+from jaxcolor.weights import export
 from jaxcolor.errors import UserError, one_line_errors
 
 # What each command is for, and the module whose `main` it is.

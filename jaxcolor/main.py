@@ -15,7 +15,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from jaxcolor import cluster
+from jaxcolor.runtime import cluster
 from jaxcolor.errors import UserError, one_line_errors
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The recipe: configs/NAME.py or configs/NAME.py:VARIANT.')
@@ -49,12 +49,12 @@ def main(argv):
         raise UserError('name a recipe, --config=configs/ltbc.py, or a run directory, --workdir=RUN --mode=evaluate.')
     place = cluster.find_place(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     # Only now: JAX starts its devices when it is used, and a mistake in the flags should not wait for that.
-    from jaxcolor.cache import keep_compiled
+    from jaxcolor.runtime.cache import keep_compiled
 
     keep_compiled()
     if _MODE.value == 'evaluate':
-        from jaxcolor.compare import compare_runs
-        from jaxcolor.evaluate import evaluate_protocol, evaluate_run
+        from jaxcolor.evaluation.compare import compare_runs
+        from jaxcolor.evaluation.evaluator import evaluate_protocol, evaluate_run
 
         if place.count > 1:
             cluster.join(place, heartbeat=30)
@@ -72,7 +72,7 @@ def main(argv):
     if _MODE.value == 'import':
         if not _WEIGHTS.value:
             raise UserError('--mode=import needs --weights=FILE, the checkpoint to import.')
-        from jaxcolor.runs import import_run
+        from jaxcolor.weights.runs import import_run
 
         import_run(workdir, config, _WEIGHTS.value)
         print(f'Imported {_WEIGHTS.value} into the run directory {workdir}: train on, evaluate or colorize with it.')

@@ -7,17 +7,20 @@ from pathlib import Path
 
 import jax
 
-from jaxcolor import cluster, runs, tasks
-from jaxcolor.checkpoint import Checkpoints, abstract
-from jaxcolor.data import bundled, device, pipeline
-from jaxcolor.data.features import check_source
+from jaxcolor import tasks
+from jaxcolor.runtime import cluster
+from jaxcolor.weights import runs
+from jaxcolor.runtime.checkpoint import Checkpoints, abstract
+from jaxcolor.data import device, pipeline
+from jaxcolor.prepare import bundled
+from jaxcolor.prepare.features import check_source
 from jaxcolor.data.shards import open_shards
 from jaxcolor.errors import UserError
-from jaxcolor.evaluate import Evaluator
-from jaxcolor.logs import MetricsLog, Progress, draw_curves
-from jaxcolor.optimizers import peak_rate
-from jaxcolor.parallel import DataParallel
-from jaxcolor.report import table
+from jaxcolor.evaluation.evaluator import Evaluator
+from jaxcolor.runtime.logs import MetricsLog, Progress, draw_curves
+from jaxcolor.tasks.optimizers import peak_rate
+from jaxcolor.runtime.parallel import DataParallel
+from jaxcolor.evaluation.report import table
 
 
 def train(config, run) -> dict[str, dict[str, float]]:

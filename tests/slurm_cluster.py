@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from conftest import FLAGS, ROOT
 
-from jaxcolor import logs, runs, tasks
-from jaxcolor.checkpoint import Checkpoints, abstract
+from jaxcolor import tasks
+from jaxcolor.runtime import logs
+from jaxcolor.weights import runs
+from jaxcolor.runtime.checkpoint import Checkpoints, abstract
 
 STEPS = 120  # of a job on the cluster: a signal takes 2 s to come, in which a fast machine makes 40
 COMPARED = 45  # of them, between different numbers of processes and devices

@@ -14,7 +14,7 @@ from test_train import assert_identical
 from jaxcolor import color, tasks
 from jaxcolor.errors import UserError
 from jaxcolor.models.blocks import ConvBlock
-from jaxcolor.parallel import DataParallel
+from jaxcolor.runtime.parallel import DataParallel
 from jaxcolor.tasks import adversarial
 
 CONVOLUTIONS = [*(f'conv_{i}' for i in range(6)), 'output']

@@ -6,7 +6,7 @@ import sys
 
 COMPILES = """
 import jax
-from jaxcolor.cache import keep_compiled
+from jaxcolor.runtime.cache import keep_compiled
 hits = []
 jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if event.endswith('cache_hits') else None)
 keep_compiled()

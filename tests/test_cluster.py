@@ -14,13 +14,15 @@ import optax
 import pytest
 from conftest import FLAGS, ROOT, assert_one_sentence, small_config
 
-from configs import base
-from jaxcolor import cluster, logs, optimizers, tasks
-from jaxcolor.cluster import Place, check_launch, find_place
+from jaxcolor import config as base
+from jaxcolor import tasks
+from jaxcolor.runtime import cluster, logs
+from jaxcolor.tasks import optimizers
+from jaxcolor.runtime.cluster import Place, check_launch, find_place
 from jaxcolor.data import pipeline
 from jaxcolor.data import shards as sharding
 from jaxcolor.errors import UserError
-from jaxcolor.parallel import DataParallel
+from jaxcolor.runtime.parallel import DataParallel
 
 SLURM = {
     'SLURM_JOB_ID': '7', 'SLURM_STEP_NODELIST': 'n[0-2]', 'SLURM_PROCID': '11', 'SLURM_STEP_NUM_TASKS': '20',
@@ -199,7 +201,7 @@ def test_a_process_with_peers_leaves_at_once(error, code, words):
     """Not even what atexit holds is waited for, as JAX's barrier there would be."""
     program = f"""
 import atexit, sys, time
-from jaxcolor import cluster
+from jaxcolor.runtime import cluster
 from jaxcolor.errors import UserError
 atexit.register(time.sleep, 100)
 with cluster.leaves_at_once(cluster.Place('flags', 1, 2)):

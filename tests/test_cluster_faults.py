@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 from slurm_cluster import STEPS, assert_identical, environment, reached, saved, wait_until
 
-from jaxcolor.checkpoint import Checkpoints
+from jaxcolor.runtime.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.cluster
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from conftest import small_config
 
-from configs import base
-from jaxcolor import color, metrics, tasks
+from jaxcolor import config as base
+from jaxcolor import color, tasks
+from jaxcolor.evaluation import metrics
 from jaxcolor.errors import UserError
-from jaxcolor.parallel import DataParallel
+from jaxcolor.runtime.parallel import DataParallel
 from jaxcolor.tasks.color_classes import centers
 from jaxcolor.train import train
 

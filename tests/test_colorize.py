@@ -9,9 +9,9 @@ from conftest import PHOTOS, assert_one_sentence
 from PIL import ExifTags, Image, ImageCms
 
 from jaxcolor import color
-from jaxcolor.colorize import Colorizer, colorize, plan, recompose
+from jaxcolor.inference.colorize import Colorizer, colorize, plan, recompose
 from jaxcolor.data.augment import center_crop
-from jaxcolor.data.decode import open_photo, pillow_unguarded
+from jaxcolor.prepare.decode import open_photo, pillow_unguarded
 from jaxcolor.errors import UserError
 
 FISH = PHOTOS / 'train' / 'fish1.jpg'

@@ -10,7 +10,7 @@ import shutil
 import numpy as np
 from PIL import Image
 
-from jaxcolor.compare import compare_runs
+from jaxcolor.evaluation.compare import compare_runs
 from jaxcolor.data import pipeline
 from jaxcolor.data.shards import open_shards
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import PHOTOS
 from PIL import Image
 
-from jaxcolor.data.decode import RejectedError, open_photo, pillow_unguarded
+from jaxcolor.prepare.decode import RejectedError, open_photo, pillow_unguarded
 
 
 def encoded(image, **options):

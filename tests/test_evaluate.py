@@ -12,12 +12,14 @@ from conftest import assert_one_sentence
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from jaxcolor import baselines, color, evaluate, logs, metrics, report, tasks
-from jaxcolor.compare import compare_runs
+from jaxcolor import color, tasks
+from jaxcolor.evaluation import baselines, evaluator, metrics, report
+from jaxcolor.runtime import logs
+from jaxcolor.evaluation.compare import compare_runs
 from jaxcolor.data import pipeline
 from jaxcolor.data.shards import open_shards
 from jaxcolor.errors import UserError
-from jaxcolor.parallel import DataParallel
+from jaxcolor.runtime.parallel import DataParallel
 
 
 @pytest.fixture

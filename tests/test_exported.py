@@ -13,10 +13,12 @@ from conftest import ROOT, assert_one_sentence
 from PIL import Image
 
 import jaxcolor
-from jaxcolor import color, exported, logs, runs
-from jaxcolor.colorize import Colorizer
+from jaxcolor import color
+from jaxcolor.runtime import logs
+from jaxcolor.weights import export, runs
+from jaxcolor.inference.colorize import Colorizer
 from jaxcolor.errors import UserError
-from jaxcolor.evaluate import evaluate_run
+from jaxcolor.evaluation.evaluator import evaluate_run
 
 
 @pytest.fixture(scope='module')

@@ -9,7 +9,7 @@ import pytest
 from jaxcolor import color
 from jaxcolor.models import extractors
 from jaxcolor.models.extractors import NETWORKS
-from jaxcolor.models.import_weights import import_extractor
+from jaxcolor.weights.imagenet import import_extractor
 
 
 @pytest.fixture(scope='module')

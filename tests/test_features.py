@@ -10,9 +10,10 @@ from conftest import PHOTOS, assert_one_sentence, small_config
 from flax import struct
 from PIL import Image
 
-from configs import base
-from jaxcolor import logs, runs
-from jaxcolor.data import features
+from jaxcolor import config as base
+from jaxcolor.runtime import logs
+from jaxcolor.weights import runs
+from jaxcolor.prepare import features
 from jaxcolor.data.shards import open_shards
 from jaxcolor.errors import UserError
 from jaxcolor.prepare import prepare

@@ -24,9 +24,10 @@ from PIL import Image
 from torch_files import write_torch_stream, write_torch_zip
 
 from jaxcolor.errors import UserError
-from jaxcolor.models import extractors, vgg16
+from jaxcolor.models import extractors
+from jaxcolor.models.extractors import vgg16
 from jaxcolor.models.extractors import NETWORKS
-from jaxcolor.models.import_weights import find_extractor, import_extractor
+from jaxcolor.weights.imagenet import find_extractor, import_extractor
 
 # Keras' own, under NumPy 2.
 pytestmark = pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')

@@ -5,9 +5,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxcolor import color, losses, tasks
+from jaxcolor import color, tasks
+from jaxcolor.tasks import losses
 from jaxcolor.errors import UserError
-from jaxcolor.parallel import DataParallel
+from jaxcolor.runtime.parallel import DataParallel
 
 
 @pytest.fixture

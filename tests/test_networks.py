@@ -15,14 +15,17 @@ from PIL import Image
 from test_parallel import batch_of, norm
 from test_train import assert_identical, state_of
 
-from configs import base
-from jaxcolor import color, logs, losses, models, runs, tasks
-from jaxcolor.colorize import Colorizer
+from jaxcolor import config as base
+from jaxcolor import color, models, tasks
+from jaxcolor.runtime import logs
+from jaxcolor.tasks import losses
+from jaxcolor.weights import runs
+from jaxcolor.inference.colorize import Colorizer
 from jaxcolor.data.shards import open_shards
 from jaxcolor.errors import UserError
-from jaxcolor.evaluate import Evaluator
+from jaxcolor.evaluation.evaluator import Evaluator
 from jaxcolor.models import extractors
-from jaxcolor.parallel import DataParallel
+from jaxcolor.runtime.parallel import DataParallel
 from jaxcolor.train import train
 
 FISH = ROOT / 'jaxcolor' / 'data' / 'photos' / 'train' / 'fish1.jpg'

@@ -9,7 +9,7 @@ from conftest import small_config
 
 from jaxcolor import tasks
 from jaxcolor.errors import UserError
-from jaxcolor.parallel import DataParallel
+from jaxcolor.runtime.parallel import DataParallel
 
 
 def batch_of(size, crop, seed=0):

@@ -16,13 +16,14 @@ import safetensors.numpy
 import scipy.linalg
 from conftest import assert_one_sentence
 
-from jaxcolor import baselines, color, metrics, perceptual, tasks
+from jaxcolor import color, tasks
+from jaxcolor.evaluation import baselines, metrics, perceptual
 from jaxcolor.data import pipeline
 from jaxcolor.data.shards import open_shards
 from jaxcolor.errors import UserError
-from jaxcolor.evaluate import Evaluator, judges_of, summary
-from jaxcolor.models import inception_v3
-from jaxcolor.parallel import DataParallel
+from jaxcolor.evaluation.evaluator import Evaluator, judges_of, summary
+from jaxcolor.models.extractors import inception_v3
+from jaxcolor.runtime.parallel import DataParallel
 
 
 @pytest.fixture(scope='module')

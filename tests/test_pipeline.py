@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jaxcolor import color
-from jaxcolor.data import augment, bundled, device, order, pipeline, shards
+from jaxcolor.data import augment, device, order, pipeline, shards
+from jaxcolor.prepare import bundled
 from jaxcolor.errors import UserError
 from jaxcolor.prepare import prepare
 

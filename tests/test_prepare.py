@@ -19,7 +19,8 @@ from PIL import Image
 from skimage.color import rgb2lab
 
 from jaxcolor import color
-from jaxcolor.data import bundled, lab_table, selection, shards
+from jaxcolor.data import shards
+from jaxcolor.prepare import bundled, lab_table, selection
 from jaxcolor.errors import UserError
 from jaxcolor.prepare import main, prepare
 

@@ -10,7 +10,8 @@ from conftest import ROOT, assert_one_sentence
 from PIL import Image
 
 import jaxcolor
-from jaxcolor import color, exported, runs
+from jaxcolor import color
+from jaxcolor.weights import export, runs
 from jaxcolor.errors import UserError
 
 FOLDER = exported.folder_of(exported.DEFAULT)

@@ -9,10 +9,11 @@ import pytest
 from conftest import PHOTOS, assert_one_sentence
 from PIL import Image
 
-from jaxcolor import color, protocols
-from jaxcolor.colorize import Colorizer
+from jaxcolor import color
+from jaxcolor.evaluation import photo_sets
+from jaxcolor.inference.colorize import Colorizer
 from jaxcolor.errors import UserError
-from jaxcolor.evaluate import evaluate_protocol
+from jaxcolor.evaluation.evaluator import evaluate_protocol
 
 
 @pytest.fixture

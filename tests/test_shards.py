@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 from jaxcolor import color
-from jaxcolor.data import benchmark_data, bundled, inspect, shards
+from jaxcolor.benchmark import input_pipeline
+from jaxcolor.data import shards
+from jaxcolor.prepare import bundled, inspect
 from jaxcolor.errors import UserError
 from jaxcolor.prepare import prepare
 

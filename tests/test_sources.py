@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from jaxcolor import color
-from jaxcolor.data import bundled, datasets
+from jaxcolor.prepare import bundled, datasets
 from jaxcolor.errors import UserError
 from jaxcolor.prepare import prepare
 

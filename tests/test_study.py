@@ -8,7 +8,8 @@ import pytest
 from conftest import ROOT, assert_one_sentence
 from PIL import Image
 
-from jaxcolor import logs, study
+from jaxcolor import sweep
+from jaxcolor.runtime import logs
 from jaxcolor.errors import UserError
 
 SMALL = [

@@ -10,14 +10,14 @@ import numpy as np
 import optax
 import pytest
 
-from configs import base
+from jaxcolor import config as base
 from jaxcolor import color, models, tasks
 from jaxcolor.errors import UserError
 from jaxcolor.models.blocks import upsample
 from jaxcolor.models.extractors import NETWORKS
-from jaxcolor.models.import_weights import import_extractor, import_ltbc
-from jaxcolor.models.weight_files import read_weights
-from jaxcolor.parallel import DataParallel
+from jaxcolor.weights.imagenet import import_extractor, import_ltbc
+from jaxcolor.weights.weight_files import read_weights
+from jaxcolor.runtime.parallel import DataParallel
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip('torch')

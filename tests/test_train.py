@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 from conftest import FLAGS, ROOT, assert_one_sentence
 
-from configs import base, ltbc
-from jaxcolor import exported, logs, runs, tasks
-from jaxcolor.checkpoint import Checkpoints, abstract
+from configs import ltbc
+from jaxcolor import config as base
+from jaxcolor import tasks
+from jaxcolor.runtime import logs
+from jaxcolor.weights import export, runs
+from jaxcolor.runtime.checkpoint import Checkpoints, abstract
 from jaxcolor.data import pipeline
 from jaxcolor.data.shards import open_shards
 from jaxcolor.errors import UserError

@@ -6,9 +6,9 @@ import pytest
 from conftest import assert_one_sentence
 from PIL import Image
 
-from jaxcolor import logs
+from jaxcolor.runtime import logs
 from jaxcolor.errors import UserError
-from jaxcolor.tune import tune
+from jaxcolor.evaluation.sweep_inference import tune
 
 
 def test_a_gain_goes_from_gray_through_what_was_trained_to_more(trained, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from torch_files import write_torch_stream, write_torch_zip
 
 from jaxcolor.errors import UserError
-from jaxcolor.models.weight_files import read_weights
+from jaxcolor.weights.weight_files import read_weights
 
 
 def test_files_of_other_kinds_are_refused(tmp_path):

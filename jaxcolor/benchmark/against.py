@@ -21,7 +21,7 @@ import optax
 from jaxcolor import color, tasks
 from jaxcolor.errors import UserError
 from jaxcolor.models import extractors
-from jaxcolor.parallel import DataParallel
+from jaxcolor.runtime.parallel import DataParallel
 
 PRECISIONS = ('f32', 'tf32', 'bf16')
 

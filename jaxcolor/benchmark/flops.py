@@ -10,7 +10,7 @@ import jax
 from jax.extend import core
 
 from jaxcolor.models import blocks
-from jaxcolor.parallel import AXIS
+from jaxcolor.runtime.parallel import AXIS
 
 
 def count(function, *args) -> int:

@@ -5,8 +5,8 @@ import tempfile
 import numpy as np
 
 from jaxcolor.benchmark.against import Ratio, paired
-from jaxcolor.colorize import Colorizer, batch_size_of, colorize, plan, read_photo
-from jaxcolor.data.decode import pillow_unguarded
+from jaxcolor.inference.colorize import Colorizer, batch_size_of, colorize, plan, read_photo
+from jaxcolor.prepare.decode import pillow_unguarded
 
 
 @pillow_unguarded()

@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 
 from jaxcolor.errors import UserError
-from jaxcolor.logs import write_atomically
+from jaxcolor.runtime.logs import write_atomically
 
 FIELDS = ('recipe', 'mode', 'precision', 'batch', 'size', 'devices', 'mapping', 'data', 'forms', 'cached')
 SHOWN = {

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxcolor import color, models
 from jaxcolor.errors import UserError
-from jaxcolor.models import vgg16
+from jaxcolor.models.extractors import vgg16
 from jaxcolor.models.blocks import scaled
 from jaxcolor.models.encoder_fusion import DEEPCOLOR
 

@@ -14,11 +14,12 @@ import numpy as np
 
 from jaxcolor import color, tasks
 from jaxcolor.benchmark import flops
-from jaxcolor.data import bundled, device, pipeline
+from jaxcolor.data import device, pipeline
+from jaxcolor.prepare import bundled
 from jaxcolor.data.shards import open_shards
 from jaxcolor.errors import UserError
 from jaxcolor.models import blocks, extractors
-from jaxcolor.parallel import DataParallel, compiler_options
+from jaxcolor.runtime.parallel import DataParallel, compiler_options
 
 CHOICES = {
     'mode': ('train', 'infer'),

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxcolor import color, losses, models, optimizers
+from jaxcolor import color, models
+from jaxcolor.tasks import losses, optimizers
 from jaxcolor.errors import UserError
-from jaxcolor.parallel import AXIS, mean_over_batch
+from jaxcolor.runtime.parallel import AXIS, mean_over_batch
 from jaxcolor.tasks.state import TrainState, moving_average
 
 

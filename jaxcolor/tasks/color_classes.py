@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcolor import color, metrics
+from jaxcolor import color
+from jaxcolor.evaluation import metrics
 from jaxcolor.errors import UserError
 from jaxcolor.tasks.regression import Regression, resize
 

@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxcolor import color, losses, metrics, models, optimizers
+from jaxcolor import color, models
+from jaxcolor.evaluation import metrics
+from jaxcolor.tasks import losses, optimizers
 from jaxcolor.errors import UserError
 from jaxcolor.models.blocks import upsample
-from jaxcolor.parallel import AXIS, mean_over_batch
+from jaxcolor.runtime.parallel import AXIS, mean_over_batch
 from jaxcolor.tasks.state import TrainState, moving_average
 
 

@@ -8,7 +8,7 @@ import time
 import jax
 import numpy as np
 
-from jaxcolor.checkpoint import Checkpoints, abstract
+from jaxcolor.runtime.checkpoint import Checkpoints, abstract
 
 
 def tell(**said):

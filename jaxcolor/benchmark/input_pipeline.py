@@ -28,9 +28,9 @@ from PIL import Image
 
 from jaxcolor import color
 from jaxcolor.data import shards
-from jaxcolor.data.decode import open_photo
+from jaxcolor.prepare.decode import open_photo
 from jaxcolor.data.pipeline import train_batches
-from jaxcolor.data.sources import folder
+from jaxcolor.prepare.sources import folder
 from jaxcolor.errors import UserError, one_line_errors
 from jaxcolor.prepare import prepare
 

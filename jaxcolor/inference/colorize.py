@@ -18,11 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
 
-from jaxcolor import cache, color, exported, runs
-from jaxcolor.data.decode import FORMATS, SUFFIXES, RejectedError, open_photo, pillow_unguarded
+from jaxcolor import color
+from jaxcolor.runtime import cache
+from jaxcolor.weights import export, runs
+from jaxcolor.prepare.decode import FORMATS, SUFFIXES, RejectedError, open_photo, pillow_unguarded
 from jaxcolor.errors import UserError, one_line_errors
-from jaxcolor.logs import Progress
-from jaxcolor.parallel import compiler_options
+from jaxcolor.runtime.logs import Progress
+from jaxcolor.runtime.parallel import compiler_options
 
 # Network inputs have sides that are multiples of this, so that photos of many shapes need few compilations.
 _MULTIPLE = 32

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jaxcolor import cluster
+from jaxcolor.runtime import cluster
 from jaxcolor.prepare import prepare
 
 PHOTOS = Path(__file__).parent / 'photos'

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from jaxcolor.data.decode import SUFFIXES, RejectedError
+from jaxcolor.prepare.decode import SUFFIXES, RejectedError
 from jaxcolor.errors import UserError
 
 SPLITS = {'train': 'train', 'training': 'train', 'val': 'validation', 'valid': 'validation', 'validation': 'validation'}

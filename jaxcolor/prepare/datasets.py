@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcolor.data.decode import RejectedError
-from jaxcolor.data.sources import (
+from jaxcolor.prepare.decode import RejectedError
+from jaxcolor.prepare.sources import (
     ARCHIVES,
     SPLITS,
     Photo,

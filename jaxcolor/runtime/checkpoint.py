@@ -11,7 +11,7 @@ import jax
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
-from jaxcolor import cluster
+from jaxcolor.runtime import cluster
 from jaxcolor.errors import UserError
 
 _keep = ocp.training.preservation_policies

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jaxcolor.data.decode import SUFFIXES, RejectedError, open_photo
-from jaxcolor.data.lab_table import LabEncoder
+from jaxcolor.prepare.decode import SUFFIXES, RejectedError, open_photo
+from jaxcolor.prepare.lab_table import LabEncoder
 from jaxcolor.errors import UserError
-from jaxcolor.logs import write_atomically
+from jaxcolor.runtime.logs import write_atomically
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 import safetensors.numpy
 
 from jaxcolor import color
-from jaxcolor.models import inception_resnet_v2, vgg16
+from jaxcolor.models.extractors import inception_resnet_v2, vgg16
 
 # The value of `format` in the metadata of files that `save_extractor` writes.
 FORMAT = 'jaxcolor extractor'

@@ -13,7 +13,7 @@ from jaxcolor import color
 from jaxcolor.data.augment import center_crop
 from jaxcolor.data.shards import open_shards
 from jaxcolor.errors import UserError, one_line_errors
-from jaxcolor.logs import Progress
+from jaxcolor.runtime.logs import Progress
 
 CELL, COLUMNS, ROWS = 128, 8, 6  # of the contact sheet; pixels, photos
 

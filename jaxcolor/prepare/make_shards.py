@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from jaxcolor.data import shards
-from jaxcolor.data.decode import RejectedError, is_gray, open_photo, pillow_unguarded
-from jaxcolor.data.lab_table import LabEncoder
-from jaxcolor.data.sources import Photo, read_range
+from jaxcolor.prepare.decode import RejectedError, is_gray, open_photo, pillow_unguarded
+from jaxcolor.prepare.lab_table import LabEncoder
+from jaxcolor.prepare.sources import Photo, read_range
 from jaxcolor.errors import UserError
 
 _encode_lab = LabEncoder()  # of this process

@@ -15,8 +15,8 @@ import numpy as np
 from jaxcolor import color
 from jaxcolor.data import augment, shards
 from jaxcolor.errors import UserError
-from jaxcolor.logs import Progress
-from jaxcolor.parallel import compiler_options
+from jaxcolor.runtime.logs import Progress
+from jaxcolor.runtime.parallel import compiler_options
 
 BATCH = 16  # photos that go through the extractor together
 

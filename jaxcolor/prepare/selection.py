@@ -6,7 +6,7 @@ import fnmatch
 import hashlib
 
 from jaxcolor.data import shards
-from jaxcolor.data.decode import RejectedError
+from jaxcolor.prepare.decode import RejectedError
 from jaxcolor.errors import UserError
 
 DEFAULT_SPLIT = 'train:0.9,validation:0.1'

@@ -17,7 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from jaxcolor import logs
+from jaxcolor.runtime import logs
 from jaxcolor.errors import UserError, one_line_errors
 
 # What the table has of each training's best evaluation, that of the least loss, and of the baselines.
@@ -97,9 +97,9 @@ def collect(trainings, out) -> list[dict]:
 def _baselines(run, split) -> list[dict]:
     """Rows of what needs no network, on the photos that a run was trained and evaluated on."""
     from jaxcolor.data.shards import SIDECAR, open_shards
-    from jaxcolor.evaluate import Evaluator, rivals_of, summary, trained_on
-    from jaxcolor.parallel import DataParallel
-    from jaxcolor.runs import read_config
+    from jaxcolor.evaluation.evaluator import Evaluator, rivals_of, summary, trained_on
+    from jaxcolor.runtime.parallel import DataParallel
+    from jaxcolor.weights.runs import read_config
 
     config = read_config(run)
     if not (trained_on(run, config) / SIDECAR).exists():

@@ -113,7 +113,7 @@ def export(run, out, step: int | None = None, summary: str = '', fields: dict | 
         UserError: no run, no checkpoint; networks of different kinds; a network with a frozen extractor; a field that its
             task refuses or lacks; a folder that cannot be written or holds something else.
     """
-    from jaxcolor import runs  # which imports this module
+    from jaxcolor.weights import runs  # which imports this module
 
     out, fields = Path(out).resolve(), fields or {}
     if out.exists() and not is_exported(out) and any(out.iterdir()):
@@ -161,7 +161,7 @@ def export(run, out, step: int | None = None, summary: str = '', fields: dict | 
 
 def _joined(run, config, state, others, step):
     """The config and state of the ensemble of a run's network and others'."""
-    from jaxcolor import runs
+    from jaxcolor.weights import runs
 
     states = [state]
     if config.model.name != 'ltbc' or config.model.get('members', 1) != 1:

@@ -25,11 +25,12 @@ from pathlib import Path
 import numpy as np
 import PIL
 
-from jaxcolor.data import datasets, shards
-from jaxcolor.data.make_shards import WORK, Classes, deal, drop_spool, is_made, make_shard, note_path, write_error
-from jaxcolor.data.selection import DEFAULT_SPLIT, Options, select
+from jaxcolor.data import shards
+from jaxcolor.prepare import datasets
+from jaxcolor.prepare.make_shards import WORK, Classes, deal, drop_spool, is_made, make_shard, note_path, write_error
+from jaxcolor.prepare.selection import DEFAULT_SPLIT, Options, select
 from jaxcolor.errors import UserError, one_line_errors
-from jaxcolor.logs import Progress
+from jaxcolor.runtime.logs import Progress
 
 
 def prepare(photos, out, *, workers=0, quiet=False, **options):
@@ -275,8 +276,8 @@ def main(argv=None):
     # Its weights first: a missing file should not wait for the photos.
     # Imported here: JAX is not needed, and not started, to prepare photos alone.
     if features:
-        from jaxcolor.data.features import add_features
-        from jaxcolor.models.import_weights import find_extractor
+        from jaxcolor.prepare.features import add_features
+        from jaxcolor.weights.imagenet import find_extractor
 
         extractor = find_extractor(features, weights)
     shard_set = prepare(**arguments)

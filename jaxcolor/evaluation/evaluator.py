@@ -12,16 +12,18 @@ from jax import lax
 from jax.experimental import multihost_utils
 from PIL import Image, ImageDraw
 
-from jaxcolor import baselines, color, exported, metrics, report, runs
-from jaxcolor.colorize import Colorizer
+from jaxcolor import color
+from jaxcolor.evaluation import baselines, metrics, report
+from jaxcolor.weights import export, runs
+from jaxcolor.inference.colorize import Colorizer
 from jaxcolor.data import pipeline
 from jaxcolor.data.augment import center_crop
-from jaxcolor.data.decode import pillow_unguarded
+from jaxcolor.prepare.decode import pillow_unguarded
 from jaxcolor.data.shards import SIDECAR, open_shards
 from jaxcolor.errors import UserError
-from jaxcolor.parallel import AXIS, DataParallel, compiler_options
-from jaxcolor.perceptual import load_inception, load_lpips
-from jaxcolor.protocols import PhotoSet
+from jaxcolor.runtime.parallel import AXIS, DataParallel, compiler_options
+from jaxcolor.evaluation.perceptual import load_inception, load_lpips
+from jaxcolor.evaluation.photo_sets import PhotoSet
 
 
 class Evaluator:

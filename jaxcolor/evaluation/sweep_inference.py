@@ -13,10 +13,13 @@ import argparse
 import copy
 import os
 
-from jaxcolor import cache, logs, report, runs, tasks
+from jaxcolor import tasks
+from jaxcolor.evaluation import report
+from jaxcolor.runtime import cache, logs
+from jaxcolor.weights import runs
 from jaxcolor.errors import UserError, one_line_errors
-from jaxcolor.evaluate import Evaluator, shards_for, summary
-from jaxcolor.parallel import DataParallel
+from jaxcolor.evaluation.evaluator import Evaluator, shards_for, summary
+from jaxcolor.runtime.parallel import DataParallel
 
 FIELDS = ('task.temperature', 'task.answer_rebalance', 'task.chroma_gain')
 

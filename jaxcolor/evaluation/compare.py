@@ -12,13 +12,15 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
-from jaxcolor import color, metrics, report, runs
-from jaxcolor.colorize import Colorizer
+from jaxcolor import color
+from jaxcolor.evaluation import metrics, report
+from jaxcolor.weights import runs
+from jaxcolor.inference.colorize import Colorizer
 from jaxcolor.data import pipeline
 from jaxcolor.errors import UserError
-from jaxcolor.evaluate import Evaluator, colors_of, judges_of, rivals_of, save_grid, shards_for, summary
-from jaxcolor.logs import write_atomically
-from jaxcolor.parallel import DataParallel
+from jaxcolor.evaluation.evaluator import Evaluator, colors_of, judges_of, rivals_of, save_grid, shards_for, summary
+from jaxcolor.runtime.logs import write_atomically
+from jaxcolor.runtime.parallel import DataParallel
 
 # Figures of a photo that the page shows, and their decimals.
 _SHOWN = {'psnr': 2, 'ab_rmse': 2, 'ssim': 3, 'lpips': 3, 'colorfulness': 1}

@@ -8,13 +8,16 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from jaxcolor import cluster, exported, tasks
-from jaxcolor.checkpoint import Checkpoints, abstract
+from jaxcolor import tasks
+from jaxcolor.runtime import cluster
+from jaxcolor.weights import export
+from jaxcolor.runtime.checkpoint import Checkpoints, abstract
 from jaxcolor.data import pipeline
 from jaxcolor.errors import UserError
-from jaxcolor.logs import write_atomically
-from jaxcolor.models import extractors, import_weights
-from jaxcolor.parallel import DataParallel
+from jaxcolor.runtime.logs import write_atomically
+from jaxcolor.models import extractors
+from jaxcolor.weights import imagenet
+from jaxcolor.runtime.parallel import DataParallel
 
 # Fields that change neither parameters (but for rounding) nor batches up to a step: a run may be continued with others.
 FREE_FIELDS = {

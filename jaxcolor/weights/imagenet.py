@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pooch
 
-from jaxcolor import cache
+from jaxcolor.runtime import cache
 from jaxcolor.errors import UserError
-from jaxcolor.models import extractors, inception_resnet_v2, vgg16
+from jaxcolor.models import extractors
+from jaxcolor.models.extractors import inception_resnet_v2, vgg16
 from jaxcolor.models.extractors import NETWORKS, Extractor
-from jaxcolor.models.weight_files import read_weights
+from jaxcolor.weights.weight_files import read_weights
 
 
 def find_extractor(name: str, path: str = '') -> Extractor:

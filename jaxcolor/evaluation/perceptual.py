@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxcolor.errors import UserError
-from jaxcolor.models import inception_v3
-from jaxcolor.models.weight_files import read_weights
+from jaxcolor.models.extractors import inception_v3
+from jaxcolor.weights.weight_files import read_weights
 
 
 @flax.struct.dataclass

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcolor import metrics
-from jaxcolor.logs import write_atomically
+from jaxcolor.evaluation import metrics
+from jaxcolor.runtime.logs import write_atomically
 
 # What the table calls each figure, with its unit.
 TITLES = {
