@@ -5,8 +5,8 @@
     python -m jaxcolor.main --config=configs/ltbc_compact.py:small --config.data.shards=SHARDS_OF_80_PIXELS
 
 The paper's network (see configs/ltbc.py) at a quarter of the width, without its classifier, for 128-pixel photos (shards of
-about 144 pixels, or the photos' own 150). It sorts pixels into classes of colours (Zhang, Isola, Efros 2016), which at equal
-numbers of photos came nearer to the truth than a regression of a* and b* did: configs/studies/README.md. `small` is the
+about 144 pixels, or the photos' own 150). It sorts pixels into classes of colors (Zhang, Isola, Efros 2016), which at equal
+numbers of photos came nearer to the truth than a regression of a* and b* did: configs/sweeps/README.md. `small` is the
 first stage of the shipped model, at 64 pixels, four times as fast; its commands and figures are in
 jaxcolor/pretrained/ltbc-compact/README.md.
 """
@@ -17,7 +17,7 @@ COLOR_CLASSES = 260  # what jaxcolor.tasks.color_classes.centers counts
 
 
 def get_config(variant: str = ''):
-    """variant: '' (classes of colours), 'regression', or 'small' (classes of colours at 64 pixels)."""
+    """variant: '' (classes of colors), 'regression', or 'small' (classes of colors at 64 pixels)."""
     size = base.choose({'': 128, 'regression': 128, 'small': 64}, variant)
     config = base.get_config()
     config.name = f'ltbc-compact-{variant}' if variant else 'ltbc-compact'
@@ -27,7 +27,7 @@ def get_config(variant: str = ''):
     else:
         config.model.color_classes = COLOR_CLASSES
         config.task = base.color_classes()
-        # Frequent colours at their own weight: rebalanced by 0.5, colours are more vivid and farther from the truth than
+        # Frequent colors at their own weight: rebalanced by 0.5, colors are more vivid and farther from the truth than
         # those of a gain (task.chroma_gain).
         config.task.update({'rebalance': 1.0, 'temperature': 0.6})
     config.optimizer.update({'name': 'adam', 'schedule': 'cosine', 'learning_rate': 2e-3, 'warmup_steps': 100})

@@ -1,17 +1,31 @@
 """jaxcolor: train and run the convolutional networks that colorize gray photographs, in JAX and Flax."""
 
+from os import PathLike
+from typing import TYPE_CHECKING
+
+from jaxcolor.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxcolor.inference.colorizer import Colorizer
+
+__all__ = ['UserError', 'load']
 __version__ = '0.1.0'
 
 
-def load(model=None):
-    """A colorizer of a photo: `load()(PIL.Image.open('gray.jpg')).save('colour.jpg')`.
+def load(model: str | PathLike | None = None) -> 'Colorizer':
+    """A colorizer of photos: `load()(PIL.Image.open('gray.jpg')).save('color.jpg')`.
 
-    model: the name of one that comes with jaxcolor (`jaxcolor models` lists them; by default 'ltbc-compact'), the folder of
-    an exported model, or a run directory.
+    Args:
+        model: the name of one that comes with jaxcolor (`jaxcolor models` lists them; by default 'ltbc-compact'), the
+            folder of an exported model, or a run directory.
 
-    Returns a `jaxcolor.colorize.Colorizer`. Raises `jaxcolor.errors.UserError` where there is no such model.
+    Returns:
+        A `jaxcolor.inference.colorizer.Colorizer`.
+
+    Raises:
+        UserError: there is no such model.
     """
-    from jaxcolor.weights import export
-    from jaxcolor.inference.colorize import Colorizer  # JAX starts only where it is used
+    from jaxcolor.inference.colorizer import Colorizer  # JAX starts only where it is used
+    from jaxcolor.weights.store import DEFAULT_MODEL
 
-    return Colorizer(model or exported.DEFAULT)
+    return Colorizer(model or DEFAULT_MODEL)

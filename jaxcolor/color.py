@@ -1,13 +1,15 @@
-"""Colour spaces: sRGB, CIE L*a*b*, YUV, their storage in 8 bits, and what a network's outputs mean.
+"""Color spaces: sRGB, CIE L*a*b*, YUV, their storage in 8 bits, and what a network's outputs mean.
 
-Every function takes a NumPy array or a JAX array (traced ones too) and answers in kind, in float32 unless it says
+Every function takes a NumPy array or a JAX array (traced ones too) and returns the same kind, float32 unless it says
 otherwise. The last axis holds the channels. sRGB is IEC 61966-2-1, the white point is D65 (2 degrees), as in
-scikit-image. L* lies in [0, 100]; a* and b* of sRGB colours lie in [-86.2, 98.3] and [-107.9, 94.5].
+scikit-image. L* lies in [0, 100]; a* and b* of sRGB colors lie in [-86.2, 98.3] and [-107.9, 94.5].
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+Array = np.ndarray | jax.Array
 
 # IEC 61966-2-1: linear sRGB -> CIE XYZ, and the D65 white that maps to L* = 100, a* = b* = 0.
 _XYZ_FROM_RGB = np.array(
@@ -52,7 +54,7 @@ def _pow(x, exponent, xp):
     return xp.exp2(np.float32(exponent) * xp.log2(x))
 
 
-def srgb_to_linear(rgb):
+def srgb_to_linear(rgb: Array) -> Array:
     """Gamma-encoded sRGB in [0, 1] (or uint8) -> linear light in [0, 1]."""
     xp = _numpy_like(rgb)
     if xp is np and rgb.dtype == np.uint8:
@@ -62,7 +64,7 @@ def srgb_to_linear(rgb):
     return xp.where(rgb > np.float32(0.04045), curve, rgb / np.float32(12.92))
 
 
-def linear_to_srgb(linear):
+def linear_to_srgb(linear: Array) -> Array:
     """Linear light -> gamma-encoded sRGB, both in [0, 1]; what lies outside is clipped."""
     xp = _numpy_like(linear)
     linear = xp.clip(linear, np.float32(0), np.float32(1))
@@ -73,7 +75,7 @@ def linear_to_srgb(linear):
 _LINEAR_OF_BYTE = srgb_to_linear(np.arange(256, dtype=np.float32) / np.float32(255))
 
 
-def rgb_to_lab(rgb):
+def rgb_to_lab(rgb: Array) -> Array:
     """sRGB (..., 3), uint8 or float in [0, 1] -> float32 L*a*b* (..., 3)."""
     xp = _numpy_like(rgb)
     xyz = _mix(srgb_to_linear(rgb), _TO_XYZ)
@@ -82,8 +84,8 @@ def rgb_to_lab(rgb):
     return _mix(f, _TO_LAB) - np.array([16, 0, 0], np.float32)
 
 
-def lab_to_rgb(lab):
-    """float L*a*b* (..., 3) -> float32 sRGB (..., 3) in [0, 1]; colours outside sRGB are clipped channel by channel."""
+def lab_to_rgb(lab: Array) -> Array:
+    """float L*a*b* (..., 3) -> float32 sRGB (..., 3) in [0, 1]; colors outside sRGB are clipped channel by channel."""
     xp = _numpy_like(lab)
     lab = lab.astype(xp.float32)
     fy = (lab[..., 0] + np.float32(16)) / np.float32(116)
@@ -92,33 +94,44 @@ def lab_to_rgb(lab):
     return linear_to_srgb(_mix(xyz, _FROM_XYZ))
 
 
-def to_uint8(rgb):
+def join_lab(lightness: Array, ab: Array) -> Array:
+    """L* (..., 1) and a*b* (..., 2) -> L*a*b* (..., 3)."""
+    return _numpy_like(ab).concatenate([lightness, ab], axis=-1)
+
+
+def gray_lab(lightness: Array) -> Array:
+    """L* (..., 1) -> the L*a*b* (..., 3) of that gray."""
+    xp = _numpy_like(lightness)
+    return xp.concatenate([lightness, xp.zeros_like(lightness), xp.zeros_like(lightness)], axis=-1)
+
+
+def to_uint8(rgb: Array) -> Array:
     """float in [0, 1] -> uint8 in [0, 255], rounded."""
     xp = _numpy_like(rgb)
     return xp.round(xp.clip(rgb, np.float32(0), np.float32(1)) * np.float32(255)).astype(xp.uint8)
 
 
-def encode_lab(lab):
+def encode_lab(lab: Array) -> Array:
     """float L*a*b* (..., 3) -> uint8 (..., 3): L* 255/100, a* + 128, b* + 128, rounded. The form that shards store."""
     xp = _numpy_like(lab)
     scaled = lab * np.array([2.55, 1, 1], np.float32) + np.array([0, 128, 128], np.float32)
     return xp.clip(xp.round(scaled), np.float32(0), np.float32(255)).astype(xp.uint8)
 
 
-def decode_lab(encoded):
+def decode_lab(encoded: Array) -> Array:
     """uint8 (..., 3) of `encode_lab` -> float32 L*a*b* (..., 3); off by at most 0.2 in L* and 0.5 in a*, b*."""
     xp = _numpy_like(encoded)
     return (encoded.astype(xp.float32) - np.array([0, 128, 128], np.float32)) / np.array([2.55, 1, 1], np.float32)
 
 
-def rgb_to_yuv(rgb):
+def rgb_to_yuv(rgb: Array) -> Array:
     """sRGB (..., 3), uint8 or float in [0, 1] -> float32 YUV (..., 3), BT.601, every channel scaled to [0, 1]."""
     xp = _numpy_like(rgb)
     yuv = _mix(_as_unit_float(rgb, xp), _TO_YUV)
     return xp.concatenate([yuv[..., :1], yuv[..., 1:] / (2 * _UV_MAX) + np.float32(0.5)], axis=-1)
 
 
-def yuv_to_rgb(yuv):
+def yuv_to_rgb(yuv: Array) -> Array:
     """float YUV (..., 3) with every channel in [0, 1] -> float32 sRGB (..., 3), clipped to [0, 1]."""
     xp = _numpy_like(yuv)
     chroma = (yuv[..., 1:] - np.float32(0.5)) * (2 * _UV_MAX)
@@ -126,7 +139,7 @@ def yuv_to_rgb(yuv):
     return xp.clip(rgb, np.float32(0), np.float32(1))
 
 
-def normalize_l(lightness):
+def normalize_l(lightness: Array) -> Array:
     """L* in [0, 100] -> network input in [0, 1]."""
     return lightness / np.float32(100)
 
@@ -136,13 +149,31 @@ def normalize_l(lightness):
 AB_RANGE = {'sigmoid': (256.0, -128.0), 'tanh': (128.0, 0.0), 'linear': (128.0, 0.0)}
 
 
-def normalize_ab(ab, activation):
+def normalize_ab(ab: Array, activation: str) -> Array:
     """a*, b* -> the range of a network whose output activation is one of AB_RANGE. `denormalize_ab` inverts it."""
     scale, offset = AB_RANGE[activation]
     return (ab - np.float32(offset)) / np.float32(scale)
 
 
-def denormalize_ab(output, activation):
+def denormalize_ab(output: Array, activation: str) -> Array:
     """A network's output -> a*, b*."""
     scale, offset = AB_RANGE[activation]
     return output * np.float32(scale) + np.float32(offset)
+
+
+# The grid of the a*b* plane of Zhang, Isola, Efros 2016, section 2.1: squares about whole tens from -110 to 110.
+_BIN_SIDE, _BINS_PER_AXIS = 10, 23
+AB_BINS = _BINS_PER_AXIS**2
+
+
+def ab_bin(ab: Array) -> Array:
+    """The square of 10 x 10 units of the a*b* plane that a color lies in: (..., 2) -> int32 (...) in [0, AB_BINS)."""
+    index = jnp.floor(ab / _BIN_SIDE + 0.5).astype(jnp.int32) + _BINS_PER_AXIS // 2
+    index = jnp.clip(index, 0, _BINS_PER_AXIS - 1)
+    return index[..., 0] * _BINS_PER_AXIS + index[..., 1]
+
+
+def ab_bin_centers() -> np.ndarray:
+    """The a*b* in the middle of every `ab_bin`, float32 (AB_BINS, 2)."""
+    tens = _BIN_SIDE * (np.arange(_BINS_PER_AXIS, dtype=np.float32) - _BINS_PER_AXIS // 2)
+    return np.stack(np.meshgrid(tens, tens, indexing='ij'), axis=-1).reshape(-1, 2)

@@ -1,9 +1,17 @@
-"""Every field once, with its unit and what it does. A recipe starts from here and says only what differs.
+"""Every config field once, with its unit and what it does; which values are allowed; where recipes are found.
 
-The defaults are those of the network `ltbc` (Iizuka et al. 2016), its paper's recipe; see configs/ltbc.py.
+A recipe (`configs/NAME.py`, or a file of your own) starts from `get_config()` and says only what differs. The defaults are
+those of the network `ltbc` (Iizuka et al. 2016), its paper's recipe; see configs/ltbc.py.
 """
 
+import importlib.util
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
 from ml_collections import ConfigDict
+
+from jaxcolor.errors import UserError
 
 
 def get_config() -> ConfigDict:
@@ -23,7 +31,7 @@ def get_config() -> ConfigDict:
 def _model(name: str) -> ConfigDict:
     model = ConfigDict()
     model.name = name  # a key of jaxcolor.models.MODELS
-    model.dtype = 'float32'  # what layers compute in: 'float32' or 'bfloat16'; parameters and losses stay float32
+    model.dtype = 'float32'  # what layers compute in; parameters and losses stay float32
     model.width = 1.0  # multiplies the filters of every layer but the outputs
     return model
 
@@ -35,12 +43,12 @@ def ltbc() -> ConfigDict:
     model.classes = 205  # of the scene classifier; 0 leaves the classifier out
     model.classifier_width = 256  # filters of its hidden layer
     model.dense_widths = (1024, 512, 256)  # of the global branch
-    model.decoder = 'nearest'  # 'nearest' (upsampling and convolutions) or 'deconv' (transposed convolutions)
-    model.output_activation = 'sigmoid'  # 'sigmoid', 'tanh' or 'linear'; says how the output stands for a*b*, too
-    model.global_size = 224  # pixels, a multiple of 32: the side of the copy that the global branch sees
-    model.global_dropout = 0.0  # share of the values dropped in training, behind the first two dense layers
-    model.color_classes = 0  # classes of colours that a pixel is sorted into (task `color_classes`); 0 gives a*b* itself
-    model.members = 1  # networks like this one, whose answers are averaged: `jaxcolor.exported` makes them of several runs
+    model.decoder = 'nearest'  # 'nearest': upsampling and convolutions; 'deconv': transposed convolutions
+    model.output_activation = 'sigmoid'  # it also decides how the output is scaled to a*b* (color.AB_RANGE)
+    model.global_size = 224  # pixels, a multiple of 32: side of the copy that the global branch sees
+    model.global_dropout = 0.0  # dropout rate behind the first two dense layers
+    model.color_classes = 0  # color classes of a pixel (task `color_classes`); 0 gives a*b* itself
+    model.members = 1  # networks of an ensemble, whose predictions are averaged; `jaxcolor export` makes one of several runs
     model.padding = 'symmetric'  # of convolutions: 'symmetric' as in Torch, 'SAME' as in TensorFlow
     return model
 
@@ -48,8 +56,8 @@ def ltbc() -> ConfigDict:
 def deepcolor() -> ConfigDict:
     """Section model of the network `deepcolor`."""
     model = _model('deepcolor')
-    model.variant = 'base'  # its architecture: 'base', '1', '2' or '3'
-    model.output_activation = 'tanh'  # 'sigmoid', 'tanh' or 'linear'; illegible in the report, tanh in Deep Koalarization
+    model.variant = 'base'  # its architecture, a key of models.encoder_fusion.DEEPCOLOR
+    model.output_activation = 'tanh'  # illegible in the report, tanh in Deep Koalarization
     return model
 
 
@@ -57,15 +65,15 @@ def vgg_fusion() -> ConfigDict:
     """Section model of the network `vgg_fusion`."""
     model = _model('vgg_fusion')
     model.encoder_widths = (64, 128, 128, 256, 256, 512)  # the report's table of them is lost
-    model.output_activation = 'tanh'  # 'sigmoid', 'tanh' or 'linear'
-    model.use_features = True  # False puts zeros for the vector of VGG16, to see what it is worth
+    model.output_activation = 'tanh'
+    model.use_features = True  # False feeds zeros in place of VGG16's vector, to see what it is worth
     return model
 
 
 def cgan() -> ConfigDict:
     """Section model of the network `cgan`: generator and discriminator."""
     model = _model('cgan')
-    model.size = 64  # pixels, a multiple of 16: side of the photos it is trained on; data.crop is the same
+    model.size = 64  # pixels, a multiple of 16: side of the training photos; data.crop is the same
     model.noise_size = 100  # values of z, uniform in [-1, 1]; from the code of the report's paper
     model.hidden_width = 64  # of the discriminator's first dense layer; the report is silent, its paper's code has 64
     return model
@@ -74,42 +82,43 @@ def cgan() -> ConfigDict:
 def extractor() -> ConfigDict:
     """Section extractor: the frozen ImageNet network whose 1000 outputs `deepcolor` and `vgg_fusion` take."""
     extractor = ConfigDict()
-    extractor.name = ''  # 'vgg16', 'inception_resnet_v2'; '' for networks that take none
-    extractor.weights = ''  # a published file; '' looks in the cache, then downloads; 'random' for weights of no meaning
-    extractor.cached = False  # take the vectors that `prepare --features` stored, of each photo's whole centre square
+    extractor.name = ''  # a key of models.extractors.NETWORKS; '' for networks that take none
+    extractor.weights = ''  # a published file; '' looks in the cache, then downloads; 'random' for untrained weights
+    extractor.cached = False  # use the vectors that `prepare --features` stored, of each photo's whole center square
     return extractor
+
+
+def _ab_task(name: str) -> ConfigDict:
+    """What `regression` and `color_classes` share."""
+    task = ConfigDict()
+    task.name = name  # a key of jaxcolor.tasks.TASKS
+    task.chroma_gain = 1.0  # inference: multiplies a*b*, since means are grayer than what they average
+    task.mirror = False  # inference: average the predictions for the photo and for its mirror image
+    task.alpha = 0.0  # weight of the cross entropy of the photo's class; photos without a label add nothing
+    task.kernel_l2 = 0.0  # weight of the sum of squared kernels, a term of the loss
+    task.kernel_l2_excluded = ()  # layers whose kernels it leaves out, by name
+    return task
 
 
 def regression() -> ConfigDict:
     """Section task of ab regression: error of a*b* + alpha * cross entropy + kernel_l2 * sum of squared kernels."""
-    task = ConfigDict()
-    task.name = 'regression'  # a key of jaxcolor.tasks.TASKS
-    task.error = 'squared'  # of a* and b*: 'squared', or 'huber' (squared up to huber_delta, linear beyond)
+    task = _ab_task('regression')
+    task.error = 'squared'  # of a* and b*; 'huber' is squared up to huber_delta, linear beyond
     task.huber_delta = 10.0  # units of a*b*
-    task.chroma_weight = 0.0  # a pixel's error weighs 1 + this * its true chroma / 100: colours count for more than grays
-    task.chroma_gain = 1.0  # evaluating and colouring multiply a*b* by it: means are grayer than what they are the mean of
-    task.mirror = False  # evaluating and colouring average the answers for the photo and for its mirror image
-    task.reduction = 'sum'  # of the squared error of a photo: 'sum' (the paper's Frobenius norm) or 'mean'
-    task.loss_resolution = 'output'  # where it is taken: at the network's 'output' size, or at its 'input' size
-    task.alpha = 1 / 300  # weight of the cross entropy; photos without a label add nothing
-    task.kernel_l2 = 0.0  # weight of the sum of squared kernels, a term of the loss
-    task.kernel_l2_excluded = ('',)  # layers whose kernels it leaves out, by name
+    task.chroma_weight = 0.0  # a pixel's error is weighted by 1 + this * its true chroma / 100
+    task.reduction = 'sum'  # of the squared error of a photo; 'sum' is the paper's Frobenius norm
+    task.loss_resolution = 'output'  # where the error is taken: at the size of the network's output or input
+    task.alpha = 1 / 300
     return task
 
 
 def color_classes() -> ConfigDict:
-    """Section task of sorting pixels into classes of colours: rebalanced cross entropy + that of the photo's class."""
-    task = ConfigDict()
-    task.name = 'color_classes'  # a key of jaxcolor.tasks.TASKS
-    task.rebalance = 0.5  # lambda: a class weighs 1 / ((1 - this) share + this / classes); 1 lets all weigh alike
-    task.sigma = 5.0  # units of a*b*: how far a true colour belongs to the classes around it
-    task.temperature = 0.38  # T, above 0: 1 gives the mean of the predicted colours, towards 0 the likeliest one
-    task.answer_rebalance = 1.0  # lambda of the answer: likelihoods are multiplied by such weights; 1 leaves them alone
-    task.chroma_gain = 1.0  # evaluating and colouring multiply a*b* by it: means are grayer than what they are the mean of
-    task.mirror = False  # evaluating and colouring average the answers for the photo and for its mirror image
-    task.alpha = 0.0  # weight of the cross entropy of the photo's class; photos without a label add nothing
-    task.kernel_l2 = 0.0  # weight of the sum of squared kernels, a term of the loss
-    task.kernel_l2_excluded = ('',)  # layers whose kernels it leaves out, by name
+    """Section task of per-pixel color classification: rebalanced cross entropy + that of the photo's class."""
+    task = _ab_task('color_classes')
+    task.rebalance = 0.5  # lambda: a class weighs 1 / ((1 - this) share + this / classes); 1 weighs all alike
+    task.sigma = 5.0  # units of a*b*: width of the soft encoding of a true color
+    task.temperature = 0.38  # inference: T; 1 gives the mean of the predicted colors, towards 0 the likeliest one
+    task.inference_rebalance = 1.0  # inference: lambda of the weights that multiply the likelihoods; 1 leaves them alone
     return task
 
 
@@ -118,23 +127,23 @@ def adversarial() -> ConfigDict:
     task = ConfigDict()
     task.name = 'adversarial'  # a key of jaxcolor.tasks.TASKS
     task.l1 = 0.0  # weight of the generator's mean absolute error in U and V; in the text of the paper, not in its code
-    task.real_label = 1.0  # what the discriminator is to say of true photos; 0.9 is one-sided label smoothing
+    task.real_label = 1.0  # the discriminator's target for true photos; 0.9 is one-sided label smoothing
     return task
 
 
 def optimizer() -> ConfigDict:
     """Section optimizer; a field that the named optimizer or schedule does not have is ignored."""
     optimizer = ConfigDict()
-    optimizer.name = 'adadelta'  # 'adadelta', 'adam', 'rmsprop', 'sgd'; for huge batches 'lars' (sgd's), 'lamb' (adam's)
+    optimizer.name = 'adadelta'  # a key of tasks.optimizers.OPTIMIZERS; for huge batches 'lars' (sgd's), 'lamb' (adam's)
     optimizer.learning_rate = 1.0  # the peak, where the schedule varies
-    optimizer.scaling = 'none'  # of the rate with batch_size / base_batch_size: 'none', 'linear', 'sqrt'; go with a warm-up
+    optimizer.scaling = 'none'  # of the rate with batch_size / base_batch_size, a key of SCALINGS; use it with a warm-up
     optimizer.base_batch_size = 128  # photos a step that learning_rate is right for
-    optimizer.schedule = 'constant'  # 'constant', 'cosine' (to 0 at the last step) or 'step'
+    optimizer.schedule = 'constant'  # a key of SCHEDULES
     optimizer.warmup_steps = 0  # steps of linear warm-up from 0, ahead of any schedule
     optimizer.decay_every = 10_000  # steps, of schedule 'step'
     optimizer.decay_factor = 0.1  # of schedule 'step'
     optimizer.weight_decay = 0.0  # decoupled (AdamW); kernel L2 in the loss is task.kernel_l2
-    optimizer.clip_norm = 0.0  # largest global norm of the gradients; 0 clips none
+    optimizer.clip_norm = 0.0  # largest global norm of the gradients; 0 does not clip
     optimizer.rho = 0.95  # decay of the squared gradients: adadelta, rmsprop
     optimizer.eps = 1e-6  # adadelta, adam, rmsprop, lars, lamb
     optimizer.beta1 = 0.9  # adam, lamb
@@ -147,18 +156,18 @@ def optimizer() -> ConfigDict:
 def data() -> ConfigDict:
     """Section data."""
     data = ConfigDict()
-    data.shards = ''  # folder that `python -m jaxcolor.prepare` wrote; '' takes the bundled photos
+    data.shards = ''  # folder that `jaxcolor prepare` wrote; '' takes the bundled photos
     data.crop = 224  # pixels, the side of the square that the network is trained on
     data.flip = True  # left to right, for half of the photos
     data.flip_vertical = False  # upside down, for half of the photos
     data.resized_crop = 0.0  # least part of the area in a crop of random size and aspect, not enlarged; 0 crops at scale
-    data.rotate = 0.0  # degrees, the most to either side
-    data.shift = 0.0  # the most to either side, as part of the height and width; mirrored at the edges
+    data.rotate = 0.0  # degrees, at most, to either side
+    data.shift = 0.0  # part of the height and width, at most, to either side; mirrored at the edges
     data.brightness = 0.0  # linear light is multiplied by a random factor from 1 / (1 + this) to 1 + this
-    data.placement = 'host'  # 'device' holds the whole set on every device: batches are then made inside the step
+    data.placement = 'host'  # 'device' holds the whole set on every device and makes the batches inside the step
     data.read_threads = 2  # threads of this process that read and augment; each makes whole batches
     data.prefetch = 4  # batches ready ahead of the step
-    data.workers = 0  # processes that read, beside the threads; 0 is faster unless decoding is slow
+    data.workers = 0  # reading processes, beside the threads; 0 is faster unless decoding is slow
     return data
 
 
@@ -166,26 +175,156 @@ def train() -> ConfigDict:
     """Section train."""
     train = ConfigDict()
     train.steps = 200_000  # optimizer steps, in all
-    train.init_from = ''  # run directory or exported model whose trained network this one begins as; '' begins from the seed
-    train.init_redraw = ('',)  # layers, by name, that init_from does not give: they begin from the seed
-    train.batch_size = 128  # photos a step: those of a device and a part x devices of all processes x accumulation_steps
-    train.accumulation_steps = 1  # parts that a device takes its photos in, one after the other; as good as more devices
-    train.mapping = 'shard_map'  # of a device's step over all devices: 'shard_map' or 'pmap', with the same numbers
-    train.cross_device_batch_norm = False  # batch norm over all devices' photos (of a part), not each device's by itself
-    train.ema = 0.0  # decay of the moving average of the parameters that evaluates and colours; 0 takes them as they are
-    train.heartbeat = 30  # seconds without a sign of life after which a process of several is taken for dead
+    train.init_from = ''  # trained network (run directory or exported model) to start from; '' starts from the seed
+    train.init_redraw = ()  # layers, by name, that start from the seed all the same
+    train.batch_size = 128  # photos a step, over all devices of all processes and all accumulation steps
+    train.accumulation_steps = 1  # sequential parts of a device's photos; the same numbers as with more devices
+    train.mapping = 'shard_map'  # how a device's step is mapped over all devices; the numbers are the same
+    train.cross_device_batch_norm = False  # batch statistics over all devices' photos, not each device's own
+    train.ema = 0.0  # decay of the moving average of the parameters used for inference; 0 uses the parameters themselves
+    train.heartbeat = 30  # seconds without a sign of life after which a process of several counts as dead
     train.log_every = 50  # steps between lines of metrics.jsonl
     train.eval_every = 5_000  # steps between evaluations, each with example grids and curves
     train.eval_splits = ('validation',)  # splits to evaluate; the first one's loss says which checkpoints are best
-    train.checkpoint_every = 5_000  # steps between checkpoints; there is one at every evaluation, too
-    train.keep_best = 3  # checkpoints kept for their validation loss, beside the last
+    train.checkpoint_every = 5_000  # steps between checkpoints; every evaluation saves one, too
+    train.keep_best = 3  # checkpoints kept for their validation loss, beside the last two
     train.grid_photos = 8  # photos in an example grid
     train.tensorboard = False  # whether the metrics go to TensorBoard too (needs the extra [tensorboard])
     return train
 
 
-def choose(variants: dict, name: str):
-    """variants[name], or an error that lists what there is: for recipes that take `--config=configs/NAME.py:VARIANT`."""
+# -- Allowed values ---------------------------------------------------------------------------------------------------
+
+TASK_SECTIONS: dict[str, Callable[[], ConfigDict]] = {
+    'regression': regression,
+    'color_classes': color_classes,
+    'adversarial': adversarial,
+}
+
+# Of fields that name no registry's key.
+CHOICES: dict[str, tuple[str, ...]] = {
+    'model.dtype': ('float32', 'bfloat16'),
+    'model.decoder': ('nearest', 'deconv'),
+    'model.output_activation': ('sigmoid', 'tanh', 'linear'),
+    'model.padding': ('symmetric', 'SAME'),
+    'task.error': ('squared', 'huber'),
+    'task.reduction': ('sum', 'mean'),
+    'task.loss_resolution': ('output', 'input'),
+    'data.placement': ('host', 'device'),
+    'train.mapping': ('shard_map', 'pmap'),
+}
+# Smallest and largest value; None: no limit.
+RANGES: dict[str, tuple[float, float | None]] = {
+    'model.members': (1, None),
+    'model.global_dropout': (0, 0.99),
+    'task.huber_delta': (1e-3, 1e3),
+    'task.chroma_weight': (0, 1e3),
+    'task.chroma_gain': (0, 10),
+    'task.rebalance': (0, 1),
+    'task.sigma': (1, 100),
+    'task.temperature': (0.01, 10),
+    'task.inference_rebalance': (0.001, 1),  # at 0, classes that never came up would weigh infinitely
+    'optimizer.base_batch_size': (1, None),
+    'data.crop': (1, None),
+    'data.resized_crop': (0, 1),
+    'data.rotate': (0, 180),
+    'data.shift': (0, 0.5),
+    'data.brightness': (0, 10),
+    'data.read_threads': (1, None),
+    'data.prefetch': (1, None),
+    'data.workers': (0, None),
+    'train.steps': (1, None),
+    'train.batch_size': (1, None),
+    'train.accumulation_steps': (1, None),
+    'train.heartbeat': (1, None),
+    'train.log_every': (1, None),
+    'train.eval_every': (1, None),
+    'train.checkpoint_every': (1, None),
+    'train.grid_photos': (1, None),
+}
+
+
+class FieldError(UserError):
+    """A section lacks a field, or has one that its kind does not know."""
+
+
+def check_section(name: str, section: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
+    """Checks the fields of a section by CHOICES and RANGES.
+
+    Args:
+        name: 'model', 'task', ...
+        section: its fields.
+        defaults: a section of that kind with all its fields; None does not ask for them.
+
+    Raises:
+        FieldError: `section` lacks a field of `defaults` or has others.
+        UserError: a value is not allowed.
+    """
+    if defaults is not None:
+        kind = f' of {section["name"]}' if 'name' in section else ''
+        if missing := sorted(set(defaults) - set(section)):
+            raise FieldError(f'the section {name}{kind} lacks the field {missing[0]!r} (jaxcolor/config.py lists all).')
+        if unknown := sorted(set(section) - set(defaults)):
+            raise FieldError(f'the section {name}{kind} has no field {unknown[0]!r} (jaxcolor/config.py lists all).')
+    for field, value in section.items():
+        path = f'{name}.{field}'
+        if path in CHOICES and value not in CHOICES[path]:
+            raise UserError(f'{path}: {value!r} is none of {", ".join(CHOICES[path])}.')
+        if path in RANGES:
+            low, high = RANGES[path]
+            if high is None and not value >= low:
+                raise UserError(f'{path} must be at least {low}, not {value}.')
+            if high is not None and not low <= value <= high:
+                raise UserError(f'{path} must lie between {low} and {high}, not {value}.')
+
+
+# -- Recipes ----------------------------------------------------------------------------------------------------------
+
+
+def choose(variants: Mapping[str, Any], name: str) -> Any:
+    """variants[name], or an error that lists what there is: for recipes that take `--config=NAME:VARIANT`."""
     if name not in variants:
         raise ValueError(f'there is no variant {name!r}; there are {", ".join(filter(None, variants))}')
     return variants[name]
+
+
+def recipes_folder() -> Path:
+    """The folder of the recipes that come with jaxcolor: in the package when installed, else beside it."""
+    package = Path(__file__).parent
+    return package / 'configs' if (package / 'configs').is_dir() else package.parent / 'configs'
+
+
+def find_recipe(recipe: str) -> str:
+    """The file that a recipe stands for.
+
+    Args:
+        recipe: a path ('my/recipe.py', 'configs/ltbc.py') or a name ('ltbc'), and perhaps ':VARIANT'.
+
+    Returns:
+        The same with the path of an existing file: 'configs/ltbc.py:quickstart'.
+
+    Raises:
+        UserError: there is no such file and no such name.
+    """
+    name, colon, variant = recipe.partition(':')
+    path = Path(name)
+    if not path.is_file():
+        # A recipe of jaxcolor's own may be called by its path in the checkout from anywhere.
+        is_own = path.parent in (Path(), Path('configs')) and path.suffix in ('', '.py')
+        path = recipes_folder() / f'{path.stem}.py'
+        if not (is_own and path.is_file()):
+            names = ', '.join(sorted(file.stem for file in recipes_folder().glob('*.py')))
+            raise UserError(f'--config: there is no recipe {name!r}; give a path or one of {names}.')
+    return f'{path}{colon}{variant}'
+
+
+def load_recipe(recipe: str) -> ConfigDict:
+    """The config of a recipe, by a path or name as `find_recipe` takes it. Raises UserError."""
+    path, _, variant = find_recipe(recipe).partition(':')
+    spec = importlib.util.spec_from_file_location(f'recipe_{Path(path).stem}', path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return module.get_config(variant) if variant else module.get_config()
+    except Exception as error:  # whatever a recipe of the user's raises
+        raise UserError(f'the recipe {recipe} cannot be read ({type(error).__name__}: {error}).') from None

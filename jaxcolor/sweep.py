@@ -1,50 +1,54 @@
-"""Command: a study of several trainings, one after the other, into one table and one picture.
+"""Sweeps: several trainings, one after the other, into one table and one picture.
 
-    python -m jaxcolor.study configs/studies/ltbc.txt --out=runs/studies/ltbc [--config.data.shards=SHARDS ...]
-
-A study is a text file: on each line the flags of a training (`python -m jaxcolor.main`), behind # remarks. Flags after --out
-go to every one of them. Training K lives in OUT/K; the command can be stopped, and run again goes on. As a Slurm array the
-same file is trained by launch/slurm/array.sbatch; this command then finds all trained, and collects.
+A sweep is a text file: on each line the arguments of a training (`jaxcolor train`); lines that begin with # are remarks.
+Training K lives in OUT/K. Stopped, a sweep resumes where it was. As a Slurm array the same file is trained by
+launch/slurm/array.sbatch; `jaxcolor sweep FILE --collect` then tabulates.
 """
 
-import argparse
 import contextlib
 import csv
 import io
 import json
-import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from jaxcolor import files
+from jaxcolor.data.shards import SIDECAR, open_shards
+from jaxcolor.errors import UserError
+from jaxcolor.evaluation.evaluate import load_baselines, training_shards
+from jaxcolor.evaluation.evaluator import Evaluator, aggregate
 from jaxcolor.runtime import logs
-from jaxcolor.errors import UserError, one_line_errors
+from jaxcolor.runtime.parallel import DataParallel
+from jaxcolor.weights.runs import read_config
 
-# What the table has of each training's best evaluation, that of the least loss, and of the baselines.
+# Columns of the table: of each training's best evaluation, that of the least loss, and of the baselines.
 _FIGURES = ('psnr', 'ab_rmse', 'ssim', 'larger_channel_agreement', 'colorfulness', 'chroma_kept', 'loss')
 _ERROR = 'jaxcolor: error: '
 
 
-def read_study(path) -> list[list[str]]:
-    """The trainings of a study: the flags of each. Raises UserError where there are none."""
+def read_sweep(path: str | Path) -> list[list[str]]:
+    """The trainings of a sweep: the arguments of each. Raises UserError where there are none."""
     try:
         lines = Path(path).read_text(encoding='utf-8').splitlines()
     except OSError as error:
-        raise UserError(f'the study {path} cannot be read ({error.strerror}).') from None
+        raise UserError(f'the sweep {path} cannot be read ({error.strerror}).') from None
     trainings = [line.split() for line in lines if line.strip() and not line.startswith('#')]
     if not trainings:
-        raise UserError(f'the study {path} has no line of flags.')
+        raise UserError(f'the sweep {path} has no line of flags.')
     return trainings
 
 
-def train_all(trainings, out, more) -> None:
-    """Trains what is not trained yet, each in a process of its own; what fails leaves its reason in OUT/K/failed.txt."""
+def train_all(trainings: Sequence[Sequence[str]], out: Path, fields: Sequence[str] = ()) -> None:
+    """Trains what is not trained yet, each in a process of its own; a diverged one leaves its reason in OUT/K/failed.txt."""
     for number, flags in enumerate(trainings, 1):
         run = out / str(number)
         if _is_done(run):
             continue
         print(f'\n{number}/{len(trainings)}: {" ".join(flags)}', file=sys.stderr, flush=True)
-        command = [sys.executable, '-m', 'jaxcolor.main', *flags, *more, f'--workdir={run}']
+        command = [sys.executable, '-m', 'jaxcolor.main', *flags, *fields, f'--workdir={run}']
         reason = None
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
             for line in process.stderr:
@@ -52,9 +56,9 @@ def train_all(trainings, out, more) -> None:
                 if line.startswith(_ERROR):
                     reason = line.removeprefix(_ERROR).strip()
         if process.returncode and reason and 'not finite' in reason:
-            logs.write_atomically(run / 'failed.txt', reason + '\n')  # a result, too
+            files.write_text(run / 'failed.txt', reason + '\n')  # a result, too
         elif process.returncode:
-            raise UserError(f'training {number} of the study ended with {process.returncode}: {reason or "see above"}')
+            raise UserError(f'training {number} of the sweep ended with {process.returncode}: {reason or "see above"}')
 
 
 def _is_done(run):
@@ -66,8 +70,8 @@ def _is_done(run):
     return False
 
 
-def collect(trainings, out) -> list[dict]:
-    """Writes OUT/table.csv and OUT/study.png of what is trained -> the table's rows."""
+def collect(trainings: Sequence[Sequence[str]], out: Path) -> list[dict[str, Any]]:
+    """Writes OUT/table.csv and OUT/sweep.png of what is trained -> the table's rows."""
     rows, curves, baselines = [], [], []
     for number, flags in enumerate(trainings, 1):
         run = out / str(number)
@@ -89,26 +93,21 @@ def collect(trainings, out) -> list[dict]:
     table = csv.DictWriter(text, ['number', 'flags', 'steps', *_FIGURES, 'result'], restval='', lineterminator='\n')
     table.writeheader()
     table.writerows(rows)
-    logs.write_atomically(out / 'table.csv', text.getvalue())
-    _draw(out / 'study.png', rows, curves)
+    files.write_text(out / 'table.csv', text.getvalue())
+    _draw(out / 'sweep.png', rows, curves)
     return rows
 
 
 def _baselines(run, split) -> list[dict]:
-    """Rows of what needs no network, on the photos that a run was trained and evaluated on."""
-    from jaxcolor.data.shards import SIDECAR, open_shards
-    from jaxcolor.evaluation.evaluator import Evaluator, rivals_of, summary, trained_on
-    from jaxcolor.runtime.parallel import DataParallel
-    from jaxcolor.weights.runs import read_config
-
+    """Rows of the baselines, on the photos that a run was trained and evaluated on."""
     config = read_config(run)
-    if not (trained_on(run, config) / SIDECAR).exists():
+    if not (training_shards(run, config) / SIDECAR).exists():
         return []
-    evaluator = Evaluator(None, DataParallel(), open_shards(trained_on(run, config)), config)
+    evaluator = Evaluator(None, DataParallel(), open_shards(training_shards(run, config)), config)
     rows = []
-    for name, colors in rivals_of(run, config).items():
-        figures = summary(*evaluator.photos((), evaluator.batches(split), colors))
-        row = {'number': '', 'flags': name, 'steps': '', 'result': f'of {split}, without a network'}
+    for name, predict_ab in load_baselines(run, config).items():
+        figures = aggregate(*evaluator.per_photo_metrics((), evaluator.batches(split), predict_ab))
+        row = {'number': '', 'flags': name, 'steps': '', 'result': f'of {split}, a baseline'}
         rows.append(row | {name: f'{figures[name]:.5g}' for name in _FIGURES if name in figures})
     return rows
 
@@ -133,33 +132,27 @@ def _draw(path, rows, curves):
     panels[2].set(title='PSNR (dB) by step', xlabel='step')
     if curves:
         panels[2].legend(fontsize='small')
-    temporary = f'{path}.tmp'
-    figure.savefig(temporary, dpi=90, format='png')
-    os.replace(temporary, path)
+    with files.atomic(path) as temporary:
+        figure.savefig(temporary, dpi=90, format='png')
 
 
-@one_line_errors
-def main(argv=None):
-    """`python -m jaxcolor.study`."""
-    parser = argparse.ArgumentParser(
-        'python -m jaxcolor.study', description='Trains the lines of a study and tabulates them.', allow_abbrev=False
-    )
-    parser.add_argument('study', metavar='STUDY', help='a text file, a line of flags of jaxcolor.main for each training')
-    parser.add_argument('--out', required=True, metavar='DIR', help='folder of the run directories, table.csv and study.png')
-    parser.add_argument('--collect', action='store_true', help='only tabulate what is trained')
-    args, more = parser.parse_known_args(argv)
-    out = Path(args.out)
-    trainings = read_study(args.study)
-    if wrong := [flag for flag in more if not flag.startswith('--config.')]:
-        raise UserError(f'{wrong[0]!r} is no flag of a study; fields for all trainings are --config.SECTION.FIELD=VALUE.')
+def run_sweep(path: str | Path, out: Path, fields: Sequence[str] = (), only_collect: bool = False) -> None:
+    """Trains what is not trained yet and tabulates all of it.
+
+    Args:
+        path: the sweep file.
+        out: folder of the run directories, table.csv and sweep.png.
+        fields: '--config.SECTION.FIELD=VALUE' of all trainings.
+        only_collect: tabulates what is there.
+
+    Raises:
+        UserError: the file cannot be read or is empty; a training failed.
+    """
+    trainings = read_sweep(path)
     out.mkdir(parents=True, exist_ok=True)
-    if not args.collect:
-        train_all(trainings, out, more)
+    if not only_collect:
+        train_all(trainings, out, fields)
     for row in collect(trainings, out):
         figures = ', '.join(f'{name} {row[name]}' for name in _FIGURES[:2] if row.get(name))
-        print(f'{row["number"] or "beside them"}: {row["flags"]}\n   {figures or row["result"]}')
-    print(f'\ntable: {out / "table.csv"}; picture: {out / "study.png"}')
-
-
-if __name__ == '__main__':
-    main()
+        print(f'{row["number"] or "baseline"}: {row["flags"]}\n   {figures or row["result"]}')
+    print(f'\ntable: {out / "table.csv"}; picture: {out / "sweep.png"}')

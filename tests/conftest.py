@@ -1,6 +1,5 @@
 """Every test runs on 8 host devices and under strict dtype promotion."""
 
-import fcntl
 import gc
 import os
 import tempfile
@@ -20,6 +19,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import filelock
 import jax
 import numpy as np
 import pytest
@@ -47,8 +47,7 @@ def made_once(tmp_path_factory, name, make):
     base = tmp_path_factory.getbasetemp()
     if 'PYTEST_XDIST_WORKER' in os.environ:
         base = base.parent
-    with open(base / f'{name}.lock', 'a') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with filelock.FileLock(base / f'{name}.lock'):
         if not (base / f'{name}.made').exists():
             make(base / name)
             (base / f'{name}.made').touch()
@@ -65,9 +64,9 @@ def shards(tmp_path_factory):
 
 def small_config(shards):
     """The quickstart's recipe made smaller still: 64 pixels, an eighth of the width, one 8-photo batch a step."""
-    from configs import ltbc
+    from jaxcolor.config import load_recipe
 
-    config = ltbc.get_config('quickstart')
+    config = load_recipe('ltbc:quickstart')
     config.model.update({'width': 0.125, 'global_size': 32})
     config.data.update({'shards': str(shards), 'crop': 64})
     config.train.update({'batch_size': 8, 'steps': 4, 'log_every': 1, 'eval_every': 1000, 'checkpoint_every': 1000})
@@ -110,15 +109,34 @@ def undisturbed(slurm, tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def command():
-    """Runs `python -m jaxcolor.ROOM ARGS...` as a user would, on one device -> (exit code, stdout, stderr)."""
+    """Runs `jaxcolor COMMAND ARGS...` (or `python -m jaxcolor.main`) as a user would, on one device -> (exit code, stdout,
+    stderr)."""
 
-    def run(room, *args, **kwargs):
+    def run(name, *args, **kwargs):
         environment = {**os.environ, 'XLA_FLAGS': FLAGS, **kwargs.pop('env', {})}
+        module = ['jaxcolor.main'] if name == 'main' else ['jaxcolor', name]
         done = subprocess.run(
-            [sys.executable, '-m', f'jaxcolor.{room}', *map(str, args)],
+            [sys.executable, '-m', *module, *map(str, args)],
             capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600, **kwargs,
         )  # fmt: skip
         return done.returncode, done.stdout, done.stderr
+
+    return run
+
+
+@pytest.fixture
+def cli(capsys):
+    """Runs `jaxcolor COMMAND ARGS...` in this process -> (exit code, stdout, stderr)."""
+    from jaxcolor.cli import main
+
+    def run(*args):
+        code = 0
+        capsys.readouterr()
+        try:
+            main([str(word) for word in args])
+        except SystemExit as end:
+            code = end.code or 0
+        return code, *capsys.readouterr()
 
     return run
 

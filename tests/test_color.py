@@ -1,4 +1,4 @@
-"""Colour spaces against scikit-image, and exact inverses."""
+"""Color spaces against scikit-image, and exact inverses."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def test_lab_and_rgb_invert_each_other_on_every_gray_and_corner():
     for rgb in (grays, corners):
         assert (color.to_uint8(color.lab_to_rgb(color.rgb_to_lab(rgb))) == rgb).all()
     lab = color.rgb_to_lab(grays)
-    assert np.abs(lab[:, 1:]).max() < 0.02  # gray has no colour
+    assert np.abs(lab[:, 1:]).max() < 0.02  # gray has no color
     assert abs(lab[255, 0] - 100) < 1e-3
 
 
@@ -59,7 +59,7 @@ def test_every_uint8_lab_inverts_exactly():
 
 
 @pytest.mark.parametrize('activation', color.AB_RANGE)
-def test_normalisations_invert_exactly(activation):
+def test_normalizations_invert_exactly(activation):
     # Powers of two scale without rounding, so equality is exact.
     ab = np.arange(-128, 128, 0.25, dtype=np.float32)
     assert (color.denormalize_ab(color.normalize_ab(ab, activation), activation) == ab).all()

@@ -13,35 +13,24 @@ import jax
 import numpy as np
 import pytest
 from conftest import FLAGS, ROOT, assert_one_sentence
+from helpers import assert_identical, state_of
 
 from configs import ltbc
 from jaxcolor import config as base
 from jaxcolor import tasks
-from jaxcolor.runtime import logs
-from jaxcolor.weights import export, runs
-from jaxcolor.runtime.checkpoint import Checkpoints, abstract
 from jaxcolor.data import pipeline
 from jaxcolor.data.shards import open_shards
 from jaxcolor.errors import UserError
+from jaxcolor.runtime import logs
+from jaxcolor.runtime.checkpoint import Checkpoints
 from jaxcolor.train import train
+from jaxcolor.weights import runs
+from jaxcolor.weights.export import export
 
 TINY = [
     '--config=configs/ltbc.py:quickstart', '--config.model.width=0.0625', '--config.model.global_size=32',
     '--config.data.crop=32', '--config.train.batch_size=4', '--config.train.log_every=1',
 ]  # fmt: skip
-
-
-def state_of(run, step, config):
-    """The whole state of a checkpoint, on the host."""
-    shapes = jax.eval_shape(tasks.build(config).init, jax.random.PRNGKey(0))
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    with Checkpoints(run / 'checkpoints') as checkpoints:
-        return jax.device_get(checkpoints.restore(step, abstract(shapes, sharding)))
-
-
-def assert_identical(a, b):
-    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(x, y, err_msg=jax.tree_util.keystr(path))
 
 
 def test_stop_and_resume_is_bit_identical(tiny_config, tmp_path, capsys):
@@ -131,8 +120,8 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rate(tiny_config, tmp_pat
 
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(tiny_config, tmp_path):
     for section, change, words in [
-        ('train', {'batch_size': 12}, 'dealt evenly to 8 devices'),
-        ('train', {'batch_size': 24, 'accumulation_steps': 2}, 'dealt evenly to 8 devices in 2 parts each; .* of 16'),
+        ('train', {'batch_size': 12}, 'shared evenly by 8 devices'),
+        ('train', {'batch_size': 24, 'accumulation_steps': 2}, 'shared evenly by 8 devices in 2 parts each; .* of 16'),
         ('train', {'steps': 0}, 'train.steps must be at least 1'),
         ('train', {'accumulation_steps': 0}, 'train.accumulation_steps must be at least 1'),
         ('train', {'mapping': 'vmap'}, 'shard_map, pmap'),
@@ -267,7 +256,7 @@ def test_the_command_starts_the_recipe_as_it_stands(command, tmp_path):
     )  # fmt: skip
     assert code == 0, err
     assert 'bundled photos' in out
-    assert re.search(r'-m jaxcolor.colorize --model=\S+ PHOTO.jpg', out)
+    assert re.search(r'-m jaxcolor colorize PHOTO.jpg --model=\S+', out)
 
 
 @pytest.mark.parametrize(
@@ -278,14 +267,18 @@ def test_the_command_starts_the_recipe_as_it_stands(command, tmp_path):
         ('--config.data.flip=maybe', ['--config.data.flip=maybe']),
         ('--config=configs/none.py', ['configs/none.py']),
         ('--config=configs/ltbc.py:slow', ['slow', 'quickstart']),
-        ('--verbose_please', ['verbose_please']),
+        ('--verbose_please', ['verbose-please']),
         ('stray', ['stray']),
-        ('--workdir=/proc/none', ['/proc/none']),
     ],
 )
-def test_bad_arguments_are_one_sentence(command, argument, parts):
-    code, _, err = command('main', '--config=configs/ltbc.py', argument)
+def test_bad_arguments_are_one_sentence(cli, argument, parts):
+    code, _, err = cli('train', '--config=configs/ltbc.py', argument)
     assert_one_sentence(code, err, *parts)
+
+
+def test_a_run_directory_that_cannot_be_made_is_one_sentence(command):
+    code, _, err = command('train', '--config=configs/ltbc.py', '--workdir=/proc/none')
+    assert_one_sentence(code, err, '/proc/none')
 
 
 def test_it_begins_as_another_run_or_an_exported_model(tiny_config, trained, tmp_path):
@@ -297,26 +290,26 @@ def test_it_begins_as_another_run_or_an_exported_model(tiny_config, trained, tmp
     assert int(state.step) == 1  # its own steps count, not the other's
     assert_identical(state.params, whole.params)
 
-    drawn = state.replace(params=jax.tree.map(np.zeros_like, state.params), ema=whole.averages())
-    exported.export(trained, tmp_path / 'model')
+    drawn = state.replace(params=jax.tree.map(np.zeros_like, state.params), ema=whole.weights())
+    export(trained, tmp_path / 'model')
     for source, rounding in ((trained, 0), (tmp_path / 'model', 1e-3)):
-        begun = runs.begin_as(source, drawn)
-        for tree in (begun.averages(), begun.ema):
-            for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(whole.averages()), strict=True):
+        begun = runs.init_from(source, drawn)
+        for tree in (begun.weights(), begun.ema):
+            for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(whole.weights()), strict=True):
                 np.testing.assert_allclose(a, b, rtol=rounding, atol=rounding / 1000)
 
     tiny_config.model.width = 0.25
     with pytest.raises(UserError, match='another network: model_state.*there'):
-        runs.begin_as(trained, jax.eval_shape(tasks.build(tiny_config).init, jax.random.PRNGKey(0)))
+        runs.init_from(trained, jax.eval_shape(tasks.build(tiny_config).init, jax.random.PRNGKey(0)))
     tiny_config.model.update({'width': 0.125, 'global_size': 64})  # so that its dense layer alone takes more
     wider = jax.jit(tasks.build(tiny_config).init)(jax.random.PRNGKey(1))
     with pytest.raises(UserError, match=r'params\.global_dense_0\..*kernel is .* Layers that train.init_redraw names'):
-        runs.begin_as(trained, wider)
-    begun = runs.begin_as(trained, wider, ('global_dense_0',))
+        runs.init_from(trained, wider)
+    begun = runs.init_from(trained, wider, ('global_dense_0',))
     for layer, source in (('global_dense_0', wider), ('global_dense_1', whole), ('output', whole)):
         assert_identical(begun.params[layer], source.params[layer])
     with pytest.raises(UserError, match="init_redraw: neither network has a layer 'encoder'"):
-        runs.begin_as(trained, wider, ('encoder',))
+        runs.init_from(trained, wider, ('encoder',))
     tiny_config.train.init_from = str(tmp_path / 'none')
     with pytest.raises(UserError, match='none is no run directory'):
         train(tiny_config, tmp_path / 'begun')

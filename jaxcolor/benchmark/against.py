@@ -59,7 +59,7 @@ def paired(ours, theirs, rounds: int) -> Ratio:
 class TorchTraining:
     """A training of one of the networks in PyTorch, on one device and one fixed batch that lies on it as uint8 Lab.
 
-    What jaxcolor's step does to the batch is done in the step here, too: normalisation, the conversion to YUV, a frozen
+    What jaxcolor's step does to the batch is done in the step here, too: normalization, the conversion to YUV, a frozen
     extractor that is not cached. Kernel L2 is the optimizer's weight decay, which has the same gradient at less cost, so
     that `step` returns the loss without it. Batch norm's running variance is unbiased in PyTorch, and the GAN's statistics
     are updated at every pass; neither touches a loss or gradient.
@@ -151,7 +151,7 @@ class TorchTraining:
         return of_discriminator + of_generator
 
     def infer(self):
-        """Colours the batch from its L*, with batch norms folded -> a*b* as the network sees photos, (B, 2, H, W)."""
+        """Colors the batch from its L*, with batch norms folded -> a*b* as the network sees photos, (B, 2, H, W)."""
         if self._folded is None:
             self._folded = self.nets.fold_batch_norm(copy.deepcopy(self.network).eval().requires_grad_(False))
         noise = () if not self.adversarial else (self.noises[0] if self.noises else self._noise(),)
@@ -281,7 +281,7 @@ class TorchTraining:
         return 2 * self.torch.rand(len(self.lab), self.network.noise_size, device=self.device) - 1
 
     def _generate(self, noise):
-        """(B, 3, H, W) photos in generated colours."""
+        """(B, 3, H, W) photos in generated colors."""
         luma = self._yuv()[:, :1]
         return self.torch.cat([luma, self.network.generator(luma, noise).float()], dim=1)
 
@@ -381,7 +381,7 @@ def check_same_loss(
 
 
 def varied_batch(config, size: int, seed: int = 0):
-    """A batch of `size` made-up photos of a config's crop that differ in colour, contrast and detail: NumPy arrays."""
+    """A batch of `size` made-up photos of a config's crop that differ in color, contrast and detail: NumPy arrays."""
     rng, side = np.random.default_rng(seed), config.data.crop
     lab = np.empty((size, side, side, 3), np.float32)
     for i, photo in enumerate(lab):

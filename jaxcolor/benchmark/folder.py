@@ -5,13 +5,15 @@ import tempfile
 import numpy as np
 
 from jaxcolor.benchmark.against import Ratio, paired
-from jaxcolor.inference.colorize import Colorizer, batch_size_of, colorize, plan, read_photo
+from jaxcolor.inference.colorize import colorize, plan_outputs
+from jaxcolor.inference.colorizer import Colorizer
+from jaxcolor.inference.photos import read_photo
 from jaxcolor.prepare.decode import pillow_unguarded
 
 
 @pillow_unguarded()
 def beside_the_network(model, photos, rounds: int) -> tuple[int, Ratio]:
-    """How many photos there are, and the seconds of colouring them, files and all, over those of the network alone.
+    """How many photos there are, and the seconds of coloring them, files and all, over those of the network alone.
 
     Args:
         model: a run directory.
@@ -22,18 +24,18 @@ def beside_the_network(model, photos, rounds: int) -> tuple[int, Ratio]:
     """
     colorizer = Colorizer(model)
     with tempfile.TemporaryDirectory() as out:
-        pairs = plan([photos], out)
+        pairs = plan_outputs([photos], out)
         by_shape = {}
         for photo, _ in pairs:
-            lightness = colorizer.look(read_photo(photo, 200))
+            lightness = colorizer.preprocess(read_photo(photo, 200))
             by_shape.setdefault(lightness.shape, []).append(lightness)
-        size = batch_size_of(colorizer)
+        size = colorizer.batch_size
         batches = [
             np.concatenate(group[i : i + size]) for group in by_shape.values() for i in range(0, len(group), size)
         ]  # fmt: skip
 
         def network():
             for batch in batches:
-                colorizer.colors(batch)
+                colorizer.predict_ab(batch)
 
         return len(pairs), paired(lambda: colorize(colorizer, pairs, quiet=True), network, rounds)

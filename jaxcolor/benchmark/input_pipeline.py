@@ -1,9 +1,9 @@
-"""Command: what preparing and streaming cost on this machine, beside the usual PyTorch way. Prints Markdown tables.
+"""What preparing and streaming cost on this machine, beside the usual PyTorch way. Prints Markdown tables.
 
-    python -m jaxcolor.data.benchmark_data stream PHOTOS      photos/s of a training stream, by encoding
-    python -m jaxcolor.data.benchmark_data prepare PHOTOS     photos/s of preparing
-    python -m jaxcolor.data.benchmark_data encodings PHOTOS   size, speed and error of each encoding, on one core
-    python -m jaxcolor.data.benchmark_data memory             peak memory at 1,000, 10,000 and 100,000 photos
+    jaxcolor benchmark --of=stream PHOTOS      photos/s of a training stream, by encoding
+    jaxcolor benchmark --of=prepare PHOTOS     photos/s of preparing
+    jaxcolor benchmark --of=encodings PHOTOS   size, speed and error of each encoding, on one core
+    jaxcolor benchmark --of=memory             peak memory at 1,000, 10,000 and 100,000 photos
 
 What is compared takes turns, round after round, so that a slow spell of the machine meets all; medians are printed,
 with the range in brackets. PHOTOS is a folder of photos; `stream` and `prepare` need PyTorch and scikit-image.
@@ -27,14 +27,17 @@ import numpy as np
 from PIL import Image
 
 from jaxcolor import color
+from jaxcolor import config as fields
 from jaxcolor.data import shards
-from jaxcolor.prepare.decode import open_photo
 from jaxcolor.data.pipeline import train_batches
-from jaxcolor.prepare.sources import folder
-from jaxcolor.errors import UserError, one_line_errors
+from jaxcolor.errors import UserError
 from jaxcolor.prepare import prepare
+from jaxcolor.prepare.decode import open_photo
+from jaxcolor.prepare.sources import folder
 
 SIZE, CROP, BATCH = 256, 224, 32
+# Threads and worker processes that read.
+_READING = [(1, 0), (2, 0), (4, 0), (1, 2)]
 
 
 def jpegs_of(photos, target, side=SIZE, count=None):
@@ -119,8 +122,8 @@ def torch_rate(paths, workers, seconds):
 
 def crops(path, crop, read_threads=2, workers=0):
     """`train_batches` with random crops and flips."""
-    off = dict.fromkeys(('flip_vertical', 'resized_crop', 'rotate', 'shift', 'brightness'), 0)
-    data = argparse.Namespace(crop=crop, flip=True, read_threads=read_threads, prefetch=4, workers=workers, **off)
+    data = fields.data()
+    data.update({'crop': crop, 'read_threads': read_threads, 'workers': workers})
     return train_batches(shards.open_shards(path), batch_size=BATCH, data=data, seed=0)
 
 
@@ -148,7 +151,7 @@ def stream(args):
         for encoding in shards.ENCODINGS:
             out = work / encoding
             prepare(work / 'jpegs', out, size=SIZE, encoding=encoding, split='train:1', keep_gray=True, quiet=True)
-            for threads, workers in args.reading:
+            for threads, workers in _READING:
                 name = f'{encoding}, ' + (f'{workers} worker processes' if workers else f'{threads} threads')
                 reading = {'read_threads': threads, 'workers': workers}
                 ways[name] = functools.partial(shard_rate, out, args.seconds, **reading)
@@ -279,7 +282,7 @@ def memory(args):
     """The table of `memory`."""
     options = 'size=64, workers=2, split="train:1", quiet=True'
     making = f'from jaxcolor.prepare import prepare; prepare(*sys.argv[1:], {options})'
-    reading = 'from jaxcolor.data.benchmark_data import read_through; read_through(*sys.argv[1:])'
+    reading = 'from jaxcolor.benchmark.input_pipeline import read_through; read_through(*sys.argv[1:])'
     print('| photos | preparing: main process | preparing: a worker | streaming |\n| ---: | ---: | ---: | ---: |')
     for count in args.counts:
         with tempfile.TemporaryDirectory() as work:
@@ -297,29 +300,26 @@ def read_through(path, count):
     batches.close()
 
 
-@one_line_errors
-def main(argv=None):
-    """`python -m jaxcolor.data.benchmark_data`."""
+BENCHMARKS = {'stream': stream, 'prepare': prepare_rates, 'encodings': encodings, 'memory': memory}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `run`, beside --rounds and PHOTOS."""
+    group = parser.add_argument_group('of --of=stream, prepare, encodings, memory')
+    add = group.add_argument
+    add('--of', default='steps', choices=['steps', *BENCHMARKS], help='what to time (%(default)s)')
+    add('--seconds', type=float, default=4, help='of streaming a round (%(default)s)')
+    add('--torch-workers', type=int, nargs='+', default=[0, 1, 2, 4], metavar='N', help="of PyTorch's DataLoader")
+    add('--workers', type=int, default=os.cpu_count(), help='processes that prepare (%(default)s)')
+    add('--side', type=int, default=SIZE, help='of the JPEG files that are prepared (%(default)s)')
+    add('--count', type=int, metavar='N', help='photos to take (all)')
+    add('--counts', type=int, nargs='+', default=[1_000, 10_000, 100_000], metavar='N', help='photos, for memory')
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measures what `args.of` names. Raises UserError."""
+    if args.of != 'memory' and not args.photos:
+        raise UserError(f'--of={args.of} needs PHOTOS, a folder of photos.')
     # For both sides: threads of BLAS beside processes only get in each other's way.
     os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
-    functions = {'stream': stream, 'prepare': prepare_rates, 'encodings': encodings, 'memory': memory}
-    for name, function in functions.items():
-        command = commands.add_parser(name)
-        command.set_defaults(run=function, reading=[(1, 0), (2, 0), (4, 0), (1, 2)])
-        if name != 'memory':
-            command.add_argument('photos')
-            command.add_argument('--rounds', type=int, default=5)
-        command.add_argument('--seconds', type=float, default=4)
-        command.add_argument('--torch-workers', type=int, nargs='+', default=[0, 1, 2, 4])
-        command.add_argument('--workers', type=int, default=os.cpu_count())
-        command.add_argument('--side', type=int, default=SIZE, help='of the JPEG files that are prepared')
-        command.add_argument('--count', type=int, help='of photos to take')
-        command.add_argument('--counts', type=int, nargs='+', default=[1_000, 10_000, 100_000])
-    args = parser.parse_args(argv)
-    args.run(args)
-
-
-if __name__ == '__main__':
-    main()
+    BENCHMARKS[args.of](args)

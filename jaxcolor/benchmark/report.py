@@ -1,12 +1,11 @@
 """Results of the benchmark as JSON, Markdown and a picture; and beside earlier ones."""
 
 import json
-import os
 import statistics
 from pathlib import Path
 
+from jaxcolor import files
 from jaxcolor.errors import UserError
-from jaxcolor.runtime.logs import write_atomically
 
 FIELDS = ('recipe', 'mode', 'precision', 'batch', 'size', 'devices', 'mapping', 'data', 'forms', 'cached')
 SHOWN = {
@@ -98,8 +97,8 @@ def write(results, folder) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f'results.{suffix}' for suffix in ('json', 'md', 'png')]
-        write_atomically(paths[0], json.dumps(results, indent=1) + '\n')
-        write_atomically(paths[1], markdown(results) + '\n')
+        files.write_text(paths[0], json.dumps(results, indent=1) + '\n')
+        files.write_text(paths[1], markdown(results) + '\n')
         draw(results, paths[2])
     except OSError as error:
         raise UserError(f'the results cannot be written to {folder} ({error.strerror}).') from None
@@ -142,6 +141,5 @@ def draw(results, path):
         roof.plot(ends, heights, color=f'C{number}')
     roof.set(xlabel='operations a byte', ylabel='GFLOP/s of a device', xscale='log', yscale='log', title='roofline')
     roof.legend()
-    temporary = Path(f'{path}.tmp.png')
-    figure.savefig(temporary, dpi=100)
-    os.replace(temporary, path)
+    with files.atomic(path) as temporary:
+        figure.savefig(temporary, dpi=100, format='png')

@@ -16,9 +16,9 @@ import numpy as np
 
 from jaxcolor import color, models
 from jaxcolor.errors import UserError
-from jaxcolor.models.extractors import vgg16
 from jaxcolor.models.blocks import scaled
 from jaxcolor.models.encoder_fusion import DEEPCOLOR
+from jaxcolor.models.extractors import vgg16
 
 try:
     import torch
@@ -69,7 +69,7 @@ def dense(inputs, features, batch_norm=False, activation='relu'):
 
 
 def upsample(x):
-    """Nearest-neighbour x2."""
+    """Nearest-neighbor x2."""
     return F.interpolate(x, scale_factor=2)
 
 
@@ -296,7 +296,7 @@ class Discriminator(nn.Module):
         return self.logit(self.hidden(x.flatten(1)))[:, 0]
 
 
-# -- Colours ----------------------------------------------------------------------------------------------------------
+# -- Colors ----------------------------------------------------------------------------------------------------------
 
 
 # Rows of the matrices; as floats they are constants of compiled code. A matrix product would fall under autocast and TF32.

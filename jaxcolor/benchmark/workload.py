@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib
 import math
 import statistics
 import tempfile
@@ -14,11 +13,12 @@ import numpy as np
 
 from jaxcolor import color, tasks
 from jaxcolor.benchmark import flops
+from jaxcolor.config import load_recipe
 from jaxcolor.data import device, pipeline
-from jaxcolor.prepare import bundled
 from jaxcolor.data.shards import open_shards
 from jaxcolor.errors import UserError
 from jaxcolor.models import blocks, extractors
+from jaxcolor.prepare import bundled
 from jaxcolor.runtime.parallel import DataParallel, compiler_options
 
 CHOICES = {
@@ -64,16 +64,6 @@ class Case:
             raise UserError('--precision: tf32 is for GPUs.')
         if self.batch < 1 or self.batch % (self.devices or len(jax.devices())):
             raise UserError(f'--batch: {self.batch} photos cannot be dealt to {self.devices or "all"} devices.')
-
-
-def load_recipe(name: str):
-    """'deepcolor:base' -> the config of configs/deepcolor.py. Raises UserError where there is none."""
-    module, _, variant = name.partition(':')
-    try:
-        recipe = importlib.import_module(f'configs.{module}')
-        return recipe.get_config(variant) if variant else recipe.get_config()
-    except (ImportError, ValueError) as error:
-        raise UserError(f'--configs: {name!r} cannot be read ({error}); run this in the checkout.') from None
 
 
 class Workload:
@@ -133,7 +123,7 @@ class Workload:
         if case.mode == 'infer':
             batch['lightness'] = color.decode_lab(batch.pop('lab'))[..., :1]
             del batch['label']
-        self.batch, self._held, self._batches = parallel.shard(batch), (), None
+        self.batch, self._resident, self._batches = parallel.shard(batch), (), None
         if case.data != 'fixed':
             if case.mode == 'infer' or case.cached:
                 raise UserError(f'--data={case.data} is for training, without cached features.')
@@ -142,8 +132,8 @@ class Workload:
             shards = open_shards(bundled.prepare_for(config.data.crop, f'{folder.name}/shards'))
             share = {'batch_size': case.batch, 'process_index': 0, 'process_count': 1}
             if case.data == 'device':
-                self._held = (device.hold(shards, 'train', config.data, parallel.replicated),)
-                self._batches = device.HeldBatches(*self._held, **share)
+                self._resident = (device.to_device(shards, 'train', config.data, parallel.replicated),)
+                self._batches = device.DeviceBatches(*self._resident, **share)
             else:
                 self._batches = pipeline.train_batches(shards, data=config.data, seed=0, **share)
             self.batch = None
@@ -151,13 +141,13 @@ class Workload:
     def _next(self):
         return self.batch if self._batches is None else self.parallel.shard(next(self._batches))
 
-    def step_of_device(self, state, batch, *held):
+    def step_of_device(self, state, batch, *resident):
         """The step that is timed, as it is written for one device."""
         if self.case.mode == 'infer':
-            given = {'features': next(iter(batch['features'].values()))} if self.case.cached else {}
+            given = {'global_features': next(iter(batch['features'].values()))} if self.case.cached else {}
             return (self.task.predict(state, batch['lightness'], jax.random.PRNGKey(0), **given),)
-        if held:
-            batch = device.gather(*held, **batch, data=self.config.data, seed=0)
+        if resident:
+            batch = device.gather(*resident, **batch, data=self.config.data, seed=0)
         return self.task.train_step(state, batch)
 
     def _compile(self):
@@ -165,13 +155,13 @@ class Workload:
         per_device = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((x.shape[0] // self.parallel.device_count, *x.shape[1:]), x.dtype), batch
         )
-        self.flops = self.parallel.device_count * flops.count(self.step_of_device, self.state, per_device, *self._held)
+        self.flops = self.parallel.device_count * flops.count(self.step_of_device, self.state, per_device, *self._resident)
         is_training = self.case.mode == 'train'
         step = self.parallel.map(self.step_of_device, (False, False) if is_training else (True,), donate_state=is_training)
         start = time.perf_counter()
         self.bytes = self.memory = self.xla_flops = None
         if hasattr(step, 'lower'):
-            step = step.lower(self.state, batch, *self._held).compile()
+            step = step.lower(self.state, batch, *self._resident).compile()
             costs = step.cost_analysis()
             self.bytes, self.xla_flops = costs.get('bytes accessed'), costs.get('flops')
             sizes = step.memory_analysis()
@@ -194,7 +184,7 @@ class Workload:
 
     def _take(self, batch):
         """One step; its metrics or predictions are the result."""
-        *state, self.result = self._step(self.state, batch, *self._held)
+        *state, self.result = self._step(self.state, batch, *self._resident)
         if state:
             (self.state,) = state
 

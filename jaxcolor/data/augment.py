@@ -1,5 +1,5 @@
 """What happens to a photo between its record and a training batch. Everything works on the uint8 Lab array as a whole,
-so lightness and colour stay aligned."""
+so lightness and color stay aligned."""
 
 import enum
 import math
@@ -8,7 +8,6 @@ import numpy as np
 from PIL import Image
 
 from jaxcolor.data.order import below
-from jaxcolor.errors import UserError
 
 # A crop of random size has a random aspect too (Szegedy et al., Going Deeper with Convolutions, 2015, section 6).
 ASPECT = (3 / 4, 4 / 3)
@@ -50,16 +49,6 @@ def copy_mirrored(source, target):
     """target = source flipped left to right. Plane by plane takes NumPy a sixth of the time of `source[:, ::-1]`."""
     for channel in range(3):
         target[..., channel] = source[:, ::-1, channel]
-
-
-def check(data):
-    """Raises UserError where a field of the config's `data` section makes no sense."""
-    ranges = {'resized_crop': (0, 1), 'rotate': (0, 180), 'shift': (0, 0.5), 'brightness': (0, 10)}
-    for name, (low, high) in ranges.items():
-        if not low <= getattr(data, name) <= high:
-            raise UserError(f'data.{name} must lie between {low} and {high}, not {getattr(data, name)}')
-    if data.crop < 1:
-        raise UserError(f'data.crop must be at least 1 pixel, not {data.crop}')
 
 
 def augment(lab, bits, data, out):
@@ -109,12 +98,12 @@ def _move(lab, bits, data):
     down = _around_zero(bits[Draw.SHIFT_DOWN], data.shift) * height
     right = _around_zero(bits[Draw.SHIFT_RIGHT], data.shift) * width
     cos, sin = math.cos(angle), math.sin(angle)
-    # Where the turned and shifted frame reaches to, from the photo's centre: that much has to be mirrored in.
+    # Where the turned and shifted frame reaches to, from the photo's center: that much has to be mirrored in.
     reach_y = (abs(sin) * width + abs(cos) * height) / 2 + abs(down) + abs(right)
     reach_x = (abs(cos) * width + abs(sin) * height) / 2 + abs(down) + abs(right)
     pad_y, pad_x = max(0, math.ceil(reach_y - height / 2) + 1), max(0, math.ceil(reach_x - width / 2) + 1)
     padded = np.pad(lab, ((pad_y, pad_y), (pad_x, pad_x), (0, 0)), 'symmetric')
-    # Pillow asks where each output pixel comes from: centre, turn back, shift back.
+    # Pillow asks where each output pixel comes from: center, turn back, shift back.
     x0, y0 = width / 2 + right, height / 2 + down
     matrix = (
         cos, sin, width / 2 + pad_x - cos * x0 - sin * y0,

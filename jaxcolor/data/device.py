@@ -1,4 +1,4 @@
-"""A small set held on the device as a whole: batches are gathered, cropped and flipped inside the jitted step.
+"""A small set dataset on the device as a whole: batches are gathered, cropped and flipped inside the jitted step.
 
 The batches are the ones that `pipeline.train_batches` makes with the same seed, to the byte.
 """
@@ -8,15 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxcolor.config import check_section
 from jaxcolor.data import order
-from jaxcolor.data.augment import Draw, check, enlarge_to
+from jaxcolor.data.augment import Draw, enlarge_to
 from jaxcolor.errors import UserError
 
 MOST_PIXELS = 2**31 - 1  # that an int32 can number: 6.4 GB
 
 
 @struct.dataclass
-class HeldSet:
+class DeviceDataset:
     """The photos of a split, laid end to end. A pytree: pass it to the step as an argument, not by closure."""
 
     pixels: jax.Array  # uint8 (pixels of all photos, 3), Lab
@@ -26,7 +27,7 @@ class HeldSet:
     label: jax.Array  # int32 (N,)
 
 
-def hold(shards, split, data, sharding=None):
+def to_device(shards, split, data, sharding=None):
     """Reads a split whole and puts it on the device(s).
 
     Args:
@@ -36,12 +37,12 @@ def hold(shards, split, data, sharding=None):
         sharding: of the arrays, normally replicated; None means JAX's default device.
 
     Returns:
-        A `HeldSet`.
+        A `DeviceDataset`.
 
     Raises:
         UserError: the split is empty or too large, or `data` asks for more than crops and flips.
     """
-    check(data)
+    check_section('data', data)
     if unsupported := [name for name in ('resized_crop', 'rotate', 'shift', 'brightness') if getattr(data, name)]:
         raise UserError(f'data.placement=device only crops and flips; set data.{unsupported[0]}=0 or use the host')
     records = shards.records(split)
@@ -56,7 +57,7 @@ def hold(shards, split, data, sharding=None):
     height, width = np.array([photo.shape[:2] for photo in photos], np.int32).T
     start = (np.cumsum(height.astype(np.int64) * width) - height.astype(np.int64) * width).astype(np.int32)
     pixels = np.concatenate([photo.reshape(-1, 3) for photo in photos])
-    return jax.device_put(HeldSet(pixels, start, height, width, np.array(labels, np.int32)), sharding)
+    return jax.device_put(DeviceDataset(pixels, start, height, width, np.array(labels, np.int32)), sharding)
 
 
 def position(first, length):
@@ -64,15 +65,15 @@ def position(first, length):
     return tuple(np.uint32(x) for x in divmod(first, length))
 
 
-class HeldBatches:
-    """Says which photos of a held set come next: the device's counterpart of `pipeline.train_batches`.
+class DeviceBatches:
+    """Says which photos of a dataset set come next: the device's counterpart of `pipeline.train_batches`.
 
     Yields {epoch, place, offsets: uint32 (B,)}, what `gather` takes, an entry a photo of this process; get_state and
     set_state are those of the host's iterator, so that a run may change from one to the other.
     """
 
-    def __init__(self, held, *, batch_size, process_index=0, process_count=1):
-        self._length, self._next = len(held.label), 0
+    def __init__(self, dataset, *, batch_size, process_index=0, process_count=1):
+        self._length, self._next = len(dataset.label), 0
         self._global_batch_size = batch_size * process_count
         self._offsets = (process_index * batch_size + np.arange(batch_size)).astype(np.uint32)
 
@@ -89,11 +90,11 @@ class HeldBatches:
         self._next = int(state['global_next_index'])
 
 
-def gather(held, epoch, place, offsets, *, data, seed):
+def gather(dataset, epoch, place, offsets, *, data, seed):
     """A training batch, for use inside jit.
 
     Args:
-        held: a `HeldSet` of N photos.
+        dataset: a `DeviceDataset` of N photos.
         epoch, place: uint32 scalars of `position`, or (B,) of them: where this step's global batch begins.
         offsets: uint32 (B,), which of the photos from there on this device gets: of device d, d * B + arange(B).
         data: the config's `data` section: crop, flip, flip_vertical.
@@ -102,7 +103,7 @@ def gather(held, epoch, place, offsets, *, data, seed):
     Returns:
         {lab: uint8 (B, crop, crop, 3), label: int32 (B,)}
     """
-    length, crop = held.label.shape[0], data.crop
+    length, crop = dataset.label.shape[0], data.crop
     place = place + offsets  # (B,)
     epoch = epoch + place // np.uint32(length)
     place = place % np.uint32(length)
@@ -111,7 +112,7 @@ def gather(held, epoch, place, offsets, *, data, seed):
     def bits(column):
         return order.random_bits(epoch, place, column, seed)
 
-    height, width = held.height[photo], held.width[photo]
+    height, width = dataset.height[photo], dataset.width[photo]
     top = order.below(bits(Draw.TOP), (height - np.int32(crop - 1)).astype(jnp.uint32)).astype(jnp.int32)
     left = order.below(bits(Draw.LEFT), (width - np.int32(crop - 1)).astype(jnp.uint32)).astype(jnp.int32)
     rows = columns = jnp.broadcast_to(jnp.arange(crop, dtype=jnp.int32), (len(offsets), crop))
@@ -119,9 +120,9 @@ def gather(held, epoch, place, offsets, *, data, seed):
         rows = _reversed_where(bits(Draw.FLIP_VERTICAL), rows)
     if data.flip:
         columns = _reversed_where(bits(Draw.FLIP), columns)
-    rows = held.start[photo][:, None] + (top[:, None] + rows) * width[:, None]  # (B, crop), where each row begins
+    rows = dataset.start[photo][:, None] + (top[:, None] + rows) * width[:, None]  # (B, crop), where each row begins
     columns = left[:, None] + columns  # (B, crop)
-    return {'lab': held.pixels[rows[:, :, None] + columns[:, None, :]], 'label': held.label[photo]}
+    return {'lab': dataset.pixels[rows[:, :, None] + columns[:, None, :]], 'label': dataset.label[photo]}
 
 
 def _reversed_where(bits, index):

@@ -12,6 +12,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from jaxcolor.config import check_section
 from jaxcolor.data import augment, order
 from jaxcolor.errors import UserError
 
@@ -111,9 +112,9 @@ def train_batches(shards, *, split='train', batch_size, data, seed, process_inde
         shards: a `shards.ShardSet`.
         split: which of its splits.
         batch_size: photos a batch of this process.
-        data: the config's `data` section (configs/base.py).
+        data: the config's `data` section (jaxcolor/config.py).
         seed: of the order and of every augmentation.
-        process_index, process_count: this process gets the process_index-th of process_count runs of neighbours of
+        process_index, process_count: this process gets the process_index-th of process_count runs of neighbors of
             each global batch: joined in the order of the processes they are the batch of a single one.
 
     Returns:
@@ -124,9 +125,7 @@ def train_batches(shards, *, split='train', batch_size, data, seed, process_inde
     Raises:
         UserError: the split is empty, a field of `data` makes no sense; while reading: a shard is damaged.
     """
-    augment.check(data)
-    if data.read_threads < 1 or data.prefetch < 1 or data.workers < 0:
-        raise UserError('data.read_threads and data.prefetch must be at least 1 and data.workers at least 0')
+    check_section('data', data)
     records = shards.records(split)
     read_options = grain.ReadOptions(data.read_threads, max(data.prefetch, data.read_threads))
     if data.workers and not flags.FLAGS.is_parsed():
@@ -143,7 +142,7 @@ def train_batches(shards, *, split='train', batch_size, data, seed, process_inde
 
 
 class _EvalBatches:
-    """Batch k of this process: centre crops of its share of the photos, blanks after the last one."""
+    """Batch k of this process: center crops of its share of the photos, blanks after the last one."""
 
     def __init__(self, records, batch_size, crop, process_index, process_count):
         self._records, self._batch_size, self._crop = records, batch_size, crop
@@ -170,7 +169,7 @@ class _EvalBatches:
 
 
 def eval_batches(shards, split, *, batch_size, crop, process_index=0, process_count=1):
-    """Every photo of a split once, in order, as its centre crop; photos smaller than the crop are enlarged.
+    """Every photo of a split once, in order, as its center crop; photos smaller than the crop are enlarged.
 
     Yields:
         {lab: uint8 (B, crop, crop, 3), label: int32 (B,), mask: bool (B,), name: list of B str} and, where the records

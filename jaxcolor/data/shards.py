@@ -113,13 +113,6 @@ def write_shard(path, records, encoding):
         writer.close()
 
 
-def write_json(path, value):
-    """Writes a small JSON file, whole or not at all."""
-    temporary = Path(f'{path}.{os.getpid()}.tmp')
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
-    os.replace(temporary, path)
-
-
 class Records:
     """Random access to the photos of one split: `len(records)`, `records[i]` as `decode_record` gives them."""
 
@@ -215,7 +208,7 @@ def open_shards(path):
     """
     path = Path(path)
     if not path.is_dir():
-        raise UserError(f'the shard set {path} does not exist; make it with `python -m jaxcolor.prepare`')
+        raise UserError(f'the shard set {path} does not exist; make it with `jaxcolor prepare`')
     try:
         meta = json.loads((path / SIDECAR).read_text(encoding='utf-8'))
         version = meta['version']

@@ -1,33 +1,38 @@
-"""Colours that no network is needed for: what a network has to beat before it is worth anything.
+"""Colors without a network: what a network has to beat before it is worth anything.
 
-Each is a function of an evaluation's batch, as `pipeline.eval_batches` gives it, that returns a*b* float32 (B, H, W, 2).
+A baseline maps an evaluation's batch, as `pipeline.eval_batches` gives it, to a*b* float32 (B, H, W, 2).
 """
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from jaxcolor import color
 from jaxcolor.data import augment
 
-# Photos of the training split that the baselines look at, from its first on: more change little.
+Batch = Mapping[str, Any]
+
+# Photos of the training split that the baselines use, from its first on: more change little.
 _MOST = 10_000
 # Pixels of the side of the gray thumbnails that photos are compared by.
 _THUMBNAIL = 16
 
 
-def gray(batch):
-    """No colour at all."""
+def gray(batch: Batch) -> np.ndarray:
+    """No color at all."""
     return np.zeros((*batch['lab'].shape[:3], 2), np.float32)
 
 
-class Training:
-    """What the training photos know by themselves: their mean colour, and the one that looks most alike.
+class TrainingPhotos:
+    """Baselines made of the training photos: their mean color, and the colors of the most similar one.
 
     Args:
         records: of the training split.
-        crop: pixels of the side of the centre square that is taken of a photo.
+        crop: pixels of the side of the center square that is taken of a photo.
     """
 
-    def __init__(self, records, crop: int):
+    def __init__(self, records: Sequence[Mapping[str, Any]], crop: int):
         self._records, self._crop = records, crop
         thumbnails, means = [], []
         for i in range(min(len(records), _MOST)):
@@ -37,11 +42,11 @@ class Training:
         self._thumbnails = np.stack(thumbnails)
         self._mean = np.mean(means, axis=0)
 
-    def mean_color(self, batch):
+    def mean_color(self, batch: Batch) -> np.ndarray:
         """The same a*b* everywhere: the mean of the training photos."""
         return np.broadcast_to(self._mean, (*batch['lab'].shape[:3], 2)).astype(np.float32)
 
-    def nearest(self, batch):
+    def nearest(self, batch: Batch) -> np.ndarray:
         """The a*b* of the training photo whose gray thumbnail of 16x16 pixels has the least squared difference, place by
         place."""
         ab = []

@@ -12,15 +12,17 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
-from jaxcolor import color
-from jaxcolor.evaluation import metrics, report
-from jaxcolor.weights import runs
-from jaxcolor.inference.colorize import Colorizer
+from jaxcolor import color, files
 from jaxcolor.data import pipeline
 from jaxcolor.errors import UserError
-from jaxcolor.evaluation.evaluator import Evaluator, colors_of, judges_of, rivals_of, save_grid, shards_for, summary
-from jaxcolor.runtime.logs import write_atomically
+from jaxcolor.evaluation import metrics, report
+from jaxcolor.evaluation.evaluate import load_baselines, open_shards_for, predictor
+from jaxcolor.evaluation.evaluator import Evaluator, aggregate
+from jaxcolor.evaluation.grids import save_grid
+from jaxcolor.evaluation.perceptual import load_perceptual_metrics
+from jaxcolor.inference.colorizer import Colorizer
 from jaxcolor.runtime.parallel import DataParallel
+from jaxcolor.weights import runs
 
 # Figures of a photo that the page shows, and their decimals.
 _SHOWN = {'psnr': 2, 'ab_rmse': 2, 'ssim': 3, 'lpips': 3, 'colorfulness': 1}
@@ -32,7 +34,7 @@ _GRID_PHOTOS = 8
 def compare_runs(run_paths, data: str, split: str, photos: int = 64, lpips: bool = False, fid: str = '') -> Path:
     """Compares runs on a split of the shard set that the first was trained on, or of another.
 
-    Photos are the centre squares that the run with the largest crop sees; every network looks at them at its own size, as
+    Photos are the center squares that the run with the largest crop sees; every network looks at them at its own size, as
     `jaxcolor.colorize` does. Writes FIRST_RUN/evaluation/compare_SPLIT.html, .md and .png.
 
     Args:
@@ -51,14 +53,14 @@ def compare_runs(run_paths, data: str, split: str, photos: int = 64, lpips: bool
     names = _names(run_paths)
     colorizers = dict(zip(names, map(Colorizer, run_paths), strict=True))
     config = max((colorizer.config for colorizer in colorizers.values()), key=lambda config: config.data.crop)
-    shards = shards_for(run_paths[0], colorizers[names[0]].config, data)
+    shards = open_shards_for(run_paths[0], colorizers[names[0]].config, data)
     parallel = DataParallel(devices=jax.devices()[:1])
-    evaluator = Evaluator(colorizers[names[0]].task, parallel, shards, config, judges_of(lpips, fid))
+    evaluator = Evaluator(colorizers[names[0]].task, parallel, shards, config, load_perceptual_metrics(lpips, fid))
 
-    sources = {name: colors_of(colorizer) for name, colorizer in colorizers.items()}
+    sources = {name: predictor(colorizer) for name, colorizer in colorizers.items()}
     measured = {
-        name: evaluator.photos((), evaluator.batches(split), colors)
-        for name, colors in {**sources, **rivals_of(run_paths[0], config)}.items()
+        name: evaluator.per_photo_metrics((), evaluator.batches(split), colors)
+        for name, colors in {**sources, **load_baselines(run_paths[0], config)}.items()
     }
     batch = next(pipeline.eval_batches(shards, split, batch_size=photos, crop=config.data.crop))
     shown = {key: [value for value, real in zip(batch[key], batch['mask'], strict=True) if real] for key in ('lab', 'name')}
@@ -67,7 +69,7 @@ def compare_runs(run_paths, data: str, split: str, photos: int = 64, lpips: bool
 
     about = f'{", ".join(names)} on {shards.path}, {split}'
     ranges = {name: report.intervals(of_photos) for name, (of_photos, _) in measured.items()}
-    table = report.table({name: summary(*of) for name, of in measured.items()}, ranges)
+    table = report.table({name: aggregate(*of) for name, of in measured.items()}, ranges)
     gains = _gains(measured, names)
     path = runs.evaluation_folder(run_paths[0]) / f'compare_{split}'
     curves = _curves(color.decode_lab(lab)[..., 1:], outputs)
@@ -75,8 +77,8 @@ def compare_runs(run_paths, data: str, split: str, photos: int = 64, lpips: bool
     (path.parent / f'compare_{split}_curves.png').write_bytes(curves)
     markdown = f'# {about}\n\n{table}\n\n' + '\n'.join(f'- {gain}' for gain in gains)
     markdown += f'\n\n![examples](compare_{split}.png)\n![curves](compare_{split}_curves.png)\n'
-    write_atomically(path.with_suffix('.md'), markdown)
-    write_atomically(path.with_suffix('.html'), _page(about, table, gains, curves, shown['name'], lab, outputs, measured))
+    files.write_text(path.with_suffix('.md'), markdown)
+    files.write_text(path.with_suffix('.html'), _page(about, table, gains, curves, shown['name'], lab, outputs, measured))
     return path.with_suffix('.html')
 
 
@@ -108,13 +110,13 @@ def _gains(measured, names):
 
 
 def _rgb(lab, ab):
-    return color.to_uint8(color.lab_to_rgb(np.concatenate([lab[..., :1], ab], axis=-1)))
+    return color.to_uint8(color.lab_to_rgb(color.join_lab(lab[..., :1], ab)))
 
 
 def _draw_grid(path, lab, outputs):
-    rows = {'gray': color.lab_to_rgb(lab * np.array([1, 0, 0], np.float32))}
+    rows = {'gray': color.lab_to_rgb(color.gray_lab(lab[..., :1]))}
     for name, ab in outputs.items():
-        rows[name] = color.lab_to_rgb(np.concatenate([lab[..., :1], ab[: len(lab)]], axis=-1))
+        rows[name] = color.lab_to_rgb(color.join_lab(lab[..., :1], ab[: len(lab)]))
     save_grid({**rows, 'truth': color.lab_to_rgb(lab)}, path)
 
 

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Sides of the squares of the a*b* plane that `color_class` numbers, and how many there are along an axis.
-_CLASS_SIDE, _CLASSES = 10, 23
-COLOR_CLASSES = _CLASSES**2
+from jaxcolor import color
+
 LIGHTNESS_BANDS = 10
 
 
@@ -62,35 +61,20 @@ def ab_auc(prediction, target):
     return 1 - jnp.mean(jnp.minimum(error, 150.0), axis=(1, 2)) / 150
 
 
-def color_class(ab):
-    """The square of 10 x 10 units of the a*b* plane that a colour lies in: (..., 2) -> int32 (...) in [0, 529).
-
-    The grid of Zhang, Isola, Efros 2016, section 2.1: squares about whole tens from -110 to 110.
-    """
-    place = jnp.clip(jnp.floor(ab / _CLASS_SIDE + 0.5).astype(jnp.int32) + _CLASSES // 2, 0, _CLASSES - 1)
-    return place[..., 0] * _CLASSES + place[..., 1]
-
-
-def class_centers() -> np.ndarray:
-    """The a*b* in the middle of every `color_class`, float32 (529, 2)."""
-    tens = _CLASS_SIDE * (np.arange(_CLASSES, dtype=np.float32) - _CLASSES // 2)
-    return np.stack(np.meshgrid(tens, tens, indexing='ij'), axis=-1).reshape(-1, 2)
-
-
 def error_by_color(prediction, target, mask):
-    """Summed over the pixels of photos whose mask (B,) is True, by the colour class of the truth: float32 (529, 2) of
+    """Summed over the pixels of photos whose mask (B,) is True, by the color class of the truth: float32 (529, 2) of
     1 - min(error, 150) / 150, and of 1."""
     error = jnp.sqrt(jnp.sum(jnp.square(prediction - target), axis=-1))
     weight = jnp.broadcast_to(mask[:, None, None], error.shape).astype(jnp.float32)
     values = jnp.stack([weight * (1 - jnp.minimum(error, 150.0) / 150), weight], axis=-1)
-    return jax.ops.segment_sum(values.reshape(-1, 2), color_class(target).reshape(-1), COLOR_CLASSES)
+    return jax.ops.segment_sum(values.reshape(-1, 2), color.ab_bin(target).reshape(-1), color.AB_BINS)
 
 
 def balanced_ab_auc(by_color) -> float:
-    """`ab_auc` with every colour class counting alike, in [0, 1], of summed `error_by_color`.
+    """`ab_auc` with every color class counting alike, in [0, 1], of summed `error_by_color`.
 
     Zhang, Isola, Efros 2016, section 3.1 ("AuC, rebal"): pixels weigh inversely to how common the class of their true
-    colour is (eq. 4 with lambda = 0). The paper takes that from ImageNet's training photos, smoothed; here it is from the
+    color is (eq. 4 with lambda = 0). The paper takes that from ImageNet's training photos, smoothed; here it is from the
     very photos that are measured, so that no other data are needed.
     """
     hits, counts = np.asarray(by_color, np.float64).T
@@ -113,12 +97,6 @@ def chroma_by_lightness(prediction, target, lightness, mask):
 
 def _chroma(ab):
     return jnp.sqrt(jnp.sum(jnp.square(ab), axis=-1))
-
-
-def top_k(logits, label, k):
-    """Whether the true class (B,) is among the k likeliest of logits (B, K): 1 or 0; NaN for photos without a label."""
-    above = jnp.sum(logits > jnp.take_along_axis(logits, jnp.maximum(label, 0)[:, None], axis=1), axis=1)
-    return jnp.where(label < 0, jnp.nan, (above < k).astype(jnp.float32))
 
 
 def known(name, values):
@@ -154,7 +132,7 @@ def larger_channel_agreement(prediction, target):
     """Share of pixels at which the larger of (a*, b*) is the same channel in both, in [0, 1].
 
     What Keras computes as 'accuracy' for an output of two channels, and what the DeepColor and LTBC reports print under
-    that name. It measures no colour: a photo with a* and b* swapped in sign can score 1.
+    that name. It measures no color: a photo with a* and b* swapped in sign can score 1.
     """
     same = jnp.argmax(prediction, axis=-1) == jnp.argmax(target, axis=-1)
     return jnp.mean(same.astype(jnp.float32), axis=(1, 2))
@@ -167,7 +145,7 @@ def colorfulness(rgb):
 
 
 def colorfulness_absolute(rgb):
-    """Colourfulness as DDColor's published evaluation computes it: of the *absolute* opponent differences.
+    """Colorfulness as DDColor's published evaluation computes it: of the *absolute* opponent differences.
 
     Not what Hasler and Suesstrunk define, and not comparable with `colorfulness`; DDColor's and later papers' tables are
     made with it.

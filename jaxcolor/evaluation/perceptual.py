@@ -1,10 +1,11 @@
-"""Judgements by networks that were trained for something else: LPIPS and the features of the Fréchet Inception distance.
+"""Metrics by networks that were trained for something else: LPIPS and the features of the Fréchet Inception distance.
 
-A judge is a pytree, so it passes into compiled functions as an argument; called with RGB (B, H, W, 3) in [0, 1], output and
-truth, it gives values of each photo, {name: (B, ...)}.
+Such a metric is a pytree, so it passes into compiled functions as an argument; called with RGB (B, H, W, 3) in [0, 1],
+output and truth, it gives values of each photo, {name: (B, ...)}.
 """
 
 import hashlib
+import os
 from pathlib import Path
 
 import flax
@@ -56,7 +57,7 @@ class Inception:
         return dict(zip(('fid_output', 'fid_truth'), found, strict=True))
 
 
-def load_inception(path) -> Inception:
+def load_inception(path: str | os.PathLike) -> Inception:
     """Loads Inception v3: `pytorch-fid`'s file, by which FIDs are mostly published, or torchvision's.
 
     Raises:
@@ -73,3 +74,8 @@ def load_inception(path) -> Inception:
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
     about = f'Inception v3, {flavour} pooling, {Path(path).name} ({digest})'
     return Inception(jax.tree.map(jnp.asarray, parameters), flavour, about)
+
+
+def load_perceptual_metrics(lpips: bool, fid: str) -> list[Lpips | Inception]:
+    """The metrics that are asked for; fid: file of Inception v3's weights, '' for none. Raises UserError."""
+    return ([load_lpips()] if lpips else []) + ([load_inception(fid)] if fid else [])

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from jaxcolor import files
+from jaxcolor.errors import UserError
 from jaxcolor.prepare.decode import SUFFIXES, RejectedError, open_photo
 from jaxcolor.prepare.lab_table import LabEncoder
-from jaxcolor.errors import UserError
-from jaxcolor.runtime.logs import write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Protocol:
 
     most: takes the first so many.
     size: pixels of the side of the square that photos become; 0 leaves them as they are.
-    crop: takes the centre of the photo, its shorter side brought to `size`; otherwise the whole photo is squeezed.
+    crop: takes the center of the photo, its shorter side brought to `size`; otherwise the whole photo is squeezed.
     needs_list: takes the files that a list names.
     """
 
@@ -33,7 +33,7 @@ class Protocol:
 
 
 PROTOCOLS = {
-    # ImageNet's validation photos as DDColor's tables have them: colourfulness of the truth (DDColor's) 38.21 and 39.09.
+    # ImageNet's validation photos as DDColor's tables have them: colorfulness of the truth (DDColor's) 38.21 and 39.09.
     'val5k': Protocol(most=5000, crop=True),
     'val50k': Protocol(most=50_000),
     # 10,000 of ImageNet's validation photos, chosen by Larsson, Maire, Shakhnarovich 2016; their list is not ours to ship.
@@ -97,7 +97,7 @@ class PhotoSet:
         rows.writerow(['name', 'sha256'])
         for name in self.names:
             rows.writerow([name, hashlib.sha256((self.path / name).read_bytes()).hexdigest()])
-        write_atomically(path, text.getvalue())
+        files.write_text(path, text.getvalue())
 
 
 class _Records:

@@ -1,19 +1,18 @@
 """What an evaluation tells: tables with intervals, a verdict, and a picture of the chroma that got lost."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 
+from jaxcolor import files
 from jaxcolor.evaluation import metrics
-from jaxcolor.runtime.logs import write_atomically
 
 # What the table calls each figure, with its unit.
 TITLES = {
     'photos': 'photos',
     'loss': 'loss',
-    'color_loss': 'colour loss',
+    'color_loss': 'color loss',
     'class_loss': 'class loss',
     'ab_rmse': 'ab RMSE',
     'ab_rmse_photo': "mean of photos' ab RMSE",
@@ -23,12 +22,12 @@ TITLES = {
     'lpips': 'LPIPS',
     'fid': 'FID',
     'ab_auc': 'AuC of ab errors',
-    'ab_auc_balanced': 'AuC, colours balanced',
+    'ab_auc_balanced': 'AuC, colors balanced',
     'larger_channel_agreement': 'larger-of-a,b agreement',
-    'colorfulness': 'colourfulness',
-    'colorfulness_true': 'colourfulness of the truth',
-    'colorfulness_absolute': "colourfulness, DDColor's",
-    'colorfulness_absolute_true': "colourfulness of the truth, DDColor's",
+    'colorfulness': 'colorfulness',
+    'colorfulness_true': 'colorfulness of the truth',
+    'colorfulness_absolute': "colorfulness, DDColor's",
+    'colorfulness_absolute_true': "colorfulness of the truth, DDColor's",
     'colorfulness_absolute_delta': "difference of DDColor's",
     'chroma_kept': "chroma, part of the truth's",
     'top1': 'class found',
@@ -114,10 +113,10 @@ def gains_table(found) -> str:
 
 
 def classes_table(measured, classes) -> str:
-    """Figures of every class of photos, and the gain over no colour, as a Markdown table; '' for fewer than two classes."""
+    """Figures of every class of photos, and the gain over no color, as a Markdown table; '' for fewer than two classes."""
     network, gray = measured['network'][0], measured['gray'][0]
     labels = network.get('label', np.array([], np.int32))
-    rows = [['class', 'photos', 'PSNR (dB)', 'gain over gray (dB)', 'ab RMSE', 'of gray', 'colourfulness', "truth's"]]
+    rows = [['class', 'photos', 'PSNR (dB)', 'gain over gray (dB)', 'ab RMSE', 'of gray', 'colorfulness', "truth's"]]
     for number in sorted(set(labels[labels >= 0].astype(int).tolist())):
         of = labels == number
         gain = gains(measured, of)['gray'].get('psnr')
@@ -144,7 +143,7 @@ def _markdown(rows):
     return '\n'.join([lines[0], rule, *lines[1:]])
 
 
-def write(path, about, rows, measured, classes) -> str:
+def write_report(path, about, rows, measured, classes) -> str:
     """Writes an evaluation to PATH.json, PATH.md and PATH_chroma.png.
 
     Args:
@@ -161,7 +160,7 @@ def write(path, about, rows, measured, classes) -> str:
     ranges = {column: intervals(photos) for column, (photos, _) in measured.items()}
     found = gains(measured)
     content = {**about, 'figures': rows, 'intervals': ranges, 'gains': found}
-    write_atomically(path.with_suffix('.json'), json.dumps(content, indent=1) + '\n')
+    files.write_text(path.with_suffix('.json'), json.dumps(content, indent=1) + '\n')
     draw_chroma(f'{path}_chroma.png', *measured['network'], classes)
     beats = 'By ab error, PSNR and LPIPS where measured, this network beats every baseline here.'
     is_enough = rows['network']['photos'] > 1
@@ -171,7 +170,7 @@ def write(path, about, rows, measured, classes) -> str:
         sentences.append(f'FID by {about["fid"]}, over {rows["network"]["photos"]:.0f} photos.')
     tables = [table(rows, ranges), gains_table(found) if is_enough else '', classes_table(measured, classes)]
     text = '\n\n'.join([text, *filter(None, tables), '\n'.join(sentences)])
-    write_atomically(path.with_suffix('.md'), text + '\n')
+    files.write_text(path.with_suffix('.md'), text + '\n')
     return f'{text}\n\nchroma kept: {path}_chroma.png'
 
 
@@ -198,6 +197,5 @@ def draw_chroma(path, photos, sums, classes) -> None:
     right.axvline(1, color='gray', linewidth=1)
     right.set(xlabel="chroma, part of the truth's", title='by class of photo')
     right.invert_yaxis()
-    temporary = f'{path}.tmp'
-    figure.savefig(temporary, dpi=100, format='png')
-    os.replace(temporary, path)
+    with files.atomic(path) as temporary:
+        figure.savefig(temporary, dpi=100, format='png')

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from jaxcolor.config import check_section
 from jaxcolor.errors import UserError
 from jaxcolor.models.cgan import CGAN
 from jaxcolor.models.encoder_fusion import DeepColor, VGGFusion
@@ -33,18 +34,13 @@ def build(config, axis_name: str | None = None):
     name = fields.pop('name')
     if name not in MODELS:
         raise UserError(f'model.name: there is no network {name!r}; there are {", ".join(sorted(MODELS))}.')
+    check_section('model', config)
     dtype = fields.pop('dtype')
-    if dtype not in ('float32', 'bfloat16'):
-        raise UserError(f"model.dtype: {dtype!r} is none of 'float32', 'bfloat16'.")
     members = fields.pop('members', 1) if name == 'ltbc' else 1
-    if members < 1:
-        raise UserError(f'model.members must be at least 1, not {members}.')
     known = {field.name for field in dataclasses.fields(MODELS[name])}
     unknown = sorted(set(fields) - known)
     if unknown:
         raise UserError(f'model.{unknown[0]}: network {name!r} has no such field.')
-    if not 0 <= fields.get('global_dropout', 0) < 1:
-        raise UserError(f'model.global_dropout must be at least 0 and less than 1, not {fields["global_dropout"]}.')
     # JSON gives tuples back as lists, which Flax would not hash.
     fields = {field: tuple(value) if isinstance(value, list) else value for field, value in fields.items()}
     fields |= {'axis_name': axis_name, 'dtype': jnp.dtype(dtype)}

@@ -28,7 +28,7 @@ def scaled(features: int, width: float) -> int:
 
 
 def upsample(x):
-    """Nearest-neighbour x2: (B, H, W, C) -> (B, 2H, 2W, C). Broadcasting has a cheap backward pass, a resize has not."""
+    """Nearest-neighbor x2: (B, H, W, C) -> (B, 2H, 2W, C). Broadcasting has a cheap backward pass, a resize has not."""
     B, H, W, C = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (B, H, 2, W, 2, C))
     return x.reshape(B, 2 * H, 2 * W, C)
@@ -43,7 +43,7 @@ def pad_to_multiple(x, multiple: int):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation (Ioffe, Szegedy 2015) over all axes but the last: of the device's batch, or of all devices'
+    """Batch normalization (Ioffe, Szegedy 2015) over all axes but the last: of the device's batch, or of all devices'
     where `axis_name` is given. Statistics are float32, named as `nn.BatchNorm` names them.
     """
 

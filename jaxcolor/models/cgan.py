@@ -12,7 +12,7 @@ from jaxcolor.models.blocks import BatchNorm, Conv, ConvBlock, scaled
 class CGAN(nn.Module):
     """Generator and discriminator, each with parameters of its own under its name.
 
-    Fields are those of `configs/base.py`, section model.
+    Fields are those of `jaxcolor/config.py`, section model.
     """
 
     width: float = 1.0

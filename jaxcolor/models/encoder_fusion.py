@@ -33,7 +33,7 @@ DEEPCOLOR = {
 class DeepColor(nn.Module):
     """DeepColor (section 3 and its table of architectures): 6,606,994 parameters for 'base', without the extractor.
 
-    Fields are those of `configs/base.py`, section model.
+    Fields are those of `jaxcolor/config.py`, section model.
     """
 
     variant: str = 'base'
@@ -75,7 +75,7 @@ class VGGFusion(nn.Module):
     """The VGG16-fusion report (Pradhan, Gupta, Gaurav, section 3): 7,726,882 parameters but for VGG16 and batch norm.
 
     Its table of the encoder's widths is lost; those here are a choice that gives the report's shapes. Fields are those
-    of `configs/base.py`, section model.
+    of `jaxcolor/config.py`, section model.
     """
 
     width: float = 1.0

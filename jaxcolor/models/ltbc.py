@@ -10,11 +10,11 @@ from jaxcolor.models.blocks import ConvBlock, DeconvBlock, DenseBlock, Fusion, p
 
 
 class LTBC(nn.Module):
-    """Global and local features of a photograph's lightness, fused, give its colours and (optionally) its class.
+    """Global and local features of a photograph's lightness, fused, give its colors and (optionally) its class.
 
     42,169,826 parameters at the defaults with classes=0 and batch_norm=False.
 
-    Fields are those of `configs/base.py`, section model; `axis_name` names the devices' axis over which batch norm
+    Fields are those of `jaxcolor/config.py`, section model; `axis_name` names the devices' axis over which batch norm
     takes its statistics together, None for each device by itself.
     """
 
@@ -63,11 +63,11 @@ class LTBC(nn.Module):
             self.classifier = DenseBlock(self.classes, activation='linear', dtype=self.dtype)
 
     def __call__(self, lightness, global_features=None, *, train: bool = False):
-        """Colours a batch.
+        """Colors a batch.
 
         Args:
             lightness: float (B, H, W, 1), L*/100; any H and W.
-            global_features: float (B, G) of `describe`, to give these photos the mood of others (section 3.4 of the
+            global_features: float (B, G) of `global_features`, to give these photos the mood of others (section 3.4 of the
                 paper, "style transfer"); None takes their own.
             train: whether batch norm uses and updates the batch's statistics.
 
@@ -83,7 +83,7 @@ class LTBC(nn.Module):
         if global_features is None:
             # At its own size the photo's low-level features serve both branches (section 3.1).
             own_size = (self.global_size, self.global_size) == (H, W)
-            global_features, logits = self.describe(lightness, low if own_size else None, train=train)
+            global_features, logits = self.global_features(lightness, low if own_size else None, train=train)
         x = _run(self.mid, low, train)  # (B, H/8, W/8, 256)
         x = nn.relu(self.fusion(x, global_features))
         if self.color_classes:
@@ -99,7 +99,7 @@ class LTBC(nn.Module):
         colors = {'color_logits' if self.color_classes else 'ab': x.astype(jnp.float32)[:, :H, :W]}  # without the padding's
         return colors if logits is None else colors | {'logits': logits}
 
-    def describe(self, lightness, low=None, *, train: bool = False):
+    def global_features(self, lightness, low=None, *, train: bool = False):
         """Global features of a batch: float (B, H, W, 1), L*/100 -> (B, 256 * width), and class logits or None.
 
         `low` are low-level features already computed from `global_size` x `global_size` photos.

@@ -5,7 +5,6 @@ shard each at a time. The command can be interrupted at any moment, and the same
 are not there yet.
 """
 
-import argparse
 import collections
 import contextlib
 import csv
@@ -15,7 +14,6 @@ import itertools
 import json
 import multiprocessing
 import multiprocessing.connection
-import os
 import shutil
 import signal
 import sys
@@ -25,11 +23,12 @@ from pathlib import Path
 import numpy as np
 import PIL
 
+from jaxcolor import files
 from jaxcolor.data import shards
+from jaxcolor.errors import UserError
 from jaxcolor.prepare import datasets
 from jaxcolor.prepare.make_shards import WORK, Classes, deal, drop_spool, is_made, make_shard, note_path, write_error
-from jaxcolor.prepare.selection import DEFAULT_SPLIT, Options, select
-from jaxcolor.errors import UserError, one_line_errors
+from jaxcolor.prepare.selection import Options, select
 from jaxcolor.runtime.logs import Progress
 
 
@@ -90,7 +89,7 @@ def _claim(out, plan):
             _check_same(out, json.loads(plan_file.read_text(encoding='utf-8')), plan)
         except ValueError as error:
             raise UserError(f'{plan_file} cannot be read ({error}); remove {out} and prepare it again') from None
-    shards.write_json(plan_file, plan)
+    files.write_json(plan_file, plan)
 
 
 def _check_same(out, made, plan):
@@ -205,8 +204,10 @@ def _work(pipe, out, options):
 def _finish(out, stems, classes, options, plan):
     """Writes `rejected.csv` and `dataset.json` from the notes of the shards, then removes what no longer matters."""
     counts, kept, example, rejected = collections.Counter(), [], None, 0
-    temporary = out / WORK / 'rejected.tmp'
-    with open(temporary, 'w', newline='', encoding='utf-8') as file:
+    with (
+        files.atomic(out / 'rejected.csv', out / WORK) as temporary,
+        open(temporary, 'w', newline='', encoding='utf-8') as file,
+    ):
         rows = csv.writer(file, lineterminator='\n')
         rows.writerow(['name', 'reason'])
         for stem in stems:
@@ -217,10 +218,9 @@ def _finish(out, stems, classes, options, plan):
             if note['shard']['photos']:
                 kept.append(note['shard'])
                 counts[note['shard']['split']] += note['shard']['photos']
-    if not kept:
-        reason = f'of {rejected} files none can be used, for example {": ".join(example)}' if example else 'no photos'
-        raise UserError(f'there is nothing to prepare in {plan["photos"]} with these options: {reason}')
-    os.replace(temporary, out / 'rejected.csv')
+        if not kept:
+            reason = f'of {rejected} files none can be used, for example {": ".join(example)}' if example else 'no photos'
+            raise UserError(f'there is nothing to prepare in {plan["photos"]} with these options: {reason}')
     for name in {file.name for file in out.glob('*.arrayrecord')} - {shard['file'] for shard in kept}:
         (out / name).unlink()  # the source held more when an interrupted run looked
     meta = {
@@ -235,55 +235,5 @@ def _finish(out, stems, classes, options, plan):
         'made_with': {'pillow': PIL.__version__, 'numpy': np.__version__},
         'shards': sorted(kept, key=lambda shard: shard['file']),
     }
-    shards.write_json(out / shards.SIDECAR, meta)
+    files.write_json(out / shards.SIDECAR, meta)
     shutil.rmtree(out / WORK)
-
-
-@one_line_errors
-def main(argv=None):
-    """`python -m jaxcolor.prepare`."""
-    default = Options()
-    parser = argparse.ArgumentParser(
-        'python -m jaxcolor.prepare', description='Photographs -> Lab shards. @FILE stands for options, one a line.',
-        fromfile_prefix_chars='@',
-    )  # fmt: skip
-    add = parser.add_argument
-    add('photos', metavar='PHOTOS', help='the folder or file that holds the photos')
-    add('--out', required=True, metavar='SHARDS', help='the folder of the shard set')
-    add('--size', type=int, default=default.size, help='shorter side in pixels; smaller photos stay (%(default)s)')
-    add('--encoding', default=default.encoding, choices=shards.ENCODINGS, help='how records hold photos (%(default)s)')
-    add('--source', default=default.source, choices=['auto', *datasets.SOURCES], help='what PHOTOS is (%(default)s)')
-    own = f'; without it, the splits that PHOTOS has of its own, {DEFAULT_SPLIT} for photos that are in none'
-    add('--split', metavar='NAME:PART,...', help='parts by a hash of the name' + own)
-    add('--classes', type=lambda text: tuple(text.split(',')), metavar='NAME,...', help='only these')
-    add('--limit-per-class', type=int, metavar='N', help='the first N of each class, in each split that PHOTOS has')
-    add('--fraction', type=float, default=default.fraction, help='take this part, by a hash of the name (%(default)s)')
-    times = 'photos of these classes, or of names like bird/*-wild.jpg, come so often in the split train; again for more'
-    add('--repeat', metavar='NAME:TIMES,...', action='append', help=times)
-    add('--drop-duplicates', action='store_true', help='leave out files with the same content')
-    add('--keep-gray', action='store_true', help='keep photos that have no colours')
-    add('--min-size', type=int, default=default.min_size, help='leave out photos with a shorter side (%(default)s)')
-    add('--max-megapixels', type=float, default=default.max_megapixels, help='leave out larger photos (%(default)s)')
-    add('--max-file-mb', type=float, default=default.max_file_mb, help='leave out larger files (%(default)s)')
-    add('--shard-photos', type=int, default=default.shard_photos, help='candidates a shard (%(default)s)')
-    add('--workers', type=int, default=os.cpu_count(), help='processes (%(default)s)')
-    add('--quiet', action='store_true', help='no progress')
-    add('--features', choices=['vgg16', 'inception_resnet_v2'], help="cache this extractor's vectors in the records")
-    add('--extractor-weights', default='', metavar='FILE', help="its weights; looked up or downloaded; or 'random'")
-    arguments = vars(parser.parse_args(argv))
-    arguments['repeat'] = ','.join(arguments['repeat'] or []) or default.repeat
-    features, weights = arguments.pop('features'), arguments.pop('extractor_weights')
-    # Its weights first: a missing file should not wait for the photos.
-    # Imported here: JAX is not needed, and not started, to prepare photos alone.
-    if features:
-        from jaxcolor.prepare.features import add_features
-        from jaxcolor.weights.imagenet import find_extractor
-
-        extractor = find_extractor(features, weights)
-    shard_set = prepare(**arguments)
-    if features:
-        add_features(shard_set, extractor, quiet=arguments['quiet'])
-
-
-if __name__ == '__main__':
-    main()

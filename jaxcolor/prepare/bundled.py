@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from jaxcolor.runtime import cluster
+from jaxcolor import data
 from jaxcolor.prepare import prepare
+from jaxcolor.runtime import cluster
 
-PHOTOS = Path(__file__).parent / 'photos'
+PHOTOS = Path(data.__file__).parent / 'photos'
 
 
-def prepare_for(crop: int, out) -> Path:
+def prepare_for(crop: int, out: str | Path) -> Path:
     """Prepares the bundled photos for training at a crop, into the folder `out`, and says so in one line.
 
     Their shorter side is 8/7 of the crop, as the paper's 256 is of 224. One process does it, the others wait.

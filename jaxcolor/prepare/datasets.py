@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxcolor.errors import UserError
 from jaxcolor.prepare.decode import RejectedError
 from jaxcolor.prepare.sources import (
     ARCHIVES,
@@ -19,7 +20,6 @@ from jaxcolor.prepare.sources import (
     photo_from_path,
     read_range,
 )
-from jaxcolor.errors import UserError
 
 
 def _first(path, candidates, test=Path.exists):

@@ -117,6 +117,6 @@ def _to_srgb(image, profile):
 
 
 def is_gray(lab):
-    """uint8 Lab (H, W, 3) -> whether fewer than 1% of its pixels have a chroma above 4: no colours to learn."""
+    """uint8 Lab (H, W, 3) -> whether fewer than 1% of its pixels have a chroma above 4: no colors to learn."""
     a, b = (lab[::2, ::2, i].astype(np.int32) - 128 for i in (1, 2))  # a quarter of them tells
     return bool(np.mean(a * a + b * b > 16) < 0.01)

@@ -1,18 +1,17 @@
 """Caching: the vectors of a frozen extractor, computed once into a shard set.
 
-They are those of a photo's centre square, the whole of its shorter side. A training with `extractor.cached` takes them
+They are those of a photo's center square, the whole of its shorter side. A training with `extractor.cached` takes them
 instead of running the extractor in every step; that is the same where a crop shows just that square and nothing else
 changes the photo.
 """
 
 import dataclasses
 import json
-import os
 
 import jax
 import numpy as np
 
-from jaxcolor import color
+from jaxcolor import color, files
 from jaxcolor.data import augment, shards
 from jaxcolor.errors import UserError
 from jaxcolor.runtime.logs import Progress
@@ -50,7 +49,6 @@ def add_features(shard_set, extractor, *, quiet=False):
     for shard in meta['shards']:
         records = shards.Records([path / shard['file']], [shard['photos']])
         name = shard['file'].replace('.arrayrecord', f'-{extractor.name}.arrayrecord')
-        temporary = path / f'{name}.tmp'
 
         def with_vectors(records=records):
             for begin in range(0, len(records), BATCH):
@@ -61,14 +59,13 @@ def add_features(shard_set, extractor, *, quiet=False):
                 progress.update(len(places))
 
         try:
-            shards.write_shard(temporary, with_vectors(), meta['encoding'])
-            os.replace(temporary, path / name)
+            with files.atomic(path / name) as temporary:
+                shards.write_shard(temporary, with_vectors(), meta['encoding'])
         except (OSError, RuntimeError) as error:
-            temporary.unlink(missing_ok=True)
             raise UserError(f'{path / name} cannot be written ({error}); the shard set is as it was.') from None
         shard |= {'file': name, 'bytes': (path / name).stat().st_size}
     meta['features'] = {**there, extractor.name: _about(extractor)}
-    shards.write_json(path / shards.SIDECAR, meta)
+    files.write_json(path / shards.SIDECAR, meta)
     for file in old:
         file.unlink()
     progress.close()

@@ -1,6 +1,5 @@
-"""Command: what a shard set holds. Checks every record, counts, draws a contact sheet and the ab histogram."""
+"""What a shard set holds: checks every record, counts, draws a contact sheet and the ab histogram."""
 
-import argparse
 import collections
 import itertools
 import json
@@ -12,7 +11,7 @@ from PIL import Image
 from jaxcolor import color
 from jaxcolor.data.augment import center_crop
 from jaxcolor.data.shards import open_shards
-from jaxcolor.errors import UserError, one_line_errors
+from jaxcolor.errors import UserError
 from jaxcolor.runtime.logs import Progress
 
 CELL, COLUMNS, ROWS = 128, 8, 6  # of the contact sheet; pixels, photos
@@ -23,8 +22,8 @@ def inspect(path, out, quiet=True):
 
     Args:
         path: the set's folder.
-        out: folder for `contact_sheet.png` (photos spread evenly over the set) and `ab_histogram.png` (which colours
-            occur: a* to the right, b* upwards, each colour as bright as it is frequent, on a logarithmic scale).
+        out: folder for `contact_sheet.png` (photos spread evenly over the set) and `ab_histogram.png` (which colors
+            occur: a* to the right, b* upwards, each color as bright as it is frequent, on a logarithmic scale).
         quiet: no progress.
 
     Returns:
@@ -95,7 +94,7 @@ def contact_sheet(cells):
 
 
 def histogram_image(histogram):
-    """Pixels by a and b, (256, 256) -> an image: b upwards, a to the right, the colour itself where it occurs."""
+    """Pixels by a and b, (256, 256) -> an image: b upwards, a to the right, the color itself where it occurs."""
     level = np.arange(256, dtype=np.float32) - 128
     lab = np.stack([np.full((256, 256), 70, np.float32), *np.meshgrid(level, level, indexing='ij')], axis=-1)
     weight = np.log1p(histogram) / max(1.0, np.log1p(histogram.max()))
@@ -113,18 +112,11 @@ def _chroma(histogram):
     return {name: round(float(count / max(1, histogram.sum())), 4) for name, count in zip(names, counts, strict=True)}
 
 
-@one_line_errors
-def main(argv=None):
-    """`python -m jaxcolor.data.inspect`."""
-    parser = argparse.ArgumentParser('python -m jaxcolor.data.inspect', description=__doc__)
-    parser.add_argument('shards', metavar='SHARDS', help='the folder of a shard set')
-    parser.add_argument('--out', metavar='FOLDER', help='for the two pictures (SHARDS/inspect)')
-    parser.add_argument('--json', action='store_true', help='print the whole report as JSON')
-    args = parser.parse_args(argv)
-    out = Path(args.out or Path(args.shards) / 'inspect')
-    report = inspect(args.shards, out, quiet=False)
+def inspect_and_print(path: str | Path, out: Path, as_json: bool = False) -> None:
+    """Inspects a shard set, with progress, and prints the report. Raises UserError, too, where a record is damaged."""
+    report = inspect(path, out, quiet=False)
     splits = {name: value for name, value in report.items() if name != 'chroma'}
-    if args.json:
+    if as_json:
         print(json.dumps(report, indent=1, ensure_ascii=False))
     else:
         for name, split in splits.items():
@@ -137,9 +129,5 @@ def main(argv=None):
         print(f'pictures: {out / "contact_sheet.png"}, {out / "ab_histogram.png"}')
     if damaged := [sentence for split in splits.values() for sentence in split['damaged']]:
         raise UserError(f'{len(damaged)} records are damaged, the first: {damaged[0]}')
-    if not args.json:
+    if not as_json:
         print('every record was read and is sound')
-
-
-if __name__ == '__main__':
-    main()

@@ -12,11 +12,12 @@ import os
 import numpy as np
 from PIL import Image
 
+from jaxcolor import files
 from jaxcolor.data import shards
+from jaxcolor.errors import UserError
 from jaxcolor.prepare.decode import RejectedError, is_gray, open_photo, pillow_unguarded
 from jaxcolor.prepare.lab_table import LabEncoder
 from jaxcolor.prepare.sources import Photo, read_range
-from jaxcolor.errors import UserError
 
 _encode_lab = LabEncoder()  # of this process
 
@@ -117,7 +118,7 @@ def photo_to_lab(data, options, encode_lab):
             raise RejectedError(f'too small: {image.width}x{image.height}')
         lab = encode_lab(image)
     if not options.keep_gray and is_gray(lab):
-        raise RejectedError('gray: it has no colours to learn from')
+        raise RejectedError('gray: it has no colors to learn from')
     return lab
 
 
@@ -144,23 +145,21 @@ def make_shard(out, task, options, advance):
             advance()
 
     final = out / f'{task.stem}.arrayrecord'
-    temporary = out / WORK / f'{task.stem}.{os.getpid()}.tmp'
     try:
-        with pillow_unguarded():
+        with pillow_unguarded(), files.atomic(final, out / WORK) as temporary:
             shards.write_shard(temporary, records(), options.encoding)
-        size = temporary.stat().st_size
-        if kept:
-            os.replace(temporary, final)
+        size = final.stat().st_size
+        if not kept:
+            final.unlink()
         note = {
             'shard': {'file': final.name, 'split': task.split, 'photos': kept, 'bytes': size},
             'candidates': task.fingerprint(options),
             'rejected': rejected,
         }
-        shards.write_json(note_path(out, task.stem), note)
+        files.write_json(note_path(out, task.stem), note)
     except (OSError, RuntimeError) as error:
         raise write_error(out, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
         drop_spool(task)
 
 

@@ -6,15 +6,15 @@ import fnmatch
 import hashlib
 
 from jaxcolor.data import shards
-from jaxcolor.prepare.decode import RejectedError
 from jaxcolor.errors import UserError
+from jaxcolor.prepare.decode import RejectedError
 
 DEFAULT_SPLIT = 'train:0.9,validation:0.1'
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What decides the bytes of a shard set, besides the photos; `python -m jaxcolor.prepare --help` explains each."""
+    """What decides the bytes of a shard set, besides the photos; `jaxcolor prepare --help` explains each."""
 
     size: int = 256
     encoding: str = 'raw'

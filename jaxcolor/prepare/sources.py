@@ -16,8 +16,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from jaxcolor.prepare.decode import SUFFIXES, RejectedError
 from jaxcolor.errors import UserError
+from jaxcolor.prepare.decode import SUFFIXES, RejectedError
 
 SPLITS = {'train': 'train', 'training': 'train', 'val': 'validation', 'valid': 'validation', 'validation': 'validation'}
 SPLITS |= {'test': 'test', 'testing': 'test'}

@@ -11,8 +11,8 @@ import jax
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
-from jaxcolor.runtime import cluster
 from jaxcolor.errors import UserError
+from jaxcolor.runtime import cluster
 
 _keep = ocp.training.preservation_policies
 _when = ocp.training.save_decision_policies

@@ -1,6 +1,6 @@
 """Clusters: which of how many processes this one is, joining them, and leaving: preempted, or because a peer died.
 
-    python -m jaxcolor.cluster
+    python -m jaxcolor.runtime.cluster
 
 says, without starting JAX, what the launcher gave this process, and refuses what would leave GPUs unused.
 """

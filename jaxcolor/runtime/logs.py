@@ -8,6 +8,7 @@ from pathlib import Path
 
 import tqdm
 
+from jaxcolor import files
 from jaxcolor.errors import UserError
 
 
@@ -87,7 +88,7 @@ class MetricsLog:
     def __init__(self, run, resume_step=0, tensorboard=False):
         self.path = Path(run) / 'metrics.jsonl'
         kept = [row for row in read_metrics(run) if row['step'] <= resume_step]
-        write_atomically(self.path, ''.join(json.dumps(row) + '\n' for row in kept))
+        files.write_text(self.path, ''.join(json.dumps(row) + '\n' for row in kept))
         self.file = open(self.path, 'a', encoding='utf-8')  # noqa: SIM115
         self.events = _tensorboard(run, resume_step) if tensorboard else None
 
@@ -149,13 +150,5 @@ def draw_curves(run):
             axes.set_yscale('log')
         if axes.lines:
             axes.legend(fontsize='small')
-    temporary = Path(run) / 'curves.tmp.png'
-    figure.savefig(temporary, dpi=100)
-    os.replace(temporary, Path(run) / 'curves.png')
-
-
-def write_atomically(path, text: str):
-    """Writes a text file, whole or not at all."""
-    temporary = Path(f'{path}.{os.getpid()}.tmp')
-    temporary.write_text(text, encoding='utf-8')
-    os.replace(temporary, path)
+    with files.atomic(Path(run) / 'curves.png') as temporary:
+        figure.savefig(temporary, dpi=100, format='png')

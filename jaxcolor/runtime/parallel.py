@@ -5,6 +5,8 @@ A step is written for one device: it sees its share of the batch, and `lax.pmean
 
 import functools
 import os
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +14,10 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxcolor.errors import UserError
+from jaxcolor.config import check_section
 
 AXIS = 'data'
 _REPLICATED, _SPLIT = PartitionSpec(), PartitionSpec(AXIS)
-MAPPINGS = ('shard_map', 'pmap')
 _LEVEL = 'xla_backend_optimization_level'
 
 
@@ -43,24 +44,24 @@ def compiler_options(once: bool = False) -> dict | None:
     return options
 
 
-def mean_over_batch(function, batch, parts: int = 1):
+def mean_over_batch(function: Callable[[Any], Any], batch: Any, accumulation_steps: int = 1) -> Any:
     """Inside a device's step: the mean of `function(part of the batch)` over all parts of all devices.
 
-    A device goes through its parts one after the other in the memory of one: gradient accumulation. Part i of device d is
-    what device `d * parts + i` of `parts` times as many devices would have, so the result is the same as theirs.
+    A device runs its parts one after the other in the memory of one: gradient accumulation. Of N parts, part i of device d
+    is what device `d * N + i` of N times as many devices would have, so the result is the same as theirs.
 
     Args:
         function: takes a tree of arrays like `batch`, returns one of float arrays.
         batch: this device's rows (B, ...) of every array.
-        parts: a divisor of B.
+        accumulation_steps: parts of the batch, a divisor of B.
     """
-    if parts == 1:
+    if accumulation_steps == 1:
         return lax.pmean(function(batch), AXIS)
-    cut = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+    cut = jax.tree.map(lambda x: x.reshape(accumulation_steps, -1, *x.shape[1:]), batch)
     shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], cut))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     total, _ = lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, function(part)), None), zeros, cut)
-    return lax.pmean(jax.tree.map(lambda x: x / parts, total), AXIS)
+    return lax.pmean(jax.tree.map(lambda x: x / accumulation_steps, total), AXIS)
 
 
 class DataParallel:
@@ -72,8 +73,7 @@ class DataParallel:
     """
 
     def __init__(self, mapping: str = 'shard_map', devices=None):
-        if mapping not in MAPPINGS:
-            raise UserError(f'train.mapping: {mapping!r} is none of {", ".join(MAPPINGS)}.')
+        check_section('train', {'mapping': mapping})
         devices = jax.devices() if devices is None else devices
         self.mapping = mapping
         self.mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)

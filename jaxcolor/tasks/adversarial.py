@@ -1,36 +1,46 @@
-"""A generator of colours against a discriminator of photos, in YUV (Kraev, Safarani, Meyer; after arXiv:1702.06674)."""
+"""A generator of colors against a discriminator of photos, in YUV (Kraev, Safarani, Meyer; after arXiv:1702.06674)."""
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxcolor import color, models
-from jaxcolor.tasks import losses, optimizers
+from jaxcolor import color
 from jaxcolor.errors import UserError
 from jaxcolor.runtime.parallel import AXIS, mean_over_batch
-from jaxcolor.tasks.state import TrainState, moving_average
+from jaxcolor.tasks import losses
+from jaxcolor.tasks.state import TrainState, update_ema
 
 
 class Adversarial:
-    """Cross-entropy GAN loss, plus an L1 term for the generator where asked for.
+    """Cross-entropy GAN loss, plus an L1 term for the generator where settings.l1 asks for it.
 
-    A step trains the discriminator on the batch's photos and on colours generated for them, then the generator against
+    A step trains the discriminator on the batch's photos and on colors generated for them, then the generator against
     the discriminator so improved, with fresh noise. State: params, model_state (batch statistics) and opt_state are
     {'generator': ..., 'discriminator': ...}.
     """
 
-    takes_noise = True  # other noise, other colours
+    takes_noise = True  # other noise, other colors
 
-    def __init__(self, config):
-        self.loss = config.task
-        size, crop = config.model.get('size', 0), config.data.crop
-        if size != crop:
-            raise UserError(f'model.size is {size}, data.crop {crop}: the GAN needs both the same.')
-        self.network = models.build(config.model, AXIS if config.train.cross_device_batch_norm else None)
-        self.schedule = optimizers.schedule(config.optimizer, config.train.steps, config.train.batch_size)
-        self.optimizer = optimizers.build(config.optimizer, config.train.steps, config.train.batch_size)
-        self.parts, self.ema = config.train.accumulation_steps, config.train.ema
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        network: nn.Module,
+        optimizer: optax.GradientTransformation,
+        schedule: Callable[[Any], Any],
+        *,
+        crop: int,
+        accumulation_steps: int = 1,
+        ema: float = 0.0,
+    ):
+        if network.size != crop:
+            raise UserError(f'model.size is {network.size}, data.crop {crop}: the GAN needs both the same.')
+        self.settings, self.network, self.optimizer, self.schedule = settings, network, optimizer, schedule
+        self.accumulation_steps, self.ema = accumulation_steps, ema
 
     def init(self, rng) -> TrainState:
         """A fresh state. rng: uint32 (2,) key."""
@@ -40,7 +50,7 @@ class Adversarial:
         params, statistics = variables['params'], variables['batch_stats']
         opt_state = {name: self.optimizer.init(params[name]) for name in params}
         state = TrainState(jnp.zeros((), jnp.int32), params, statistics, opt_state, rng)
-        return state.replace(ema=state.averages() if self.ema else ())
+        return state.replace(ema=state.weights() if self.ema else ())
 
     def train_step(self, state: TrainState, batch):
         """One half-step of the discriminator, one of the generator, of one device on its share of the batch."""
@@ -55,7 +65,7 @@ class Adversarial:
         measured['loss'] = measured['discriminator_loss'] + measured['generator_loss']
         measured['learning_rate'] = jnp.asarray(self.schedule(state.step))
         state = state.replace(step=state.step + 1)
-        return state.replace(ema=moving_average(state, self.ema)), measured
+        return state.replace(ema=update_ema(state, self.ema)), measured
 
     def discriminator_step(self, state: TrainState, yuv, noise):
         """Trains the discriminator alone to tell yuv (B, H, W, 3) from what the generator makes of its Y and noise."""
@@ -65,10 +75,10 @@ class Adversarial:
             chroma, _ = self._run(state.params, state.model_state, 'generate', yuv[..., :1], noise)
             fake = lax.stop_gradient(jnp.concatenate([yuv[..., :1], chroma], axis=-1))
             params = {**state.params, 'discriminator': own}
-            # Photos and fakes pass one after the other, each normalised by its own statistics.
+            # Photos and fakes pass one after the other, each normalized by its own statistics.
             real_logits, statistics = self._run(params, state.model_state, 'discriminate', yuv)
             fake_logits, statistics = self._run(params, statistics, 'discriminate', fake)
-            of_real = jnp.mean(optax.sigmoid_binary_cross_entropy(real_logits, jnp.full(len(yuv), self.loss.real_label)))
+            of_real = jnp.mean(optax.sigmoid_binary_cross_entropy(real_logits, jnp.full(len(yuv), self.settings.real_label)))
             of_fake = jnp.mean(optax.sigmoid_binary_cross_entropy(fake_logits, jnp.zeros(len(yuv))))
             measured = {
                 'discriminator_loss': of_real + of_fake,
@@ -80,7 +90,7 @@ class Adversarial:
         return self._update(state, 'discriminator', loss_of, yuv, noise)
 
     def generator_step(self, state: TrainState, yuv, noise):
-        """Trains the generator alone to make the discriminator take its colours for true ones."""
+        """Trains the generator alone to make the discriminator take its colors for true ones."""
 
         def loss_of(own, yuv, noise):
             params = {**state.params, 'generator': own}
@@ -89,8 +99,8 @@ class Adversarial:
             logits, _ = self._run(params, state.model_state, 'discriminate', fake)
             loss = jnp.mean(optax.sigmoid_binary_cross_entropy(logits, jnp.ones(len(yuv))))
             measured = {'generator_loss': loss, 'generator_fools': _share(logits > 0)}
-            if self.loss.l1:
-                measured['l1_loss'] = self.loss.l1 * jnp.mean(losses.absolute_error(chroma, yuv[..., 1:]))
+            if self.settings.l1:
+                measured['l1_loss'] = self.settings.l1 * jnp.mean(losses.absolute_error(chroma, yuv[..., 1:]))
                 loss += measured['l1_loss']
             return loss, (measured, statistics['generator'])
 
@@ -101,7 +111,7 @@ class Adversarial:
 
         `loss` is the mean absolute error in U and V: a GAN's own losses say nothing of how far a training has come.
         """
-        state, yuv = state.averaged(), _yuv(batch['lab'])
+        state, yuv = state.for_inference(), _yuv(batch['lab'])
         # Noise of a photo is drawn from the photo: the same in whatever batch and place it comes.
         seeds = jnp.sum(batch['lab'].astype(jnp.uint32), axis=(1, 2, 3), dtype=jnp.uint32)
         chroma = self._generate(state, yuv[..., :1], self._noise(state.rng, seeds))
@@ -116,10 +126,9 @@ class Adversarial:
         return each, _ab(fake)
 
     def predict(self, state: TrainState, lightness, rng):
-        """L* (B, H, W, 1) in [0, 100] -> a*b* float32 (B, H, W, 2); another rng, other colours."""
-        gray = jnp.concatenate([lightness, jnp.zeros_like(lightness), jnp.zeros_like(lightness)], axis=-1)
-        luma = color.rgb_to_yuv(color.lab_to_rgb(gray))[..., :1]
-        chroma = self._generate(state.averaged(), luma, self._noise(rng, jnp.arange(len(lightness))))
+        """L* (B, H, W, 1) in [0, 100] -> a*b* float32 (B, H, W, 2); another rng, other colors."""
+        luma = color.rgb_to_yuv(color.lab_to_rgb(color.gray_lab(lightness)))[..., :1]
+        chroma = self._generate(state.for_inference(), luma, self._noise(rng, jnp.arange(len(lightness))))
         return _ab(jnp.concatenate([luma, chroma], axis=-1))
 
     def _noise(self, rng, numbers):
@@ -146,7 +155,7 @@ class Adversarial:
             (_, (measured, statistics)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params[name], *part)
             return grads, measured, statistics
 
-        grads, measured, statistics = mean_over_batch(of_part, (yuv, noise), self.parts)
+        grads, measured, statistics = mean_over_batch(of_part, (yuv, noise), self.accumulation_steps)
         updates, opt_state = self.optimizer.update(grads, state.opt_state[name], state.params[name])
         state = state.replace(
             params={**state.params, name: optax.apply_updates(state.params[name], updates)},
@@ -170,5 +179,5 @@ def _yuv(lab):
 
 
 def _ab(yuv):
-    """YUV (B, H, W, 3) -> the a*b* (B, H, W, 2) of that colour."""
+    """YUV (B, H, W, 3) -> the a*b* (B, H, W, 2) of that color."""
     return color.rgb_to_lab(color.yuv_to_rgb(yuv))[..., 1:]

@@ -15,10 +15,7 @@ def color_error(prediction, target, reduction: str, delta: float | None = None, 
         weight: of each pixel, (B, H, W); None for 1.
     """
     reduce = {'sum': jnp.sum, 'mean': jnp.mean}[reduction]
-    error = prediction - target
-    each = jnp.square(error)
-    if delta is not None:
-        each = jnp.where(jnp.abs(error) <= delta, each, 2 * delta * jnp.abs(error) - delta**2)
+    each = jnp.square(prediction - target) if delta is None else 2 * optax.huber_loss(prediction, target, delta=delta)
     if weight is not None:
         each *= weight[..., None]
     return reduce(each, axis=(1, 2, 3))
@@ -46,3 +43,10 @@ def kernel_l2(params, excluded=()):
         if names[-1] == 'kernel' and not set(excluded) & set(names):
             total += jnp.sum(jnp.square(leaf))
     return total
+
+
+def top_k_accuracy(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
+    """Whether the true class is among the k likeliest, (B,): logits (B, classes), labels int32 (B,) -> 1 or 0; NaN for a
+    photo without a label (-1)."""
+    above = jnp.sum(logits > jnp.take_along_axis(logits, jnp.maximum(labels, 0)[:, None], axis=1), axis=1)
+    return jnp.where(labels < 0, jnp.nan, (above < k).astype(jnp.float32))

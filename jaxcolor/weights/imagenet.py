@@ -1,25 +1,24 @@
-"""Published weights -> Flax variables: Keras', torchvision's and timm's ImageNet files, a peer's `ltbc_pytorch`.
+"""Published ImageNet weights -> extractors: Keras', torchvision's and timm's files; and the extractor of a run directory."""
 
-Every importer is a plan, {path of a Flax variable: name of an array in the file}, in network order; `_fit` carries it
-out and refuses a file at the first array that is missing, has another shape, or is left over.
-"""
-
-import math
-import pathlib
+import os
 import re
+from pathlib import Path
 
 import flax.traverse_util
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pooch
+import safetensors.numpy
 
-from jaxcolor.runtime import cache
+from jaxcolor import files
 from jaxcolor.errors import UserError
 from jaxcolor.models import extractors
-from jaxcolor.models.extractors import inception_resnet_v2, vgg16
-from jaxcolor.models.extractors import NETWORKS, Extractor
+from jaxcolor.models.extractors import NETWORKS, Extractor, inception_resnet_v2, vgg16
+from jaxcolor.runtime import cache
+from jaxcolor.weights.fit import fit, fit_torch
 from jaxcolor.weights.weight_files import read_weights
+
+# The value of `format` in the metadata of files that `save_extractor` writes.
+_FORMAT = 'jaxcolor extractor'
 
 
 def find_extractor(name: str, path: str = '') -> Extractor:
@@ -59,7 +58,7 @@ def find_extractor(name: str, path: str = '') -> Extractor:
     return import_extractor(name, found[0])
 
 
-def import_extractor(name: str, path) -> Extractor:
+def import_extractor(name: str, path: str | os.PathLike) -> Extractor:
     """Reads a network's published ImageNet weights, or a file of `save_extractor`.
 
     Args:
@@ -73,86 +72,38 @@ def import_extractor(name: str, path) -> Extractor:
     file = read_weights(path)
     shapes = {path: leaf.shape for path, leaf in extractors.variable_shapes(name).items()}
     what = f'Weights file {path} does not fit {name}'
-    flavour, source = file.metadata.get('flavour'), pathlib.Path(path).name
+    flavour, source = file.metadata.get('flavour'), Path(path).name
     arrays = file.arrays
-    if file.metadata.get('format') == extractors.FORMAT:
+    if file.metadata.get('format') == _FORMAT:
         if file.metadata['name'] != name:
             raise UserError(f'{what}: it holds {file.metadata["name"]}.')
         source = file.metadata['source']
-        variables = _fit({path: '/'.join(path) for path in shapes}, arrays, shapes, what)
+        variables = fit({path: '/'.join(path) for path in shapes}, arrays, shapes, what)
     elif file.kind.startswith('keras'):
         flavour = 'keras'
         make_plan = _vgg16_keras if name == 'vgg16' else _inception_keras
         plan = make_plan(arrays, file.kind == 'keras_counted')
-        variables = _fit(plan, arrays, shapes, what)
+        variables = fit(plan, arrays, shapes, what)
         # Keras' batch norm has no scale here.
         variables |= {path: np.ones(shapes[path], np.float32) for path in shapes if path not in plan}
     else:
         flavour = 'torchvision' if name == 'vgg16' else 'timm'
         plan = _vgg16_torchvision() if name == 'vgg16' else _inception_timm()
         # torchvision flattens 512 maps of 7x7, channels first.
-        variables = _fit_torch(plan, arrays, shapes, what, {('params', 'fc1', 'kernel'): (512, 7, 7)})
+        variables = fit_torch(plan, arrays, shapes, what, {('params', 'fc1', 'kernel'): (512, 7, 7)})
     return Extractor(name, flavour, source, flax.traverse_util.unflatten_dict(variables))
 
 
-# A peer's parts in network order, and the layers of `LTBC` that each one's hold.
-_LTBC_PARTS = {
-    'low': [f'low_{i}/conv' for i in range(6)],
-    'mid': [f'mid_{i}/conv' for i in range(2)],
-    'glob': [f'global_conv_{i}/conv' for i in range(4)] + [f'global_dense_{i}/dense' for i in range(3)],
-    'color': ['fusion', *(f'color_{i}/conv' for i in range(4)), 'output/conv'],
-    'classif': ['classifier_hidden/dense', 'classifier/dense'],
-}
+def save_extractor(extractor: Extractor, path: str | os.PathLike) -> None:
+    """Writes an extractor to a safetensors file, atomically; `import_extractor` reads it back with its flavour."""
+    arrays = flax.traverse_util.flatten_dict(extractor.variables, sep='/')
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    about = {'format': _FORMAT, 'name': extractor.name, 'flavour': extractor.flavour, 'source': extractor.source}
+    with files.atomic(path) as temporary:
+        safetensors.numpy.save_file(arrays, temporary, about)
 
 
-def import_ltbc(path, network):
-    """Reads a checkpoint of the PyTorch reimplementation of Let there be Color! (the config `ltbc_pytorch`).
-
-    Args:
-        path: a state dict (`.pth`, safetensors) or a Lightning `.ckpt`. Its parts are `low`, `mid`, `glob`, `color`,
-            `classif`; in each, layers count in the order of their names (`conv1`, `conv2`, ..., `fc1`, ...), `fusion`
-            before all. The rest of a name, and what stands before the part's, do not matter.
-        network: the `LTBC` to fit: no batch norm, decoder 'nearest'; with classes=0 the file's classifier is left out.
-
-    Returns:
-        The network's parameters, nested dicts of float32 NumPy arrays. How the peer scaled L* and a*b* its report does
-        not say.
-
-    Raises:
-        UserError: the file cannot be read or does not fit; the sentence names the first layer that differs.
-    """
-    what = f'Weights file {path} does not fit this ltbc network'
-    if network.batch_norm or network.decoder != 'nearest':
-        raise UserError(
-            f"{what}: the peer's has neither batch norm nor transposed convolutions; "
-            "set model.batch_norm to False and model.decoder to 'nearest'."
-        )
-    side = network.global_size
-    variables = jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, side, side, 1), jnp.float32))
-    shapes = {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(variables).items()}
-    arrays = read_weights(path).arrays
-    plan = {}
-    for part, layers in _LTBC_PARTS.items():
-        if part == 'classif' and not network.classes:
-            continue
-        found = sorted(
-            {match[1] for name in arrays if (match := re.fullmatch(rf'((?:.*\.)?{part}\..+)\.(?:weight|bias)', name))},
-            key=lambda name: ('fusion' not in name, [int(n) if n.isdigit() else n for n in re.split(r'(\d+)', name)]),
-        )
-        if len(found) != len(layers):
-            raise UserError(f'{what}: its part {part!r} has {len(found)} layers, not {len(layers)}: {found}.')
-        for layer, name in zip(layers, found, strict=True):
-            layer = ('params', *layer.split('/'))
-            plan |= {(*layer, 'kernel'): f'{name}.weight', (*layer, 'bias'): f'{name}.bias'}
-    # Only the five parts are looked at; a checkpoint of the whole training may hold more.
-    arrays = {name: arrays[name] for name in plan.values() if name in arrays}
-    flattened = ('params', 'global_dense_0', 'dense', 'kernel')
-    channels = shapes[flattened][0] // (side // 32) ** 2
-    fitted = _fit_torch(plan, arrays, shapes, what, {flattened: (channels, side // 32, side // 32)})
-    return flax.traverse_util.unflatten_dict(fitted)['params']
-
-
-# -- Plans of the ImageNet files --------------------------------------------------------------------------------------
+# -- Plans: {path of a Flax variable: name of an array in the file} ----------------------------------------------------
 
 
 def _numbered(layer):
@@ -258,64 +209,3 @@ def _inception_timm():
         plan[('batch_stats', *path, 'bn', 'var')] = f'{name}.bn.running_var'
     head = ('params', 'predictions')
     return plan | {(*head, 'kernel'): 'classif.weight', (*head, 'bias'): 'classif.bias'}
-
-
-# -- Carrying them out ------------------------------------------------------------------------------------------------
-
-
-def _fit(plan, arrays, shapes, what):
-    """Checks the file's arrays against a plan.
-
-    Args:
-        plan: {path: name in the file}, in network order.
-        arrays: {name: array} of the file, all of which the plan must use.
-        shapes: {path: shape that the array should have}.
-        what: beginning of the sentence that refuses the file.
-
-    Returns:
-        {path: float32 array}.
-    """
-    fitted = {}
-    for path, name in plan.items():
-        layer = f'{name} ({"/".join(path[1:])})'
-        if name not in arrays or arrays[name].shape != shapes[path]:
-            found = f'of shape {arrays[name].shape}' if name in arrays else 'missing'
-            raise UserError(f'{what}: the first layer that differs is {layer}: {found}, not of shape {shapes[path]}.')
-        try:
-            fitted[path] = np.asarray(arrays[name], np.float32)
-        except (TypeError, ValueError) as error:
-            raise UserError(f'{what}: {layer} does not hold numbers.') from error
-        if not np.isfinite(fitted[path]).all():
-            raise UserError(f'{what}: {layer} holds values that are not finite.')
-    left_over = arrays.keys() - set(plan.values())
-    if left_over:
-        first = next(name for name in arrays if name in left_over)
-        raise UserError(f'{what}: it has {first} of shape {arrays[first].shape}, which is no layer of this network.')
-    return fitted
-
-
-def _fit_torch(plan, arrays, shapes, what, flattened):
-    """`_fit` for a state dict, whose convolutions are OIHW and whose dense layers are (out, in).
-
-    Prefixes that wrappers put before every name ('module.', 'model.') are taken off.
-
-    flattened: {path of a dense kernel: (C, H, W) of the maps that it sees flattened}; Flax flattens them as H, W, C.
-    """
-    first = next(iter(plan.values()))
-    prefix = next((name.removesuffix(first) for name in arrays if f'.{name}'.endswith(f'.{first}')), '')
-    arrays = {
-        name.removeprefix(prefix): array
-        for name, array in arrays.items()
-        if name.startswith(prefix) and not name.endswith('num_batches_tracked')
-    }
-    torch_shapes = {
-        path: shape if len(shape) == 1 else shape[::-1] if len(shape) == 2 else (shape[3], shape[2], *shape[:2])
-        for path, shape in shapes.items()
-    }
-    fitted = _fit(plan, arrays, torch_shapes, what)
-    for path, array in fitted.items():
-        if path in flattened:
-            C, H, W = flattened[path]
-            array = array.reshape(-1, C, H, W).transpose(0, 2, 3, 1).reshape(-1, math.prod(flattened[path]))
-        fitted[path] = np.ascontiguousarray(array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T)
-    return fitted

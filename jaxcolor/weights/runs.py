@@ -1,38 +1,40 @@
 """A run directory: config.json, checkpoints/, metrics.jsonl, samples/, curves.png. It needs nothing outside itself."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import flax
 import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from jaxcolor import tasks
-from jaxcolor.runtime import cluster
-from jaxcolor.weights import export
-from jaxcolor.runtime.checkpoint import Checkpoints, abstract
-from jaxcolor.data import pipeline
+from jaxcolor import files, tasks
+from jaxcolor.config import FieldError
+from jaxcolor.data.shards import ShardSet
 from jaxcolor.errors import UserError
-from jaxcolor.runtime.logs import write_atomically
 from jaxcolor.models import extractors
-from jaxcolor.weights import imagenet
-from jaxcolor.runtime.parallel import DataParallel
+from jaxcolor.runtime import cluster
+from jaxcolor.runtime.checkpoint import Checkpoints, abstract
+from jaxcolor.tasks.state import TrainState
+from jaxcolor.weights import imagenet, store
+from jaxcolor.weights.migration import migrate
 
-# Fields that change neither parameters (but for rounding) nor batches up to a step: a run may be continued with others.
-FREE_FIELDS = {
-    'task.temperature', 'task.answer_rebalance', 'task.chroma_gain', 'task.mirror',
+# Fields that change neither parameters (but for rounding) nor batches up to a step: a resumed run may have others.
+CHANGEABLE_FIELDS = {
+    'task.temperature', 'task.inference_rebalance', 'task.chroma_gain', 'task.mirror',
     'data.placement', 'data.read_threads', 'data.prefetch', 'data.workers', 'train.steps', 'train.accumulation_steps',
     'train.heartbeat', 'train.log_every', 'train.eval_every', 'train.eval_splits', 'train.checkpoint_every',
     'train.keep_best', 'train.grid_photos', 'train.tensorboard',
 }  # fmt: skip
 
 
-def claim(run, config: ConfigDict) -> None:
-    """Makes the run directory for a config, or checks that it is that config's, and writes config.json.
+def create_or_check(run: str | Path, config: ConfigDict) -> None:
+    """Makes the run directory of a config, or checks that it belongs to that config; writes config.json.
 
     Raises:
-        UserError: it cannot be written, or is of another config.
+        UserError: it cannot be written, or belongs to another config.
     """
     run = Path(run)
     try:
@@ -40,33 +42,33 @@ def claim(run, config: ConfigDict) -> None:
         if (run / 'config.json').exists() and any((run / 'checkpoints').glob('*')):
             old, new = _flat(read_config(run)), _flat(config)
             differing = sorted(
-                name for name in old.keys() | new.keys() if name not in FREE_FIELDS and old.get(name) != new.get(name)
+                name for name in old.keys() | new.keys() if name not in CHANGEABLE_FIELDS and old.get(name) != new.get(name)
             )
             if differing:
                 changes = ', '.join(f'{name} ({old.get(name)} there, {new.get(name)} now)' for name in differing)
                 raise UserError(f'{run} holds a run of another config: {changes}; name another --workdir or remove it.')
-        write_atomically(run / 'config.json', config.to_json_best_effort(indent=1) + '\n')
+        files.write_text(run / 'config.json', config.to_json_best_effort(indent=1) + '\n')
     except OSError as error:
         raise UserError(f'the run directory {run} cannot be written ({error.strerror}).') from None
 
 
-def read_config(run) -> ConfigDict:
-    """The config of a run directory. Raises UserError where there is none."""
-    path = exported.folder_of(run) / 'config.json'
-    if str(run) == exported.DEFAULT and not path.exists():
-        raise UserError(f'the model {run} is missing from this installation of jaxcolor; install it again.')
+def read_config(model: str | Path) -> ConfigDict:
+    """The config of a run directory or an exported model, with today's fields. Raises UserError where there is none."""
+    path = store.model_folder(model) / 'config.json'
+    if str(model) == store.DEFAULT_MODEL and not path.exists():
+        raise UserError(f'the model {model} is missing from this installation of jaxcolor; install it again.')
     try:
-        return ConfigDict(json.loads(path.read_text(encoding='utf-8')))
+        return ConfigDict(migrate(json.loads(path.read_text(encoding='utf-8'))))
     except FileNotFoundError:
-        models = ', '.join(exported.names())
+        models = ', '.join(store.model_names())
         shipped = f', and no model that comes with jaxcolor ({models})' if models else ''
-        raise UserError(f'{run} is no run directory (it has no config.json){shipped}; train one or name another.') from None
-    except (OSError, ValueError) as error:
+        raise UserError(f'{model} is no run directory (no config.json){shipped}; train one or name another.') from None
+    except (OSError, ValueError, AttributeError) as error:
         raise UserError(f'{path} cannot be read ({error}).') from None
 
 
-def frozen(run, config: ConfigDict):
-    """The extractor that a config names, () where it names none. The run directory keeps the one it was begun with.
+def load_extractor(run: str | Path, config: ConfigDict) -> extractors.Extractor | tuple[()]:
+    """The extractor that a config names, () where it names none. The run directory keeps the one it started with.
 
     Raises:
         UserError: no such extractor; its weights are not there and cannot be downloaded; they do not fit.
@@ -80,39 +82,21 @@ def frozen(run, config: ConfigDict):
 
     def keep():
         if not kept.exists():
-            extractor = import_weights.find_extractor(name, weights)  # perhaps downloads it
+            extractor = imagenet.find_extractor(name, weights)  # perhaps downloads it
             kept.parent.mkdir(parents=True, exist_ok=True)
-            extractors.save_extractor(extractor, kept)
+            imagenet.save_extractor(extractor, kept)
 
     cluster.on_first(keep)
-    return import_weights.import_extractor(name, kept)
+    return imagenet.import_extractor(name, kept)
 
 
-def import_run(run, config: ConfigDict, weights) -> None:
-    """Makes a run directory, at step 0, of a peer's checkpoint (`import_weights.import_ltbc`).
-
-    Raises:
-        UserError: the config's network is no `ltbc` or does not fit the file; the directory holds checkpoints already.
-    """
-    if config.model.name != 'ltbc' or config.model.get('members', 1) != 1:
-        raise UserError(f'--mode=import reads single networks of configs/ltbc_pytorch.py, not {config.model.name}.')
-    task = tasks.build(config)
-    params = import_weights.import_ltbc(weights, task.network)
-    claim(run, config)
-    with Checkpoints(Path(run) / 'checkpoints', config.train.keep_best) as checkpoints:
-        if checkpoints.latest_step is not None:
-            raise UserError(f'{run} holds checkpoints already; name another --workdir.')
-        state = DataParallel().create(task.init, jax.random.PRNGKey(config.seed))
-        state = state.replace(params=jax.tree.map(jax.numpy.asarray, params))
-        state = state.replace(ema=state.averages() if config.train.ema else ())
-        checkpoints.save(0, state, pipeline.START, json.loads(config.to_json()))
-
-
-def load(run, step: int | None = None, sharding=None):
+def load(
+    model: str | Path, step: int | None = None, sharding: jax.sharding.Sharding | None = None
+) -> tuple[ConfigDict, Any, TrainState]:
     """A trained network, ready to evaluate and predict.
 
     Args:
-        run: the run directory; or an exported model, by its folder or its name in `exported.names`.
+        model: a run directory; or an exported model, by its folder or its name in `store.model_names`.
         step: of the checkpoint; None takes the best by validation loss. An exported model has only one.
         sharding: where the arrays go; None puts them on the first device.
 
@@ -122,18 +106,18 @@ def load(run, step: int | None = None, sharding=None):
     Raises:
         UserError: no run, no checkpoint, one that is damaged, a run of another version.
     """
-    run = exported.folder_of(run)
+    run = store.model_folder(model)
     config = read_config(run)
     try:
         task = tasks.build(config)
-    except tasks.MissingFieldError as error:
-        raise UserError(f'{run} is of another version of jaxcolor ({error}) Train it again.') from None
+    except FieldError as error:
+        raise UserError(f'{run} is of another version of jaxcolor: {error} Train it again.') from None
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = jax.eval_shape(task.init, jax.random.PRNGKey(0))
-    if exported.is_exported(run):
-        if step not in (None, only := int(exported.about(run)['step'])):
+    if store.is_exported(run):
+        if step not in (None, only := int(store.read_metadata(run)['step'])):
             raise UserError(f'--step={step}: the exported model {run} is of step {only} alone.')
-        return config, task, jax.device_put(exported.read(run, shapes), sharding)
+        return config, task, jax.device_put(store.read_state(run, shapes), sharding)
     if not (run / 'checkpoints').is_dir():
         raise UserError(f'{run} holds no checkpoint yet.')
     with Checkpoints(run / 'checkpoints', read_only=True) as checkpoints:
@@ -142,43 +126,48 @@ def load(run, step: int | None = None, sharding=None):
             raise UserError(f'{run} holds no checkpoint yet.')
         logging.info('loading step %d of %s', step, run)
         state, _ = checkpoints.restore(step, abstract(shapes, sharding))
-    extractor = jax.device_put(frozen(run, config), sharding)
+    extractor = jax.device_put(load_extractor(run, config), sharding)
     return config, task, state.replace(opt_state=(), frozen=extractor)
 
 
-def begin_as(run, state, redraw=(), sharding=None):
-    """A fresh state, with the network of a run or an exported model (its average, where it keeps one) for what was drawn.
+def init_from(
+    model: str | Path, state: TrainState, redraw: Sequence[str] = (), sharding: jax.sharding.Sharding | None = None
+) -> TrainState:
+    """A fresh state with its weights replaced by those of a trained model (its moving average, where one is kept).
 
     Args:
-        redraw: layers, by name, that stay as they were drawn.
+        model: as for `load`.
+        state: fresh; its optimizer state stays.
+        redraw: layers, by name, that keep their fresh weights.
 
     Raises:
         UserError: as `load`; another network than the state's, but for those layers.
     """
-    drawn, found = (
+    fresh, trained = (
         flax.traverse_util.flatten_dict(tree, sep='.')
-        for tree in (state.averages(), load(run, sharding=sharding)[2].averaged().averages())
+        for tree in (state.weights(), load(model, sharding=sharding)[2].for_inference().weights())
     )
-    known = {part for name in drawn.keys() | found.keys() for part in name.split('.')}
-    if missing := sorted(set(filter(None, redraw)) - known):
+    layers = {part for name in fresh.keys() | trained.keys() for part in name.split('.')}
+    if missing := sorted(set(redraw) - layers):
         raise UserError(f'train.init_redraw: neither network has a layer {missing[0]!r}.')
-    stays = {name for name in drawn.keys() | found.keys() if set(redraw) & set(name.split('.'))}
-    for name in sorted((drawn.keys() | found.keys()) - stays):
-        own, its = (getattr(tree.get(name), 'shape', 'missing') for tree in (drawn, found))
-        if own != its:
+    kept = {name for name in fresh.keys() | trained.keys() if set(redraw) & set(name.split('.'))}
+    for name in sorted((fresh.keys() | trained.keys()) - kept):
+        by_config, in_model = (getattr(tree.get(name), 'shape', 'missing') for tree in (fresh, trained))
+        if by_config != in_model:
             raise UserError(
-                f'train.init_from: {run} is another network: {name} is {its} there, {own} by the config. '
+                f'train.init_from: {model} is another network: {name} is {in_model} there, {by_config} by the config. '
                 f'Layers that train.init_redraw names are drawn instead.'
             )
-    begun = {name: drawn[name] if name in stays else found[name] for name in drawn}
-    begun = flax.traverse_util.unflatten_dict(begun, '.')
-    return state.replace(**begun, ema=jax.tree.map(jax.numpy.copy, begun) if state.ema else ())  # donated apart
+    weights = {name: fresh[name] if name in kept else trained[name] for name in fresh}
+    weights = flax.traverse_util.unflatten_dict(weights, '.')
+    # The step donates parameters and average: they may not share arrays.
+    return state.replace(**weights, ema=jax.tree.map(jax.numpy.copy, weights) if state.ema else ())
 
 
-def evaluation_folder(run) -> Path:
-    """Where what is measured of a run goes, made where it is missing: RUN/evaluation; runs/NAME/evaluation for a model that
-    comes with the package. Raises UserError."""
-    folder = (Path('runs', run) if str(run) in exported.names() else Path(run)) / 'evaluation'
+def evaluation_folder(model: str | Path) -> Path:
+    """The folder for a model's evaluations, made if missing: RUN/evaluation, or runs/NAME/evaluation for a model that comes
+    with the package. Raises UserError."""
+    folder = (Path('runs', model) if str(model) in store.model_names() else Path(model)) / 'evaluation'
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -186,7 +175,7 @@ def evaluation_folder(run) -> Path:
     return folder
 
 
-def check_classes(config, shards) -> None:
+def check_classes(config: ConfigDict, shards: ShardSet) -> None:
     """Raises UserError where a shard set has more classes than the network can tell apart."""
     classes = config.model.get('classes', 0)
     if classes and len(shards.classes) > classes:

@@ -1,12 +1,10 @@
 """The frozen ImageNet networks as a training uses them: gray photo in, 1000 outputs before the softmax out.
 
-`import_weights.py` makes an Extractor of a published file.
+`weights/imagenet.py` makes an Extractor of a published file.
 """
 
 import functools
 import math
-import os
-import pathlib
 from typing import Any, NamedTuple
 
 import flax
@@ -15,13 +13,9 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 
 from jaxcolor import color
 from jaxcolor.models.extractors import inception_resnet_v2, vgg16
-
-# The value of `format` in the metadata of files that `save_extractor` writes.
-FORMAT = 'jaxcolor extractor'
 
 
 class Network(NamedTuple):
@@ -116,14 +110,3 @@ def random_extractor(name: str, seed: int = 0) -> Extractor:
         else:
             variables[path] = np.full(leaf.shape, path[-1] in ('scale', 'var'), np.float32)
     return Extractor(name, 'keras', 'random', flax.traverse_util.unflatten_dict(variables))
-
-
-def save_extractor(extractor: Extractor, path):
-    """Writes an extractor to a safetensors file, atomically; `import_extractor` reads it back with its flavour."""
-    path = pathlib.Path(path)
-    arrays = flax.traverse_util.flatten_dict(extractor.variables, sep='/')
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    about = {'format': FORMAT, 'name': extractor.name, 'flavour': extractor.flavour, 'source': extractor.source}
-    partial = path.with_name(f'{path.name}.partial')
-    safetensors.numpy.save_file(arrays, partial, about)
-    os.replace(partial, path)

@@ -1,0 +1,469 @@
+"""`jaxcolor COMMAND`: one parser, with the same words for the same things everywhere.
+
+A trained network is `--model`, a shard set `--data`, photographs are positional. JAX is imported by the commands that need
+it, once their arguments are parsed.
+"""
+
+import argparse
+import ast
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from jaxcolor.errors import UserError, one_line_errors
+
+DEFAULT_MODEL = 'ltbc-compact'
+_MODEL = 'a run directory, an exported model, or the name of one that comes with jaxcolor'
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake in one sentence, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f'jaxcolor: error: {message}; see `{self.prog} --help`.', file=sys.stderr)
+        sys.exit(2)
+
+
+class Command(NamedTuple):
+    """A command's line in `jaxcolor --help`, its arguments, what it does, and examples of it."""
+
+    summary: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]
+    examples: str
+
+
+@one_line_errors
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs a command.
+
+    Args:
+        argv: its words, `sys.argv[1:]` by default.
+
+    Raises:
+        SystemExit: 2, a mistake in the words; 1, something that the user gave cannot be used.
+    """
+    argv = [_dashed(word) for word in (sys.argv[1:] if argv is None else argv)] or ['--help']
+    parser = _Parser('jaxcolor', description='Trains and runs networks that colorize gray photographs.')
+    commands = parser.add_subparsers(metavar='COMMAND', required=True)
+    for name, command in COMMANDS.items():
+        own = commands.add_parser(
+            name, help=command.summary, description=command.summary, epilog=f'examples:\n{command.examples}',
+            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+            fromfile_prefix_chars='@' if name == 'prepare' else None,
+        )  # fmt: skip
+        if argv[0] == name:  # the others' arguments would import more than this command needs
+            command.add_arguments(own)
+            own.set_defaults(run=command.run)
+    args, fields = parser.parse_known_args(argv)
+    if fields and not hasattr(args, 'fields'):
+        parser.error(f'{fields[0]!r} is no argument of `jaxcolor {argv[0]}`')
+    if hasattr(args, 'fields'):
+        args.fields = fields
+    args.run(args)
+
+
+def _dashed(word):
+    """`--num_processes=2` -> `--num-processes=2`: both spellings are taken."""
+    flag, equals, value = word.partition('=')
+    return f'{flag.replace("_", "-")}{equals}{value}' if re.fullmatch(r'--[a-z_]+', flag) else word
+
+
+def _names(text):
+    return [name for name in text.split(',') if name]
+
+
+# -- train ------------------------------------------------------------------------------------------------------------
+
+
+def _train_arguments(parser):
+    _config_arguments(parser)
+    parser.add_argument('--workdir', metavar='RUN', help='the run directory (runs/NAME-OF-THE-CONFIG)')
+    parser.add_argument('--data', metavar='SHARDS', help='the shard set to train on: --config.data.shards')
+    _cluster_arguments(parser)
+
+
+def _train(args):
+    config = _read_config(args)
+    place = _find_place(args)
+    _keep_compiled()
+    from jaxcolor.runtime import cluster
+    from jaxcolor.train import train
+
+    with cluster.leaves_at_once(place):
+        cluster.join(place, config.train.heartbeat)
+        train(config, args.workdir or f'runs/{config.name}')
+
+
+def _config_arguments(parser):
+    parser.add_argument(
+        '--config', metavar='RECIPE', help='a path or a name, perhaps with a variant: configs/ltbc.py, ltbc:quickstart'
+    )
+    parser.add_argument(
+        '--config.SECTION.FIELD', dest='fields', metavar='VALUE', help='sets a field; jaxcolor/config.py lists all'
+    )
+
+
+def _read_config(args):
+    """The config of --config and --config.SECTION.FIELD; the fields are parsed by ml_collections."""
+    from absl import flags
+    from ml_collections import config_flags
+
+    from jaxcolor.config import load_recipe
+
+    if not args.config:
+        raise UserError('name a recipe: --config=configs/ltbc.py.')
+    values = flags.FlagValues()
+    config = load_recipe(args.config)
+    fields = args.fields + ([f'--config.data.shards={args.data}'] if getattr(args, 'data', None) else [])
+    words = ['jaxcolor', *fields]
+    try:
+        config_flags.DEFINE_config_dict('config', config, flag_values=values, sys_argv=words)
+        rest = values(words)
+    except (AttributeError, KeyError) as error:
+        field = ' '.join(ast.literal_eval(str(error)).split())
+        raise UserError(f'the config has no field {field} (jaxcolor/config.py lists all).') from None
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(f'{str(error).rstrip(".")} (jaxcolor/config.py lists all fields).') from None
+    if len(rest) > 1:
+        raise UserError(f'{rest[1]!r} is no argument here; fields are set by --config.SECTION.FIELD=VALUE.')
+    return values.config
+
+
+def _cluster_arguments(parser):
+    group = parser.add_argument_group('several processes (Slurm and Open MPI set these by themselves)')
+    group.add_argument('--coordinator-address', metavar='HOST:PORT', help='of process 0')
+    group.add_argument('--num-processes', type=int, metavar='N', help='processes that work together')
+    group.add_argument('--process-id', type=int, metavar='I', help='this process, from 0 on')
+
+
+def _find_place(args):
+    from jaxcolor.runtime import cluster
+
+    return cluster.find_place(args.coordinator_address, args.num_processes, args.process_id)
+
+
+def _keep_compiled():
+    """Sets up JAX for a command: compiled programs are cached, and libraries' INFO messages are silenced."""
+    from absl import logging
+
+    from jaxcolor.runtime.cache import keep_compiled
+
+    logging.set_verbosity(logging.WARNING)  # Orbax and JAX report every step of theirs at INFO
+    keep_compiled()
+
+
+# -- evaluate ---------------------------------------------------------------------------------------------------------
+
+
+def _evaluate_arguments(parser):
+    add = parser.add_argument
+    add('photos', nargs='?', metavar='PHOTOS', help='with --protocol: the folder of photos')
+    add('--model', required=True, metavar='RUN_OR_NAME', help=_MODEL)
+    add('--data', default='', metavar='SHARDS', help='the shard set (the one that the run was trained on)')
+    add('--splits', type=_names, default=['validation'], metavar='NAME,...', help='splits of the shard set (validation)')
+    add('--protocol', default='', metavar='NAME', help='val5k, val50k, ctest10k or native: how PHOTOS are chosen and cut')
+    add('--photo-list', default='', metavar='FILE', help='with --protocol: names of the photos to take, one a line')
+    add('--compare', type=_names, default=[], metavar='RUN,...', help='a page with these beside --model, photo by photo')
+    add('--lpips', action='store_true', help='compute LPIPS, too (extra [lpips])')
+    add('--fid', default='', metavar='FILE', help="compute the FID, too: weights of Inception v3 (pytorch-fid's or others)")
+    add('--step', type=int, help='of the checkpoint (the best by validation loss)')
+    _cluster_arguments(parser)
+
+
+def _evaluate(args):
+    if args.protocol and not args.photos:
+        raise UserError('--protocol needs a folder: jaxcolor evaluate --model=RUN --protocol=NAME PHOTOS.')
+    if args.photos and not args.protocol:
+        raise UserError('PHOTOS go with --protocol=NAME; a shard set is --data=SHARDS.')
+    place = _find_place(args)
+    _keep_compiled()
+    from jaxcolor.evaluation.compare import compare_runs
+    from jaxcolor.evaluation.evaluate import evaluate_protocol, evaluate_run
+    from jaxcolor.runtime import cluster
+
+    metrics = {'lpips': args.lpips, 'fid': args.fid}
+    if place.count > 1:
+        cluster.join(place, heartbeat=30)
+    with cluster.leaves_at_once(place):
+        if args.compare:
+            print(compare_runs([args.model, *args.compare], args.data, args.splits[0], **metrics))
+        elif args.protocol:
+            evaluate_protocol(args.model, args.protocol, args.photos, args.photo_list, args.step, **metrics)
+        else:
+            evaluate_run(args.model, args.data, args.splits, args.step, **metrics)
+
+
+# -- prepare, inspect -------------------------------------------------------------------------------------------------
+
+
+def _prepare_arguments(parser):
+    from jaxcolor.data.shards import ENCODINGS
+    from jaxcolor.prepare.datasets import SOURCES
+    from jaxcolor.prepare.selection import DEFAULT_SPLIT, Options
+
+    default, add = Options(), parser.add_argument
+    add('photos', metavar='PHOTOS', help='the folder or file that holds the photos; @FILE stands for arguments, one a line')
+    add('--out', required=True, metavar='SHARDS', help='the folder of the shard set')
+    add('--size', type=int, default=default.size, help='shorter side in pixels; smaller photos stay (%(default)s)')
+    add('--encoding', default=default.encoding, choices=ENCODINGS, help='of the photos in the records (%(default)s)')
+    add('--source', default=default.source, choices=['auto', *SOURCES], help='type of the source (%(default)s: detected)')
+    own = f"; by default the source's own splits, and {DEFAULT_SPLIT} for photos that are in none"
+    add('--split', metavar='NAME:PART,...', help='parts by a hash of the name' + own)
+    add('--classes', type=lambda text: tuple(text.split(',')), metavar='NAME,...', help='only these')
+    add('--limit-per-class', type=int, metavar='N', help='the first N of each class in each split of the source')
+    add('--fraction', type=float, default=default.fraction, help='keep this part, by a hash of the name (%(default)s)')
+    times = 'repeat photos of a class, or with names like bird/*-wild.jpg, in the split train; may be given several times'
+    add('--repeat', metavar='NAME:TIMES,...', action='append', help=times)
+    add('--drop-duplicates', action='store_true', help='leave out files with the same content')
+    add('--keep-gray', action='store_true', help='keep photos without colors')
+    add('--min-size', type=int, default=default.min_size, help='leave out photos with a shorter side (%(default)s)')
+    add('--max-megapixels', type=float, default=default.max_megapixels, help='leave out larger photos (%(default)s)')
+    add('--max-file-mb', type=float, default=default.max_file_mb, help='leave out larger files (%(default)s)')
+    add('--shard-photos', type=int, default=default.shard_photos, help='candidates a shard (%(default)s)')
+    add('--workers', type=int, default=os.cpu_count(), help='processes (%(default)s)')
+    add('--quiet', action='store_true', help='no progress')
+    add('--features', choices=['vgg16', 'inception_resnet_v2'], help="store this extractor's vectors in the records")
+    add('--extractor-weights', default='', metavar='FILE', help="its weights (the cache's, else downloaded); or 'random'")
+
+
+def _prepare(args):
+    from jaxcolor.prepare import prepare
+
+    options = {name: value for name, value in vars(args).items() if name != 'run'}
+    options['repeat'] = ','.join(options['repeat'] or []) or None
+    features, weights = options.pop('features'), options.pop('extractor_weights')
+    if not features:
+        prepare(**options)
+        return
+    from jaxcolor.prepare.features import add_features
+    from jaxcolor.weights.imagenet import find_extractor
+
+    extractor = find_extractor(features, weights)  # first: a missing file should not wait for the photos
+    add_features(prepare(**options), extractor, quiet=args.quiet)
+
+
+def _inspect_arguments(parser):
+    parser.add_argument('--data', required=True, metavar='SHARDS', help='the folder of a shard set')
+    parser.add_argument('--out', metavar='FOLDER', help='for the two pictures (SHARDS/inspect)')
+    parser.add_argument('--json', action='store_true', help='print the whole report as JSON')
+
+
+def _inspect(args):
+    from jaxcolor.prepare.inspect import inspect_and_print
+
+    inspect_and_print(args.data, Path(args.out or Path(args.data) / 'inspect'), args.json)
+
+
+# -- colorize ---------------------------------------------------------------------------------------------------------
+
+
+def _colorize_arguments(parser):
+    add = parser.add_argument
+    add('photos', nargs='+', metavar='PHOTO_OR_FOLDER', help='a photo, or a folder of photos')
+    add('--model', default=DEFAULT_MODEL, metavar='RUN_OR_NAME', help=f'{_MODEL} (%(default)s)')
+    add('--out', default='colored', metavar='FOLDER', help='for the results (%(default)s)')
+    add('--style', metavar='PHOTO', help='give all photos the mood (global features) of this one')
+    add('--variants', type=int, default=1, metavar='N', help='results of each photo (cgan)')
+    add('--size', type=int, default=0, help="shorter side of the network's input in pixels (that of its training)")
+    add('--step', type=int, help='of the checkpoint (the best by validation loss)')
+    add('--max-megapixels', type=float, default=200, help='refuse larger photos (%(default)s)')
+
+
+def _colorize(args):
+    from jaxcolor.inference.colorize import colorize, plan_outputs
+    from jaxcolor.inference.colorizer import MULTIPLE, Colorizer
+    from jaxcolor.inference.photos import read_photo
+    from jaxcolor.prepare.decode import pillow_unguarded
+
+    if args.size < 0 or 0 < args.size < MULTIPLE:
+        raise UserError(f'--size must be at least {MULTIPLE}, not {args.size}.')
+    if args.variants < 1:
+        raise UserError(f'--variants must be at least 1, not {args.variants}.')
+    pairs = plan_outputs(args.photos, args.out)
+    _keep_compiled()
+    colorizer = Colorizer(args.model, args.step, args.size)
+    with pillow_unguarded():
+        style = colorizer.global_features(read_photo(args.style, args.max_megapixels)) if args.style else None
+    failures = colorize(colorizer, pairs, style=style, variants=args.variants, max_megapixels=args.max_megapixels)
+    print(f'{len(pairs) - len(failures)} of {len(pairs)} photos colored, in {args.out}')
+    if failures:
+        sys.exit(1)
+
+
+# -- export, import, models -------------------------------------------------------------------------------------------
+
+
+def _export_arguments(parser):
+    add = parser.add_argument
+    add('--model', type=_names, required=True, metavar='RUN,...', help='the run directory; several make an ensemble')
+    add('--out', required=True, metavar='FOLDER', help='of the exported model')
+    add('--step', type=int, help='of the checkpoint (the best by validation loss)')
+    add('--temperature', type=float, help='task.temperature of the model (see tune-inference)')
+    add('--inference-rebalance', type=float, help='task.inference_rebalance of the model')
+    add('--chroma-gain', type=float, help='task.chroma_gain of the model')
+    add('--mirror', action='store_true', default=None, help='task.mirror of the model: average with the mirror image')
+    add('--summary', default='', help='a line about it, for `jaxcolor models`')
+
+
+def _export(args):
+    from jaxcolor.weights.export import export
+    from jaxcolor.weights.store import WEIGHTS
+
+    fields = {name: getattr(args, name) for name in ('temperature', 'inference_rebalance', 'chroma_gain', 'mirror')}
+    fields = {name: value for name, value in fields.items() if value is not None}
+    out = export(args.model, args.out, args.step, args.summary, fields)
+    size = (out / WEIGHTS).stat().st_size / 2**20
+    print(f'{", ".join(args.model)} is exported to {out} ({size:.1f} MiB). Color a photo with it:')
+    print(f'  jaxcolor colorize PHOTO --model={out}')
+
+
+def _import_arguments(parser):
+    _config_arguments(parser)
+    parser.add_argument('--weights', required=True, metavar='FILE', help='a checkpoint of the reimplementation in PyTorch')
+    parser.add_argument('--out', metavar='RUN', help='the run directory to make (runs/NAME-OF-THE-CONFIG)')
+
+
+def _import(args):
+    config = _read_config(args)
+    out = args.out or f'runs/{config.name}'
+    _keep_compiled()
+    from jaxcolor.weights.ltbc_pytorch import import_run
+
+    import_run(out, config, args.weights)
+    print(f'Imported {args.weights} into the run directory {out}: train it further, evaluate or colorize with it.')
+
+
+def _models(args):
+    from jaxcolor.weights import store
+
+    for name in store.model_names():
+        about = store.read_metadata(store.model_folder(name))
+        size = (store.model_folder(name) / store.WEIGHTS).stat().st_size / 2**20
+        print(f'{name}: {int(about["parameters"]):,} parameters, {size:.1f} MiB. {about["summary"]}')
+
+
+# -- sweep, tune-inference, benchmark ---------------------------------------------------------------------------------
+
+
+def _sweep_arguments(parser):
+    add = parser.add_argument
+    add('sweep', metavar='SWEEP', help='a text file: on each line the arguments of a training')
+    add('--out', required=True, metavar='FOLDER', help='for the run directories, table.csv and sweep.png')
+    add('--data', metavar='SHARDS', help='the shard set of all trainings')
+    add('--collect', action='store_true', help='only tabulate what is trained')
+    add('--config.SECTION.FIELD', dest='fields', metavar='VALUE', help='sets a field of all trainings')
+
+
+def _sweep(args):
+    from jaxcolor.sweep import run_sweep
+
+    if wrong := [word for word in args.fields if not word.startswith('--config.')]:
+        raise UserError(f'{wrong[0]!r} is no argument of a sweep; fields of all trainings are --config.SECTION.FIELD=VALUE.')
+    fields = args.fields + ([f'--config.data.shards={args.data}'] if args.data else [])
+    run_sweep(args.sweep, Path(args.out), fields, only_collect=args.collect)
+
+
+def _tune_inference_arguments(parser):
+    add = parser.add_argument
+    add('--model', type=_names, required=True, metavar='RUN,...', help='run directories; the curves of several are compared')
+    add('--field', required=True, help='of section task: temperature, inference_rebalance or chroma_gain')
+    add('--values', required=True, type=_names, metavar='X,...', help='to try')
+    add('--data', default='', metavar='SHARDS', help='the shard set (the one that the run was trained on)')
+    add('--split', default='validation', help='of the shard set (%(default)s)')
+
+
+def _tune_inference(args):
+    try:
+        values = [float(value) for value in args.values]
+    except ValueError:
+        raise UserError(f'--values={",".join(args.values)} are no numbers, separated by commas.') from None
+    _keep_compiled()
+    from jaxcolor.evaluation.sweep_inference import sweep_models
+
+    sweep_models(args.model, args.field.removeprefix('task.'), values, args.data, args.split)
+
+
+def _benchmark_arguments(parser):
+    from jaxcolor.benchmark import command
+
+    command.add_arguments(parser)
+
+
+def _benchmark(args):
+    from jaxcolor.benchmark import command
+
+    command.run(args)
+
+
+COMMANDS = {
+    'colorize': Command(
+        'Colors gray photographs; each keeps its own lightness, transparency and size.',
+        _colorize_arguments, _colorize,
+        '  jaxcolor colorize old_photos/\n'
+        '  jaxcolor colorize portrait.jpg --model=runs/ltbc --out=colored',
+    ),
+    'train': Command(
+        'Trains a network as a recipe says, or resumes a training.',
+        _train_arguments, _train,
+        '  jaxcolor train --config=ltbc:quickstart\n'
+        '  jaxcolor train --config=ltbc --data=SHARDS --config.train.batch_size=64',
+    ),
+    'evaluate': Command(
+        'Measures a trained network beside baselines: tables, pictures, comparisons.',
+        _evaluate_arguments, _evaluate,
+        '  jaxcolor evaluate --model=runs/ltbc --splits=validation,test\n'
+        '  jaxcolor evaluate --model=ltbc-compact --protocol=val5k PHOTOS',
+    ),
+    'prepare': Command(
+        'Turns photographs into a shard set of Lab records to train on.',
+        _prepare_arguments, _prepare,
+        '  jaxcolor prepare PHOTOS --out=SHARDS\n'
+        '  jaxcolor prepare PHOTOS --out=SHARDS --size=256 --split=train:0.9,validation:0.1',
+    ),
+    'inspect': Command(
+        'Checks every record of a shard set and draws what it holds.',
+        _inspect_arguments, _inspect,
+        '  jaxcolor inspect --data=SHARDS\n'
+        '  jaxcolor inspect --data=SHARDS --json',
+    ),
+    'models': Command(
+        'Lists the models that come with jaxcolor.',
+        lambda parser: None, _models,
+        '  jaxcolor models\n'
+        '  jaxcolor colorize PHOTO --model=ltbc-compact',
+    ),
+    'export': Command(
+        'Writes a trained network as a small folder to hand on.',
+        _export_arguments, _export,
+        '  jaxcolor export --model=runs/ltbc --out=my-model\n'
+        '  jaxcolor export --model=runs/a,runs/b,runs/c --out=my-ensemble --mirror',
+    ),
+    'import': Command(
+        'Makes a run directory of a checkpoint of the reimplementation in PyTorch.',
+        _import_arguments, _import,
+        '  jaxcolor import --config=ltbc_pytorch --weights=peer.ckpt\n'
+        '  jaxcolor import --config=ltbc_pytorch --weights=peer.ckpt --out=runs/peer',
+    ),
+    'sweep': Command(
+        'Trains the lines of a sweep file one after the other; writes one table and one picture.',
+        _sweep_arguments, _sweep,
+        '  jaxcolor sweep configs/sweeps/ltbc.txt --out=runs/sweeps/ltbc --data=SHARDS\n'
+        '  jaxcolor sweep configs/sweeps/ltbc.txt --out=runs/sweeps/ltbc --collect',
+    ),
+    'tune-inference': Command(
+        'Measures colorfulness against error over an inference-time setting of a trained network.',
+        _tune_inference_arguments, _tune_inference,
+        '  jaxcolor tune-inference --model=runs/ltbc_compact --field=temperature --values=0.1,0.2,0.38,0.6,1\n'
+        '  jaxcolor tune-inference --model=runs/a,runs/b --field=chroma_gain --values=1,1.5,2',
+    ),
+    'benchmark': Command(
+        'Measures what each network costs on this machine, beside PyTorch if asked.',
+        _benchmark_arguments, _benchmark,
+        '  jaxcolor benchmark --config=ltbc,vgg_fusion --mode=train,infer --batch=8,32\n'
+        '  jaxcolor benchmark --model=ltbc-compact PHOTOS',
+    ),
+}  # fmt: skip

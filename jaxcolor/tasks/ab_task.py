@@ -1,0 +1,208 @@
+"""What the tasks share whose network maps L* to a*b*: the training step, evaluation and prediction."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxcolor import color
+from jaxcolor.models.blocks import upsample
+from jaxcolor.runtime.parallel import mean_over_batch
+from jaxcolor.tasks import losses
+from jaxcolor.tasks.state import TrainState, update_ema
+
+Batch = Mapping[str, Any]
+Outputs = Mapping[str, jax.Array]
+
+
+class AbTask:
+    """Base of `Regression` and `ColorClasses`, which give it `loss_terms` and `decode`.
+
+    Args:
+        settings: the config's section `task`.
+        network: maps L*/100 (B, H, W, 1), and an extractor's vector where there is one, to {name: output}.
+        optimizer: Optax's.
+        schedule: the learning rate by step; only reported.
+        crop: pixels, side of the training photos.
+        extractor: key of `extractors.NETWORKS`, '' for none.
+        cached_features: whether a batch brings the extractor's vectors.
+        accumulation_steps: sequential parts of a device's batch.
+        ema: decay of the moving average of the weights, 0 for none.
+    """
+
+    takes_noise = False  # a photo has one prediction
+
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        network: nn.Module,
+        optimizer: optax.GradientTransformation,
+        schedule: Callable[[Any], Any],
+        *,
+        crop: int,
+        extractor: str = '',
+        cached_features: bool = False,
+        accumulation_steps: int = 1,
+        ema: float = 0.0,
+    ):
+        self.settings, self.network, self.optimizer, self.schedule = settings, network, optimizer, schedule
+        self.crop, self.extractor, self.cached_features = crop, extractor, cached_features
+        self.accumulation_steps, self.ema = accumulation_steps, ema
+
+    # -- What a task defines ------------------------------------------------------------------------------------------
+
+    def loss_terms(self, outputs: Outputs, batch: Batch, model_state: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """The color terms of the loss for each photo, {name: (B,)}."""
+        raise NotImplementedError
+
+    def decode(self, outputs: Outputs, size: tuple[int, int], model_state: Mapping[str, Any]) -> jax.Array:
+        """The network's outputs -> a*b* float32 (B, *size, 2)."""
+        raise NotImplementedError
+
+    def init_statistics(self) -> dict[str, Any]:
+        """Collections of model_state that the task itself keeps; none by default."""
+        return {}
+
+    def update_statistics(
+        self, model_state: Mapping[str, Any], outputs: Outputs, batch: Batch, step: jax.Array
+    ) -> Mapping[str, Any]:
+        """The model_state after a batch; unchanged by default."""
+        return model_state
+
+    # -- The interface of a task --------------------------------------------------------------------------------------
+
+    def init(self, rng: jax.Array) -> TrainState:
+        """A fresh state. rng: uint32 (2,) key."""
+        init_rng, rng = jax.random.split(rng)
+        vector = (jnp.zeros((1, 1000)),) if self.extractor else ()
+        variables = self.network.init(init_rng, jnp.zeros((1, self.crop, self.crop, 1)), *vector)
+        params = variables.pop('params')
+        model_state = {**variables, **self.init_statistics()}
+        state = TrainState(jnp.zeros((), jnp.int32), params, model_state, self.optimizer.init(params), rng)
+        return state.replace(ema=state.weights() if self.ema else ())
+
+    def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One step of one device on its share of the batch; gradients and batch statistics are averaged over AXIS."""
+
+        def loss_fn(params, batch):
+            outputs, model_state = self._train_forward(state.replace(params=params), *self._inputs(state, batch))
+            terms = {name: jnp.mean(each) for name, each in self._all_terms(outputs, batch, state.model_state).items()}
+            model_state = self.update_statistics(model_state, outputs, batch, state.step)
+            if self.settings.kernel_l2:
+                terms['l2_loss'] = self.settings.kernel_l2 * losses.kernel_l2(params, self.settings.kernel_l2_excluded)
+            return sum(terms.values()), (terms, model_state)
+
+        def gradients(batch):
+            (loss, (terms, model_state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batch)
+            return grads, model_state, {'loss': loss, **terms}
+
+        grads, model_state, metrics = mean_over_batch(gradients, batch, self.accumulation_steps)
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        metrics |= {'grad_norm': optax.tree.norm(grads), 'learning_rate': jnp.asarray(self.schedule(state.step))}
+        state = state.replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            model_state=model_state,
+            opt_state=opt_state,
+        )
+        return state.replace(ema=update_ema(state, self.ema)), metrics
+
+    def eval_step(self, state: TrainState, batch: Batch) -> tuple[dict[str, jax.Array], jax.Array]:
+        """Loss terms of each photo and whether its class is found, {name: (B,)}; its a*b*, float32 (B, H, W, 2)."""
+        averaged = state.for_inference()
+        inputs = self._inputs(averaged, batch)
+        outputs = self._forward(averaged, *inputs)
+        terms = self._all_terms(outputs, batch, state.model_state)
+        metrics = {'loss': sum(terms.values()), **terms}
+        if 'logits' in outputs:
+            metrics |= {f'top{k}': losses.top_k_accuracy(outputs['logits'], batch['label'], k) for k in (1, 5)}
+        ab = self.decode(outputs, batch['lab'].shape[1:3], averaged.model_state)
+        return metrics, self._average_with_mirror_image(ab, averaged, *inputs)
+
+    def predict(
+        self,
+        state: TrainState,
+        lightness: jax.Array,
+        rng: jax.Array | None = None,
+        global_features: jax.Array | None = None,
+    ) -> jax.Array:
+        """L* (B, H, W, 1) in [0, 100] -> a*b* float32 (B, H, W, 2).
+
+        Args:
+            rng: unused: a photo has one prediction here.
+            global_features: of other photos, as `global_features` gives them, in place of these photos' own.
+        """
+        features = self._features(state, lightness) if global_features is None else (global_features,)
+        averaged = state.for_inference()
+        ab = self._predict_ab(averaged, lightness, *features)
+        return self._average_with_mirror_image(ab, averaged, lightness, *features)
+
+    def global_features(self, state: TrainState, lightness: jax.Array) -> jax.Array:
+        """L* (B, H, W, 1) in [0, 100] -> the vector (B, G) that is joined to every pixel at the fusion."""
+        if self.extractor:
+            return state.frozen(lightness, self.network.dtype)
+        variables = _variables(state.for_inference())
+        return self.network.apply(variables, color.normalize_l(lightness), method='global_features')[0]
+
+    # -- Steps of these -----------------------------------------------------------------------------------------------
+
+    def _forward(self, state, lightness, *features):
+        """-> the network's outputs"""
+        return self.network.apply(_variables(state), color.normalize_l(lightness), *features)
+
+    def _train_forward(self, state, lightness, *features):
+        """-> (the network's outputs in training mode, the new model_state)"""
+        training = {'train': True, 'rngs': {'dropout': jax.random.fold_in(state.rng, state.step)}}
+        inputs = color.normalize_l(lightness), *features
+        if not state.model_state:
+            return self.network.apply(_variables(state), *inputs, **training), state.model_state
+        return self.network.apply(_variables(state), *inputs, **training, mutable=list(state.model_state))
+
+    def _inputs(self, state, batch):
+        """A batch's L* (B, H, W, 1) and, where the network takes it, its extractor's vector (B, 1000)."""
+        lightness = color.decode_lab(batch['lab'])[..., :1]
+        if self.cached_features:
+            return lightness, batch['features'][self.extractor]
+        return lightness, *self._features(state, lightness)
+
+    def _features(self, state, lightness):
+        """The network's second input: (the extractor's vector,), or () where the network has global features of its own."""
+        return (state.frozen(lightness, self.network.dtype),) if self.extractor else ()
+
+    def _predict_ab(self, averaged, lightness, *features):
+        """L* (B, H, W, 1) -> a*b* (B, H, W, 2)"""
+        return self.decode(self._forward(averaged, lightness, *features), lightness.shape[1:3], averaged.model_state)
+
+    def _average_with_mirror_image(self, ab, averaged, lightness, *features):
+        """The mean of ab and of the prediction for the flipped photo, flipped back, where settings.mirror asks for it."""
+        if not self.settings.mirror:
+            return ab
+        return (ab + self._predict_ab(averaged, lightness[:, :, ::-1], *features)[:, :, ::-1]) / 2
+
+    def _all_terms(self, outputs, batch, model_state):
+        """The loss's terms for each photo, {name: (B,)}."""
+        terms = self.loss_terms(outputs, batch, model_state)
+        if 'logits' in outputs and self.settings.alpha:
+            terms['class_loss'] = self.settings.alpha * losses.cross_entropy(outputs['logits'], batch['label'])
+        return terms
+
+
+def _variables(state):
+    return {'params': state.params, **state.model_state}
+
+
+def resize(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """(B, H, W, C) -> (B, *size, C): whole factors by mean down and by repetition up, others linearly."""
+    B, H, W, C = x.shape
+    h, w = size
+    if (h, w) == (H, W):
+        return x
+    factor = H // h
+    if (factor * h, factor * w) == (H, W):
+        return jnp.mean(x.reshape(B, h, factor, w, factor, C), axis=(2, 4))
+    if (h, w) == (2 * H, 2 * W):
+        return upsample(x)
+    return jax.image.resize(x, (B, h, w, C), 'linear')

@@ -1,0 +1,136 @@
+"""Exported models: a folder of config.json and weights.safetensors that stands for a run wherever a model is asked for.
+
+Those in the package's own folder `pretrained` go by their names.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+from ml_collections import ConfigDict
+
+from jaxcolor import files
+from jaxcolor.errors import UserError
+from jaxcolor.tasks.state import TrainState
+
+WEIGHTS = 'weights.safetensors'
+# The model that comes with the package and is used where none is named.
+DEFAULT_MODEL = 'ltbc-compact'
+# The value of `format` in the metadata of the files.
+_FORMAT = 'jaxcolor model'
+_REMEDY = 'install jaxcolor again, or export the model again'
+_PRETRAINED = Path(__file__).parent.parent / 'pretrained'
+
+
+def model_names() -> list[str]:
+    """The models that come with the package."""
+    return sorted(path.parent.name for path in _PRETRAINED.glob('*/config.json'))
+
+
+def model_folder(model: str | Path) -> Path:
+    """The folder of a model, by its name or path. A name of the package's wins over a folder of that name here."""
+    return _PRETRAINED / model if str(model) in model_names() else Path(model)
+
+
+def is_exported(folder: str | Path) -> bool:
+    """Whether a folder is an exported model, not a run directory."""
+    return (Path(folder) / WEIGHTS).exists() or Path(folder).parent == _PRETRAINED
+
+
+def read_metadata(folder: str | Path) -> dict[str, str]:
+    """An exported model's 'name', 'parameters', 'step', 'summary', 'config' (SHA-256 of its config.json).
+
+    Raises:
+        UserError: a file is missing, damaged, or no exported model.
+    """
+    path = Path(folder) / WEIGHTS
+    try:
+        with safetensors.safe_open(path, 'numpy') as file:
+            metadata = file.metadata() or {}
+    except (OSError, safetensors.SafetensorError) as error:
+        raise _unreadable(path, error) from None
+    if metadata.pop('format', '') != _FORMAT:
+        raise UserError(f'{path} is no model exported by jaxcolor; export one with `jaxcolor export`.')
+    return metadata
+
+
+def read_state(folder: str | Path, shapes: TrainState) -> TrainState:
+    """An exported model's state.
+
+    Args:
+        folder: of the model.
+        shapes: as `jax.eval_shape(task.init, ...)` gives it.
+
+    Returns:
+        The state with float32 NumPy arrays for `params` and `model_state`, and its step.
+
+    Raises:
+        UserError: files are missing, damaged, or do not belong together.
+    """
+    metadata, path = read_metadata(folder), Path(folder) / WEIGHTS
+    if metadata['config'] != hashlib.sha256((path.parent / 'config.json').read_bytes()).hexdigest():
+        raise UserError(f'{path} was exported with another config.json than lies beside it; {_REMEDY}.')
+    try:
+        arrays = safetensors.numpy.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise _unreadable(path, error) from None
+    expected = _flatten(shapes)
+    for name in sorted(expected.keys() | arrays.keys()):
+        in_file, by_config = (getattr(tree.get(name), 'shape', 'missing') for tree in (arrays, expected))
+        if in_file != by_config:
+            raise UserError(f'{path} does not fit its config.json: {name} is {in_file} in the file, {by_config} by it.')
+    weights = flax.traverse_util.unflatten_dict({name: array.astype(np.float32) for name, array in arrays.items()}, '/')
+    return shapes.replace(
+        params=weights['params'], model_state=weights.get('model_state', {}), opt_state=(), ema=(),
+        step=np.int32(metadata['step']), rng=np.zeros(2, np.uint32),
+    )  # fmt: skip
+
+
+def write(folder: str | Path, config: ConfigDict, state: TrainState, summary: str = '') -> None:
+    """Writes a model: kernels in half precision, all else in float32.
+
+    Raises:
+        UserError: a weight does not fit half precision, or the folder cannot be written.
+    """
+    folder = Path(folder)
+    step, state = int(state.step), jax.device_get(state)
+    with np.errstate(over='ignore'):  # refused in the next lines
+        arrays = {
+            name: np.ascontiguousarray(array.astype(np.float16 if array.ndim > 1 else np.float32))
+            for name, array in _flatten(state).items()
+        }
+    if damaged := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+        raise UserError(f'{damaged[0]} does not fit half precision; the model cannot be exported.')
+    content = (json.dumps(config.to_dict(), indent=1) + '\n').encode()
+    metadata = {
+        'format': _FORMAT,
+        'name': folder.name,
+        'step': str(step),
+        'parameters': str(sum(array.size for name, array in arrays.items() if name.startswith('params/'))),
+        'summary': summary,
+        'config': hashlib.sha256(content).hexdigest(),
+    }
+    weights = safetensors.numpy.save(arrays, metadata)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with files.atomic(folder / WEIGHTS) as new_weights, files.atomic(folder / 'config.json') as new_config:
+            new_weights.write_bytes(weights)
+            new_config.write_bytes(content)
+    except OSError as error:
+        raise UserError(f'{folder} cannot be written ({error.strerror}).') from None
+
+
+def _unreadable(path, error):
+    return UserError(f'{path} cannot be read ({error}); {_REMEDY}.')
+
+
+def _flatten(state: TrainState) -> Mapping[str, Any]:
+    """{'params/low_0/conv/kernel': array, ..., 'model_state/...': ...}"""
+    return flax.traverse_util.flatten_dict(state.weights(), sep='/')

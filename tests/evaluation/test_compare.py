@@ -1,0 +1,38 @@
+"""The comparison page: whole, self-contained, and its figures those of the evaluation."""
+
+import base64
+import html
+import io
+import json
+import re
+import shutil
+
+import numpy as np
+from PIL import Image
+
+from jaxcolor.data import pipeline
+from jaxcolor.data.shards import open_shards
+from jaxcolor.evaluation.compare import compare_runs
+
+
+def test_the_page_holds_all_runs_and_photos(trained, shards, tmp_path):
+    runs = [shutil.copytree(trained, tmp_path / name) for name in ('one', 'two <b>')]
+    page = compare_runs(runs, '', 'validation')
+    text = page.read_text()
+    assert not re.search(r'(src|href)="(?!data:)', text) and 'http' not in text
+    sections = re.findall(r'<section data-figures="(.*?)">(.*?)</section>', text, re.DOTALL)
+    assert len(sections) == 4
+    batch = next(pipeline.eval_batches(open_shards(shards), 'validation', batch_size=4, crop=64))
+    for i, (figures, body) in enumerate(sections):
+        assert html.escape(batch['name'][i]) in body
+        figures = json.loads(html.unescape(figures))
+        assert figures['one'] == figures['two <b>'] and 5 < figures['one']['psnr'] < 50
+        pictures = [Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r'base64,(.*?)"', body)]
+        assert [picture.size for picture in pictures] == [(64, 64)] * 6  # gray, 2 x (output, error), truth
+        gray = np.asarray(pictures[0], np.int32)
+        assert np.abs(gray - gray[..., :1]).max() < 8
+    assert 'two &lt;b&gt; gains 0 on one by PSNR' in text and '<b>' not in text
+    markdown = page.with_suffix('.md').read_text()
+    assert '| PSNR (dB)' in markdown and 'nearest photo' in markdown.splitlines()[2]
+    assert Image.open(page.with_suffix('.png')).size[1] == 4 * 64
+    assert Image.open(page.parent / 'compare_validation_curves.png').width > 500

@@ -1,0 +1,248 @@
+"""Figures: every photo once whatever the batch, the same on 1 and 8 devices, the table, the grids."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from conftest import assert_one_sentence
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from jaxcolor import color, tasks
+from jaxcolor.data import pipeline
+from jaxcolor.data.shards import open_shards
+from jaxcolor.errors import UserError
+from jaxcolor.evaluation import baselines, metrics, report
+from jaxcolor.evaluation import evaluator as evaluation
+from jaxcolor.evaluation.compare import compare_runs
+from jaxcolor.evaluation.evaluate import evaluate_run
+from jaxcolor.runtime import logs
+from jaxcolor.runtime.parallel import DataParallel
+from jaxcolor.tasks import losses
+
+
+@pytest.fixture
+def photo_pair(photos):
+    """Two RGB photos, float32 (2, 200, 200, 3), and the same with their colors halved."""
+    truth = np.stack([photo[:200, :200] for photo in photos[:2]])
+    lab = color.rgb_to_lab(truth)
+    faded = color.lab_to_rgb(lab * np.array([1, 0.5, 0.5], np.float32))
+    return jnp.asarray(faded), jnp.asarray(truth.astype(np.float32) / np.float32(255))
+
+
+def test_psnr_agrees_with_scikit_image(photo_pair):
+    faded, truth = photo_pair
+    expected = [
+        peak_signal_noise_ratio(np.asarray(color.to_uint8(b)), np.asarray(color.to_uint8(a)), data_range=255)
+        for a, b in zip(faded, truth, strict=True)
+    ]
+    np.testing.assert_allclose(metrics.psnr(faded, truth), expected, rtol=1e-5)
+    assert (np.asarray(metrics.psnr(truth, truth)) > 90).all()
+
+
+def test_colorfulness_is_hasler_and_suesstrunk_s(photo_pair):
+    for photo, value in zip(photo_pair[0], metrics.colorfulness(photo_pair[0]), strict=True):
+        r, g, b = np.moveaxis(255 * np.asarray(photo, np.float64), -1, 0)
+        rg, yb = r - g, (r + g) / 2 - b
+        expected = np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean())
+        np.testing.assert_allclose(value, expected, rtol=1e-4)
+        rg, yb = abs(rg), abs(yb)  # DDColor's
+        expected = np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean())
+        np.testing.assert_allclose(metrics.colorfulness_absolute(photo[None])[0], expected, rtol=1e-4)
+
+
+def test_ssim_agrees_with_scikit_image(photo_pair):
+    faded, truth = (np.asarray(x, np.float64) for x in photo_pair)
+    options = {'gaussian_weights': True, 'sigma': 1.5, 'use_sample_covariance': False, 'channel_axis': -1, 'data_range': 1}
+    expected = [structural_similarity(b, a, **options) for a, b in zip(faded, truth, strict=True)]
+    np.testing.assert_allclose(metrics.ssim(*photo_pair), expected, atol=2e-5)
+    np.testing.assert_allclose(metrics.ssim(photo_pair[1], photo_pair[1]), 1, atol=1e-6)
+
+
+def test_auc_is_the_area_under_the_curve_of_zhang(photo_pair):
+    a, b = (color.rgb_to_lab(np.asarray(photo))[..., 1:] for photo in photo_pair)
+    error = np.linalg.norm(a - b, axis=-1)
+    thresholds = np.linspace(0, 150, 3001)
+    curve = [[(e <= t).mean() for t in thresholds] for e in error]
+    np.testing.assert_allclose(metrics.ab_auc(a, b), np.trapezoid(curve, thresholds) / 150, atol=1e-4)
+
+
+def test_balanced_auc_lets_every_color_count_alike(photo_pair):
+    a, b = (color.rgb_to_lab(np.asarray(photo))[..., 1:] for photo in photo_pair)
+    hits = {}
+    for prediction, truth in zip(a.reshape(-1, 2), b.reshape(-1, 2), strict=True):
+        place = tuple(np.floor(truth / 10 + 0.5))
+        hits.setdefault(place, []).append(1 - min(np.linalg.norm(prediction - truth), 150) / 150)
+    expected = np.mean([np.mean(values) for values in hits.values()])
+    batch = [jnp.asarray(np.concatenate([x, 0 * x])) for x in (a, b)]  # blanks after the last photo
+    by_color = metrics.error_by_color(*batch, jnp.arange(4) < 2)
+    assert metrics.balanced_ab_auc(by_color) == pytest.approx(expected, abs=1e-5)
+
+
+def test_chroma_is_told_by_lightness(photo_pair):
+    a, b = (color.rgb_to_lab(np.asarray(photo)) for photo in photo_pair)
+    sums = metrics.chroma_by_lightness(*map(jnp.asarray, (a[..., 1:], b[..., 1:], b[..., :1])), jnp.array([True, False]))
+    for band in range(10):
+        inside = (b[0, ..., 0] >= 10 * band) & (b[0, ..., 0] < 10 * band + 10 + (band == 9))
+        of_band = [np.hypot(x[0, ..., 1], x[0, ..., 2])[inside].sum() for x in (a, b)]
+        np.testing.assert_allclose(sums[band], [*of_band, inside.sum()], rtol=1e-3)
+
+
+def test_classes_found_among_the_first():
+    rng = np.random.default_rng(0)
+    logits, label = rng.standard_normal((50, 9)).astype(np.float32), rng.integers(-1, 9, 50).astype(np.int32)
+    for k in (1, 5):
+        found = np.asarray(losses.top_k_accuracy(jnp.asarray(logits), jnp.asarray(label), k))
+        first = np.argsort(-logits, axis=1)[:, :k]
+        np.testing.assert_array_equal(found[label >= 0], (first == label[:, None]).any(axis=1)[label >= 0])
+        assert np.isnan(found[label < 0]).all()
+
+
+def test_the_interval_is_scipy_s_bootstrap():
+    values = np.random.default_rng(1).gamma(2.0, size=80)
+    expected = scipy.stats.bootstrap((values,), np.mean, method='percentile', n_resamples=9999, rng=2).confidence_interval
+    np.testing.assert_allclose(metrics.interval(values), expected, atol=0.03 * (expected.high - expected.low))
+
+
+def test_figures_of_several_processes_come_in_the_order_of_the_photos(monkeypatch):
+    """Photos are dealt to processes in turns, and gathered one process after the other."""
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    gathered = {'psnr': np.array([0, 2, 4, 1, 3, 5])}
+    monkeypatch.setattr('jax.experimental.multihost_utils.process_allgather', lambda each, tiled: gathered)
+    np.testing.assert_array_equal(evaluation._in_order({})['psnr'], np.arange(6))
+
+
+def test_the_mean_color_is_that_of_the_training_photos(shards):
+    records = open_shards(shards).records('train')
+    training = baselines.TrainingPhotos(records, 64)
+    batch = next(pipeline.eval_batches(open_shards(shards), 'train', batch_size=20, crop=64))
+    expected = color.decode_lab(batch['lab'])[..., 1:].mean(axis=(0, 1, 2))
+    for found in training.mean_color(batch).reshape(-1, 2)[::999]:
+        np.testing.assert_allclose(found, expected, atol=1e-3)
+    np.testing.assert_array_equal(training.nearest(batch), color.decode_lab(batch['lab'])[..., 1:])
+
+
+def test_agreement_is_keras_accuracy_of_two_channels():
+    truth = jnp.array([[[[1.0, 0.0], [0.0, 1.0], [5.0, -5.0], [2.0, 3.0]]]])
+    prediction = jnp.array([[[[0.2, 0.1], [9.0, 1.0], [-1.0, -2.0], [0.0, 0.5]]]])
+    assert float(metrics.larger_channel_agreement(prediction, truth)[0]) == 0.75
+
+
+def test_every_photo_counts_once_whatever_the_batch_and_the_devices(tiny_config, shards):
+    task = tasks.build(tiny_config)
+    state = jax.jit(task.init)(jax.random.PRNGKey(0))
+    rows = []
+    for batch_size, devices in [(20, 1), (7, 1), (64, 8)]:
+        tiny_config.train.batch_size = batch_size
+        parallel = DataParallel(devices=jax.devices()[:devices])
+        evaluator = evaluation.Evaluator(task, parallel, open_shards(shards), tiny_config)
+        rows.append(evaluator.evaluate(parallel.replicate(state), 'train'))
+    assert rows[0]['photos'] == 20
+    for row in rows[1:]:
+        assert row.keys() == rows[0].keys()
+        for name, value in rows[0].items():
+            assert row[name] == pytest.approx(value, rel=2e-5), name
+
+
+def test_a_network_that_says_gray_scores_as_gray(tiny_config, shards):
+    task = tasks.build(tiny_config)
+    state = jax.jit(task.init)(jax.random.PRNGKey(0))
+    zeroed = jax.tree.map(jnp.zeros_like, state.params['output'])  # sigmoid(0) is a* = b* = 0
+    state = state.replace(params={**state.params, 'output': zeroed})
+    parallel = DataParallel()
+    row = evaluation.Evaluator(task, parallel, open_shards(shards), tiny_config).evaluate(parallel.replicate(state), 'train')
+    assert row['psnr'] == pytest.approx(row['psnr_gray'])
+    batch = next(pipeline.eval_batches(open_shards(shards), 'train', batch_size=20, crop=64))
+    of_photos = np.square(color.decode_lab(batch['lab'])[..., 1:]).mean(axis=(1, 2, 3))
+    assert row['ab_rmse'] == pytest.approx(of_photos.mean() ** 0.5, rel=1e-4)
+    assert row['ab_rmse_photo'] == pytest.approx((of_photos**0.5).mean(), rel=1e-4)
+    assert row['colorfulness'] < 0.5 < 30 < row['colorfulness_true']
+
+
+def test_the_command_prints_the_table_and_draws_the_grid(trained, tmp_path, command):
+    expected = logs.read_metrics(trained)[-1]
+    shutil.copytree(trained, tmp_path / 'run')
+    code, out, err = command('evaluate', f'--model={tmp_path / "run"}', '--splits=validation,train')
+    assert code == 0, err
+    for split in ('validation', 'train'):
+        assert Image.open(tmp_path / 'run' / 'evaluation' / f'{split}.png').size == (64 + 2 * 64, 3 * 64)
+        content = json.loads((tmp_path / 'run' / 'evaluation' / f'{split}.json').read_text())
+        figures, intervals = content['figures'], content['intervals']
+        assert list(figures) == ['network', 'gray', 'mean color', 'nearest photo']
+        for name in ('loss', 'psnr', 'ab_rmse', 'chroma_kept'):
+            assert figures['network'][name] == pytest.approx(expected[f'{split}/{name}'], rel=1e-3)
+        assert figures['gray']['psnr'] == pytest.approx(figures['network']['psnr_gray'])
+        assert figures['gray']['chroma_kept'] == pytest.approx(0)
+        assert Image.open(tmp_path / 'run' / 'evaluation' / f'{split}_worst.png').size == (64 + 2 * 64, 3 * 64)
+        for rival, gains in content['gains'].items():
+            mean, low, high = gains['psnr']
+            assert mean == pytest.approx(figures['network']['psnr'] - figures[rival]['psnr'], abs=1e-4) and low < mean < high
+        for column in figures:
+            for name, (low, high) in intervals[column].items():
+                assert low <= figures[column][name] <= high
+        table = (tmp_path / 'run' / 'evaluation' / f'{split}.md').read_text()
+        assert table in out
+        row = next(line for line in table.splitlines() if 'PSNR (dB)' in line)
+        assert float(row.split('|')[2].split()[0]) == pytest.approx(figures['network']['psnr'], rel=1e-3)
+        assert Image.open(tmp_path / 'run' / 'evaluation' / f'{split}_chroma.png').size == (1100, 450)
+    # On 8 devices, what the command found on one.
+    on_eight = evaluate_run(shutil.copytree(trained, tmp_path / 'again'), '', ['train'])['train']
+    assert on_eight.keys() == figures.keys()
+    for column, row in figures.items():
+        assert on_eight[column] == pytest.approx(row, rel=2e-5)
+    # On the training photos the nearest one is the photo itself.
+    assert figures['nearest photo']['ab_rmse'] == 0
+    assert 'not better than "nearest photo" by squared ab error' in out
+
+
+def test_gains_are_photo_by_photo_and_by_class():
+    network = {'psnr': [25.0, 27, 24, 22], 'ab_squared_error': [50.0, 70, 100, 100], 'colorfulness': [9.0, 11, 4, 6]}
+    gray = {'psnr': [20.0, 22, 24, 26], 'ab_squared_error': [80.0, 120, 49, 49], 'colorfulness': [0.0] * 4}
+    of_all = {'label': [1, 1, 0, 0], 'colorfulness_true': [30.0] * 4}
+    measured = {
+        name: ({key: np.array(values) for key, values in (figures | of_all).items()}, {})
+        for name, figures in (('network', network), ('gray', gray))
+    }
+    mean, low, high = report.gains(measured)['gray']['psnr']
+    assert mean == 1.5 and -4 <= low < mean < high <= 5
+    assert report.gains(measured)['gray']['ab_squared_error'][0] == pytest.approx(-5.5)
+    assert report.gains(measured, np.array([1, 1, 0, 0], bool))['gray'] == {
+        'psnr': (5, 5, 5), 'ab_squared_error': (40, pytest.approx(30), pytest.approx(50))
+    }  # fmt: skip
+    said = report.verdict(report.gains(measured))
+    assert len(said) == 2 and 'not better than "gray" by squared ab error: it gains -5.5 a photo' in said[0]
+    table = report.classes_table(measured, 'ab')
+    lines = [[cell.strip() for cell in line.strip('|').split('|')] for line in table.splitlines()]
+    assert lines[2][:2] == ['a', '2'] and lines[2][4:] == ['10', '7', '5', '30']
+    assert lines[3] == ['b', '2', '26', '5 (5 to 5)', '7.746', '10', '10', '30']
+    one = {name: ({key: values[:2] for key, values in photos.items()}, {}) for name, (photos, _) in measured.items()}
+    assert report.classes_table(one, 'ab') == ''
+
+
+def test_examples_are_spread_and_the_worst_are_worst(tiny_config, shards):
+    tiny_config.train.grid_photos = 3
+    evaluator = evaluation.Evaluator(None, DataParallel(), open_shards(shards), tiny_config)
+    assert evaluator.spread('train').tolist() == [0, 10, 19] and len(evaluator.spread('validation')) == 3
+    assert evaluator.worst({'ab_squared_error': np.array([3.0, 9, 1, 5])}).tolist() == [1, 3, 0]
+    tiny_config.train.grid_photos = 30
+    assert evaluator.spread('validation').tolist() == [0, 1, 2, 3]
+
+
+def test_bad_evaluations_are_one_sentence(trained, tmp_path, cli):
+    code, _, err = cli('evaluate', f'--model={trained}', '--splits=validation,holiday')
+    assert_one_sentence(code, err, 'holiday', 'validation')
+    with pytest.raises(UserError, match=f'{tmp_path} is no run directory'):
+        evaluate_run(tmp_path, '', ['validation'])
+    with pytest.raises(UserError, match='none does not exist'):
+        evaluate_run(trained, str(tmp_path / 'none'), ['validation'])
+    config = json.loads((trained / 'config.json').read_text())
+    del config['task']['reduction']
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    with pytest.raises(UserError, match='of another version of jaxcolor: .*reduction'):
+        evaluate_run(tmp_path, '', ['validation'])
+    with pytest.raises(UserError, match='named twice'):
+        compare_runs([trained, trained], '', 'validation')

@@ -1,0 +1,235 @@
+"""Coloring photographs: every kind of file, what is kept of them, and what is refused."""
+
+import io
+import os
+
+import numpy as np
+import pytest
+from conftest import PHOTOS, assert_one_sentence
+from PIL import ExifTags, Image, ImageCms
+
+from jaxcolor import color
+from jaxcolor.data.augment import center_crop
+from jaxcolor.errors import UserError
+from jaxcolor.inference.colorize import colorize, plan_outputs
+from jaxcolor.inference.colorizer import Colorizer
+from jaxcolor.inference.recompose import recompose
+from jaxcolor.prepare.decode import open_photo, pillow_unguarded
+
+FISH = PHOTOS / 'train' / 'fish1.jpg'
+
+
+@pytest.fixture(scope='module')
+def colorizer(trained):
+    return Colorizer(trained)
+
+
+def colored(colorizer, image, tmp_path, name, **save):
+    """Saves an image under a name, colors that file, and returns the result."""
+    source = tmp_path / 'in' / name
+    source.parent.mkdir(exist_ok=True)
+    image.save(source, **save)
+    assert colorize(colorizer, plan_outputs([source], tmp_path / 'out'), quiet=True) == []
+    (result,) = (tmp_path / 'out').iterdir()
+    return Image.open(result)
+
+
+@pytest.mark.parametrize('mode', ['L', 'RGB', 'P', '1', 'LA', 'RGBA', 'CMYK', 'I;16'])
+def test_every_mode(colorizer, tmp_path, mode):
+    photo = Image.open(FISH)
+    if mode == 'I;16':
+        photo = Image.fromarray(np.asarray(photo.convert('L')).astype(np.uint16) * 257)
+    else:
+        photo = photo.convert(mode)
+    name = 'photo.tif' if mode == 'CMYK' else 'photo.png'
+    result = colored(colorizer, photo, tmp_path, name)
+    assert result.size == photo.size
+    assert result.mode == ('RGBA' if mode in ('LA', 'RGBA') else 'RGB')
+    assert ImageCms.getProfileDescription(_profile(result)).startswith('sRGB')
+
+
+def _profile(image):
+    return ImageCms.ImageCmsProfile(io.BytesIO(image.info['icc_profile']))
+
+
+@pytest.mark.parametrize('name', ['a.jpg', 'a.jpeg', 'a.png', 'a.webp', 'a.tif', 'a.bmp', 'a.gif'])
+def test_every_format_keeps_its_kind_where_it_can(colorizer, tmp_path, name):
+    result = colored(colorizer, Image.open(FISH).convert('L'), tmp_path, name)
+    kinds = {'jpg': 'JPEG', 'jpeg': 'JPEG', 'png': 'PNG', 'webp': 'WEBP', 'tif': 'TIFF', 'bmp': 'PNG', 'gif': 'PNG'}
+    assert result.format == kinds[name.split('.')[1]]
+
+
+@pytest.mark.parametrize('size', [(2, 2), (3, 500), (500, 3), (33, 57), (640, 480)])
+def test_any_size_and_aspect(colorizer, size):
+    assert colorizer(Image.open(FISH).resize(size)).size == size
+
+
+def test_the_photo_keeps_its_own_lightness(colorizer):
+    """At full resolution: wherever the color fits into sRGB, L* is the photo's to within 8-bit rounding."""
+    photo = Image.open(FISH)
+    before = color.rgb_to_lab(np.asarray(photo))[..., 0]
+    result = np.asarray(colorizer(photo))
+    inside = ((result > 0) & (result < 255)).all(axis=-1)
+    error = np.abs(color.rgb_to_lab(result)[..., 0] - before)[inside]
+    assert inside.mean() > 0.7
+    assert error.max() < 0.7
+
+
+def test_only_the_lightness_is_looked_at(colorizer):
+    """A color photo and its own gray version are colored alike."""
+    photo = Image.open(FISH)
+    lab = color.rgb_to_lab(np.asarray(photo))
+    gray = Image.fromarray(color.to_uint8(color.lab_to_rgb(lab * np.array([1, 0, 0], np.float32))))
+    difference = np.asarray(colorizer(photo), np.int32) - np.asarray(colorizer(gray), np.int32)
+    assert np.abs(difference).mean() < 1
+
+
+@pytest.mark.parametrize('side', [40, 64, 200])
+def test_the_network_sees_a_photo_as_in_training(colorizer, side):
+    photo = Image.fromarray(np.random.default_rng(0).integers(80, 176, (side, side), np.uint8)).convert('RGB')
+    data = io.BytesIO()
+    photo.save(data, 'png')
+    with pillow_unguarded():
+        record = open_photo(data.getvalue(), shorter_side=colorizer.size, max_megapixels=1)
+    lab = center_crop(color.encode_lab(color.rgb_to_lab(np.asarray(record))), colorizer.size)
+    assert colorizer.size == 64
+    np.testing.assert_allclose(colorizer.preprocess(photo)[0, ..., 0], color.decode_lab(lab)[..., 0], atol=1.0)
+
+
+def test_colors_come_out(colorizer):
+    lab = color.rgb_to_lab(np.asarray(colorizer(Image.open(FISH).convert('L'))))
+    assert np.abs(lab[..., 1:]).mean() > 1
+
+
+def test_recompose_is_seamless_between_strips(monkeypatch):
+    photo = Image.open(FISH)
+    ab = 60 * np.random.default_rng(0).standard_normal((16, 24, 2)).astype(np.float32)
+    whole = np.asarray(recompose(photo, ab))
+    monkeypatch.setattr('jaxcolor.inference.recompose._STRIP_PIXELS', photo.width * 7)
+    difference = np.asarray(recompose(photo, ab), np.int32) - whole
+    assert np.abs(difference).max() <= 1
+
+
+def test_recomposing_with_the_true_colors_gives_the_photo():
+    photo = Image.open(FISH)
+    lab = color.rgb_to_lab(np.asarray(photo))
+    assert (np.asarray(recompose(photo, lab[..., 1:])) == np.asarray(photo)).all()
+
+
+def test_transparency_is_kept(colorizer, tmp_path):
+    photo = Image.open(FISH).convert('RGBA')
+    alpha = Image.linear_gradient('L').resize(photo.size)
+    photo.putalpha(alpha)
+    result = colored(colorizer, photo, tmp_path, 'a.png')
+    assert (np.asarray(result.getchannel('A')) == np.asarray(alpha)).all()
+
+
+def test_a_rotated_photo_comes_out_upright(colorizer, tmp_path):
+    photo = Image.open(FISH)
+    upright = np.asarray(colorizer(photo))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    exif[ExifTags.Base.Artist] = 'A. Painter'
+    result = colored(colorizer, photo.transpose(Image.Transpose.ROTATE_90), tmp_path, 'a.png', exif=exif)
+    assert (np.asarray(result) == upright).all()
+    assert result.getexif().get(ExifTags.Base.Artist) == 'A. Painter'
+    assert ExifTags.Base.Orientation not in result.getexif()
+
+
+def test_style_gives_the_mood_of_another_photo(colorizer):
+    photo, other = Image.open(FISH), Image.open(PHOTOS / 'train' / 'farm_animals-horse.jpg')
+    own = np.asarray(colorizer(photo), np.int32)
+    assert np.abs(np.asarray(colorizer(photo, colorizer.global_features(photo)), np.int32) - own).max() <= 1
+    assert np.abs(np.asarray(colorizer(photo, colorizer.global_features(other)), np.int32) - own).max() > 1
+
+
+def test_folders_keep_their_shape(colorizer, tmp_path):
+    (tmp_path / 'in' / 'deep').mkdir(parents=True)
+    for name in ('a.jpg', 'deep/a.jpg', 'deep/b.png', 'notes.txt'):
+        Image.open(FISH).save(tmp_path / 'in' / name, 'PNG' if name.endswith('png') else 'JPEG')
+    assert colorize(colorizer, plan_outputs([tmp_path / 'in'], tmp_path / 'out'), quiet=True) == []
+    assert {str(p.relative_to(tmp_path / 'out')) for p in (tmp_path / 'out').rglob('*.*')} == {
+        'a.jpg', 'deep/a.jpg', 'deep/b.png'
+    }  # fmt: skip
+
+
+def test_plans_that_would_lose_something_are_refused(tmp_path):
+    for folder in ('one', 'two'):
+        (tmp_path / folder).mkdir()
+        Image.open(FISH).save(tmp_path / folder / 'a.jpg')
+    with pytest.raises(UserError, match='would both be written'):
+        plan_outputs([tmp_path / 'one' / 'a.jpg', tmp_path / 'two' / 'a.jpg'], tmp_path / 'out')
+    with pytest.raises(UserError, match='would be written over'):
+        plan_outputs([tmp_path / 'one'], tmp_path / 'one')
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(UserError, match='holds no photos'):
+        plan_outputs([tmp_path / 'empty'], tmp_path / 'out')
+
+
+def test_photos_in_batches_come_out_as_by_themselves(colorizer, tmp_path):
+    photo = Image.open(FISH).convert('L')
+    (tmp_path / 'in').mkdir()
+    for i in range(5):
+        photo.resize((90, 70) if i == 3 else (80, 80)).rotate(40 * i).save(tmp_path / 'in' / f'{i}.png')
+    for batch_size in (1, 2):
+        pairs = plan_outputs([tmp_path / 'in'], tmp_path / f'out{batch_size}')
+        assert colorize(colorizer, pairs, quiet=True, batch_size=batch_size) == []
+    for i in range(5):
+        one, two = (np.asarray(Image.open(tmp_path / f'out{size}' / f'{i}.png'), np.int32) for size in (1, 2))
+        assert np.abs(one - two).max() <= 1
+        assert np.abs(one - one[..., :1]).max() > 1
+
+
+def test_bad_photos_are_one_sentence_each_and_the_others_are_colored(trained, tmp_path, command):
+    bad = tmp_path / 'bad'
+    bad.mkdir()
+    (bad / 'cut.jpg').write_bytes(FISH.read_bytes()[:3000])
+    (bad / 'text.jpg').write_text('this is no photo')
+    Image.new('L', (1, 1)).save(bad / 'dot.png')
+    Image.new('L', (9000, 6000)).save(bad / 'huge.png')
+    (bad / 'good.jpg').write_bytes(FISH.read_bytes())
+    code, out, err = command('colorize', f'--model={trained}', bad, f'--out={tmp_path / "out"}', '--max-megapixels=50')
+    assert code == 1
+    assert 'Traceback' not in err
+    lines = [line for line in err.splitlines() if line.startswith('jaxcolor: error: ')]
+    assert len(lines) == 4
+    for line, (name, reason) in zip(
+        lines,
+        [('cut.jpg', 'truncated'), ('dot.png', '1x1'), ('huge.png', '--max-megapixels'), ('text.jpg', 'not a photo')],
+        strict=True,
+    ):
+        assert name in line and reason in line
+    assert [p.name for p in (tmp_path / 'out').iterdir()] == ['good.jpg']
+    assert '1 of 5' in out
+
+
+def test_bad_commands_are_one_sentence(trained, tmp_path, cli):
+    for arguments, part in [
+        ([f'--model={trained}', tmp_path / 'none.jpg'], 'none.jpg'),
+        ([f'--model={tmp_path}', FISH], 'no run directory'),
+        ([f'--model={trained}', FISH, '--size=8'], '--size'),
+        ([f'--model={trained}', FISH, '--out=/proc/none'], '/proc/none'),
+    ]:
+        code, _, err = cli('colorize', *arguments)
+        assert_one_sentence(code, err, part)
+
+
+def test_only_the_limit_of_the_command_holds_for_a_folder_of_large_photos(colorizer, tmp_path, monkeypatch):
+    """Pillow refuses photos of twice its own limit, which is the whole process's, whatever the threads do."""
+    (tmp_path / 'in').mkdir()
+    for i in range(12):
+        Image.open(FISH).save(tmp_path / 'in' / f'{i}.jpg')
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
+    # As few pixels under way as can be: one photo in each queue.
+    monkeypatch.setattr('jaxcolor.inference.colorize._MOST_PIXELS', 1000)
+    assert colorize(colorizer, plan_outputs([tmp_path / 'in'], tmp_path / 'out'), quiet=True) == []
+    assert Image.MAX_IMAGE_PIXELS == 1000
+    assert len(list((tmp_path / 'out').iterdir())) == 12
+
+
+@pytest.mark.slow
+def test_a_hundred_megapixels(colorizer, tmp_path):
+    photo = Image.open(FISH).convert('L').resize((12_500, 8_000))
+    with pillow_unguarded():
+        assert colored(colorizer, photo, tmp_path, 'a.jpg').size == (12_500, 8_000)
+    assert os.path.getsize(tmp_path / 'out' / 'a.jpg') > 1e6

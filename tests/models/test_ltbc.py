@@ -1,0 +1,160 @@
+"""The network `ltbc`: sizes, parameters, sharing, transfer, precision."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcolor import models
+from jaxcolor.errors import UserError
+from jaxcolor.models import ltbc
+from jaxcolor.models.blocks import Fusion, upsample
+
+TINY = {'name': 'ltbc', 'dtype': 'float32', 'width': 0.0625, 'classes': 5, 'batch_norm': False, 'global_size': 64}
+
+
+def shape_of(network, size, method=None):
+    lightness = jnp.zeros((2, *size, 1))
+    return jax.eval_shape(lambda: network.init_with_output(jax.random.key(0), lightness, method=method))
+
+
+@pytest.mark.parametrize(
+    ('classes', 'classifier_width', 'expected'), [(0, 256, 42_169_826), (205, 256, 42_353_839), (365, 400, 42_521_391)]
+)
+def test_parameter_counts(classes, classifier_width, expected):
+    config = {'name': 'ltbc', 'dtype': 'float32', 'batch_norm': False}
+    network = models.build({**config, 'classes': classes, 'classifier_width': classifier_width})
+    _, variables = shape_of(network, (224, 224))
+    assert set(variables) == {'params'}
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == expected
+
+
+@pytest.mark.parametrize(
+    ('size', 'half'), [((224, 224), (112, 112)), ((256, 320), (128, 160)), ((225, 131), (113, 66)), ((1, 1), (1, 1))]
+)
+def test_output_sizes(size, half):
+    outputs, _ = shape_of(models.build(TINY), size)
+    assert outputs['ab'].shape == (2, *half, 2)
+    assert outputs['logits'].shape == (2, 5)
+    assert outputs['ab'].dtype == jnp.float32
+
+
+def test_shared_low_level_features_equal_two_passes():
+    network = models.build(TINY)
+    lightness = jax.random.uniform(jax.random.key(1), (2, 64, 64, 1))
+    variables = network.init(jax.random.key(0), lightness)
+    shared = network.apply(variables, lightness)
+    # `describe` computes the low-level features again, from its own (here: equal) copy.
+    features, logits = network.apply(variables, lightness, method='global_features')
+    separate = network.apply(variables, lightness, features)
+    np.testing.assert_allclose(shared['ab'], separate['ab'], atol=1e-6)
+    np.testing.assert_allclose(shared['logits'], logits, rtol=1e-4, atol=1e-6)
+
+
+def test_at_own_size_the_low_level_features_are_computed_once():
+    network = models.build(TINY)
+
+    def convolutions(size):
+        lightness = jnp.zeros((1, size, size, 1))
+        variables = jax.eval_shape(lambda: network.init(jax.random.key(0), lightness))
+        jaxpr = jax.make_jaxpr(network.apply)(variables, lightness)
+        return str(jaxpr).count('conv_general_dilated[')
+
+    assert convolutions(96) - convolutions(64) == 6
+
+
+def test_global_features_of_another_photo_change_the_colors_only_through_the_fusion():
+    network = models.build(TINY)
+    first, second = jax.random.uniform(jax.random.key(1), (2, 1, 32, 32, 1))
+    variables = network.init(jax.random.key(0), first)
+    own, other = (network.apply(variables, x, method='global_features')[0] for x in (first, second))
+    plain = network.apply(variables, first)['ab']
+    np.testing.assert_allclose(network.apply(variables, first, own)['ab'], plain, atol=1e-6)
+    assert np.abs(network.apply(variables, first, other)['ab'] - plain).max() > 1e-4
+    # With the global part of the fusion's kernel at zero, nothing of the other photo gets through.
+    local = variables['params']['fusion']['kernel'].shape[2] - own.shape[1]
+    variables['params']['fusion']['kernel'] = variables['params']['fusion']['kernel'].at[:, :, local:].set(0.0)
+    np.testing.assert_array_equal(
+        network.apply(variables, first, other)['ab'], network.apply(variables, first, own)['ab']
+    )
+
+
+def test_fusion_is_a_1x1_convolution_over_the_joined_channels():
+    local = jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
+    vector = jax.random.normal(jax.random.key(1), (2, 7))
+    fused, variables = Fusion(6).init_with_output(jax.random.key(2), local, vector)
+    joined = jnp.concatenate([local, jnp.broadcast_to(vector[:, None, None], (2, 3, 4, 7))], axis=-1)
+    kernel = variables['params']['kernel']
+    expected = jax.lax.conv_general_dilated(joined, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    np.testing.assert_allclose(fused, expected, atol=1e-5)
+
+
+def test_upsample_repeats_each_pixel():
+    x = jnp.arange(24.0).reshape(1, 3, 4, 2)
+    np.testing.assert_array_equal(upsample(x), jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2))
+
+
+def test_dropout_falls_in_training_by_photo_and_step_whatever_the_batch():
+    network = models.build({**TINY, 'global_dropout': 0.5})
+    lightness = jax.random.uniform(jax.random.key(1), (3, 64, 64, 1))
+    variables = network.init(jax.random.key(0), lightness)
+
+    def global_features(lightness, step, train=True):
+        rngs = {'dropout': jax.random.key(step)}
+        return network.apply(variables, lightness, train=train, rngs=rngs, method='global_features')[0]
+
+    together = global_features(lightness, 0)
+    np.testing.assert_allclose(together[2:], global_features(lightness[2:], 0), atol=1e-6)
+    assert np.abs(together - global_features(lightness, 1)).max() > 1e-3
+    plain = models.build(TINY).apply(variables, lightness, method='global_features')[0]
+    np.testing.assert_array_equal(global_features(lightness, 0, train=False), plain)
+    values = jnp.ones((3, 4000))
+    dropped = network.apply(
+        variables, values, lightness, True, rngs={'dropout': jax.random.key(0)}, method=ltbc.LTBC._dropped
+    )
+    assert set(np.unique(dropped)) == {0.0, 2.0}
+    np.testing.assert_allclose(dropped.mean(axis=1), 1, atol=0.1)  # the mean stays; 0.016 is its standard deviation
+
+
+def test_bfloat16_keeps_float32_parameters_and_outputs():
+    full, half = models.build(TINY), models.build({**TINY, 'dtype': 'bfloat16'})
+    lightness = jax.random.uniform(jax.random.key(1), (2, 64, 64, 1))
+    variables = half.init(jax.random.key(0), lightness)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
+    output = half.apply(variables, lightness)
+    assert output['ab'].dtype == output['logits'].dtype == jnp.float32
+    exact = full.apply(variables, lightness)['ab']
+    assert 0 < np.abs(output['ab'] - exact).max() < 0.02
+
+
+def test_batch_norm_stands_after_every_layer_but_the_outputs():
+    _, variables = shape_of(models.build({**TINY, 'batch_norm': True}), (224, 224))
+    normed = {path[0].key for path, _ in jax.tree_util.tree_leaves_with_path(variables['batch_stats'])}
+    layers = set(variables['params'])
+    assert layers - normed == {'output', 'classifier', 'fusion'}
+    assert isinstance(models.build(TINY), ltbc.LTBC)
+
+
+def test_an_ensemble_averages_the_logarithms_of_likelihoods():
+    config = {**TINY, 'color_classes': 7}
+    network, single = models.build({**config, 'members': 2}), models.build(config)
+    lightness = jax.random.uniform(jax.random.key(1), (2, 32, 32, 1))
+    variables = network.init(jax.random.key(0), lightness)
+    own = [{'params': variables['params'][f'members_{number}']} for number in range(2)]
+    both, first, second = (
+        net.apply(values, lightness) for net, values in [(network, variables), (single, own[0]), (single, own[1])]
+    )
+    assert set(both) == set(first) == {'color_logits', 'logits'}
+    for name in both:
+        expected = jnp.sqrt(jax.nn.softmax(first[name]) * jax.nn.softmax(second[name]))
+        likely = jax.nn.softmax(both[name])
+        np.testing.assert_allclose(likely, expected / expected.sum(axis=-1, keepdims=True), atol=1e-5)
+        assert np.abs(likely - jax.nn.softmax(first[name])).max() > 1e-3
+
+
+def test_what_cannot_be_built_is_refused():
+    refused = [({'name': 'x'}, 'no network'), ({'dtype': 'half'}, 'bfloat16'), ({'depth': 3}, 'no such field')]
+    refused += [({'global_dropout': 1.0}, 'must lie between 0 and 0.99'), ({'members': 0}, 'at least 1')]
+    for change, word in refused:
+        with pytest.raises(UserError, match=word):
+            models.build({**TINY, **change})

@@ -1,0 +1,353 @@
+"""The networks of the reports: parameters, sizes, recipes; a small training of each through the code that `ltbc` uses."""
+
+import shutil
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import ROOT, assert_one_sentence
+from helpers import HALF, SMALL, assert_identical, batch_of, norm, small_recipe, state_of
+from PIL import Image
+
+from jaxcolor import color, models, tasks
+from jaxcolor import config as base
+from jaxcolor.config import load_recipe
+from jaxcolor.data.shards import open_shards
+from jaxcolor.errors import UserError
+from jaxcolor.evaluation.evaluator import Evaluator
+from jaxcolor.inference.colorizer import Colorizer
+from jaxcolor.models import extractors
+from jaxcolor.runtime import logs
+from jaxcolor.runtime.parallel import DataParallel
+from jaxcolor.tasks import losses
+from jaxcolor.train import train
+from jaxcolor.weights import runs
+
+FISH = ROOT / 'jaxcolor' / 'data' / 'photos' / 'train' / 'fish1.jpg'
+MEAN_AT_INPUT = {'task.reduction': 'mean', 'task.loss_resolution': 'input'}
+ADAM = {'optimizer.name': 'adam', 'optimizer.schedule': 'constant', 'optimizer.warmup_steps': 0}
+DEEPCOLOR = {
+    **MEAN_AT_INPUT, **ADAM, 'extractor.name': 'inception_resnet_v2', 'model.output_activation': 'tanh',
+    'optimizer.learning_rate': 1e-4, 'task.kernel_l2': 0.01, 'train.batch_size': 5, 'data.crop': 224,
+    'train.eval_every': 25_000 * 60 // 100 // 5,
+}  # fmt: skip
+# By hand, layer by layer: generator, discriminator.
+CGAN = 1_002_740 + 4_832_897
+# Of every recipe: its network's parameters, and what its report says.
+RECIPES = {
+    ('ltbc', ''): (42_353_839 + 12_992, {'optimizer.name': 'adadelta', 'train.batch_size': 128}),
+    ('ltbc', 'quickstart'): (None, {'model.width': 0.25, 'model.classes': 0, 'data.crop': 128}),
+    # At a quarter of the width: the network above without a classifier, its first dense layer of 4 x 4 x 128 for 128 pixels.
+    ('ltbc_compact', 'regression'): (1_558_826, {'model.width': 0.25, 'data.crop': 128, 'task.name': 'regression'}),
+    # Colors: 3 convolutions of 32 channels with batch norm, 260 classes; in place of 32, 16, 16, 8 and the output's 2.
+    ('ltbc_compact', ''): (
+        1_558_826 - (64 * 32 + 32 * 16 + 16 * 16 + 16 * 8 + 8 * 2) * 9 - (3 * (32 + 16 + 16 + 8) + 2)
+        + (64 * 32 + 32 * 32 + 32 * 32) * 9 + 3 * 3 * 32 + 32 * 260 + 260,
+        {'model.color_classes': 260, 'task.rebalance': 1.0, 'task.temperature': 0.6, 'data.crop': 128},
+    ),
+    ('ltbc_compact', 'small'): (None, {'model.color_classes': 260, 'data.crop': 64, 'model.global_size': 64}),
+    ('ltbc_pytorch', ''): (42_521_391, {
+        **MEAN_AT_INPUT, **ADAM, 'model.batch_norm': False, 'model.classes': 365, 'model.classifier_width': 400,
+        'optimizer.learning_rate': 1e-4, 'task.alpha': 0.005, 'train.batch_size': 32, 'train.keep_best': 3,
+        'train.steps': 127_750, 'train.eval_every': 365_000 * 80 // 100 // 32,
+    }),
+    ('ltbc_deconv', ''): (41_973_218 + 12_484, {
+        **ADAM, 'model.batch_norm': True, 'model.classes': 0, 'model.dense_widths': (1024, 256, 512),
+        'model.decoder': 'deconv', 'task.reduction': 'mean', 'optimizer.learning_rate': 1e-3,
+        'train.batch_size': 50, 'train.steps': 200 * 100,
+    }),
+    ('ltbc_deconv', 'linnaeus'): (41_973_218 + 12_484, {'train.batch_size': 50, 'train.steps': 30 * 100}),
+    ('vgg_fusion', ''): (7_726_882 + 512, {
+        **MEAN_AT_INPUT, **ADAM, 'extractor.name': 'vgg16', 'model.output_activation': 'tanh', 'data.crop': 256,
+        'optimizer.learning_rate': 1e-3, 'train.batch_size': 32, 'train.steps': 593_750, 'task.alpha': 0.0,
+        'data.flip': True, 'data.flip_vertical': True, 'data.rotate': 15.0, 'data.shift': 0.1, 'data.brightness': 0.2,
+    }),
+    ('deepcolor', 'base'): (6_606_994, {**DEEPCOLOR, 'task.kernel_l2_excluded': ('encoder_7',)}),
+    ('deepcolor', '1'): (4_247_186, {**DEEPCOLOR, 'task.kernel_l2_excluded': ('encoder_6',)}),
+    ('deepcolor', '2'): (1_223_314, {**DEEPCOLOR, 'task.kernel_l2_excluded': ('encoder_4',)}),
+    ('deepcolor', '3'): (249_170, {**DEEPCOLOR, 'task.kernel_l2_excluded': ('encoder_4',)}),
+    ('cgan', ''): (CGAN, {
+        'optimizer.name': 'rmsprop', 'optimizer.learning_rate': 0.01, 'optimizer.rho': 0.9, 'data.crop': 64,
+        'model.size': 64, 'model.noise_size': 100, 'train.batch_size': 128, 'train.steps': 5_000,
+        'task.l1': 0.0, 'task.real_label': 1.0,
+    }),
+    ('cgan', 'stable'): (CGAN, {
+        'optimizer.name': 'adam', 'optimizer.learning_rate': 2e-4, 'optimizer.beta1': 0.5, 'task.l1': 10.0,
+        'task.real_label': 0.9,
+    }),
+}  # fmt: skip
+
+
+def recipe(name, variant=''):
+    return load_recipe(f'{name}:{variant}' if variant else name)
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def test_every_recipe_is_checked_here():
+    files = {path.stem for path in (ROOT / 'configs').glob('*.py')} - {'__init__', 'base'}
+    assert files == {name for name, _ in RECIPES}
+
+
+@pytest.mark.parametrize(('name', 'variant'), RECIPES)
+def test_recipe_is_its_report_s_and_builds(name, variant):
+    parameters, fields = RECIPES[name, variant]
+    config = recipe(name, variant)
+    for path, value in fields.items():
+        section, field = path.split('.')
+        assert config[section][field] == value, path
+    state = jax.eval_shape(tasks.build(config).init, jax.random.PRNGKey(0))
+    if parameters is not None:
+        assert count(state.params) == parameters
+
+
+@pytest.mark.parametrize('name', ['ltbc', 'ltbc_deconv', 'deepcolor', 'cgan'])
+def test_an_unknown_variant_is_refused_with_those_that_there_are(name):
+    with pytest.raises(ValueError, match="no variant 'x'; there are"):
+        recipe(name, 'x')
+
+
+def test_deconv_parameters_without_batch_norm():
+    config = recipe('ltbc_deconv')
+    config.model.batch_norm = False
+    assert count(jax.eval_shape(tasks.build(config).init, jax.random.PRNGKey(0)).params) == 41_973_218
+
+
+NETWORKS = {
+    'deepcolor_base': base.deepcolor(),
+    'deepcolor_1': {**base.deepcolor(), 'variant': '1'},
+    'deepcolor_2': {**base.deepcolor(), 'variant': '2'},
+    'deepcolor_3': {**base.deepcolor(), 'variant': '3'},
+    'vgg_fusion': base.vgg_fusion(),
+    'ltbc_deconv': recipe('ltbc_deconv').model,
+}
+
+
+def shapes_of(config, size, dtype='float32'):
+    """(outputs, variables, {layer: its output}) for two photos of a size, as shapes."""
+    network = models.build({**config, 'dtype': dtype})
+    vector = () if config['name'] == 'ltbc' else (jnp.zeros((2, 1000)),)
+
+    def run():
+        outputs, variables = network.init_with_output(
+            jax.random.key(0), jnp.zeros((2, *size, 1)), *vector, train=True, capture_intermediates=True
+        )
+        inner = {name: layer['__call__'][0] for name, layer in variables.pop('intermediates').items() if name[0] != '_'}
+        return outputs, variables, inner
+
+    return jax.eval_shape(run)
+
+
+@pytest.mark.parametrize('size', [(224, 224), (64, 96), (225, 131), (1, 1)])
+@pytest.mark.parametrize('name', NETWORKS)
+def test_output_sizes(name, size):
+    outputs, *_ = shapes_of(NETWORKS[name], size)
+    expected = tuple(-(-side // 2) for side in size) if 'deepcolor' in name else size
+    assert outputs['ab'].shape == (2, *expected, 2)
+    assert outputs['ab'].dtype == jnp.float32
+    assert set(outputs) == {'ab'}
+
+
+@pytest.mark.parametrize(
+    ('name', 'size', 'layer', 'encoded', 'fused'),
+    [
+        ('deepcolor_base', 224, 'fusion_0', (28, 28, 256), 256),
+        ('deepcolor_1', 224, 'fusion_0', (28, 28, 256), 256),
+        ('deepcolor_2', 224, 'fusion_0', (28, 28, 256), 256),
+        ('deepcolor_3', 224, 'fusion_0', (28, 28, 64), 64),
+        ('vgg_fusion', 256, 'fusion', (4, 4, 512), 512),
+        ('ltbc_deconv', 224, 'fusion', (28, 28, 256), 256),
+    ],
+)
+def test_the_vector_is_joined_to_every_pixel_of_the_encoded_photo(name, size, layer, encoded, fused):
+    _, variables, inner = shapes_of(NETWORKS[name], (size, size))
+    vector = 512 if name == 'ltbc_deconv' else 1000
+    assert inner[layer].shape == (2, *encoded[:2], fused)
+    assert variables['params'][layer]['kernel'].shape == (1, 1, encoded[2] + vector, fused)
+
+
+@pytest.mark.parametrize('name', ['deepcolor_base', 'vgg_fusion'])
+def test_bfloat16_keeps_float32_parameters_and_outputs(name):
+    with jax.numpy_dtype_promotion('standard'):  # Flax' batch norm mixes float32 statistics with bfloat16
+        outputs, variables, inner = shapes_of(NETWORKS[name], (64, 64), 'bfloat16')
+    assert {leaf.dtype for leaf in jax.tree.leaves([outputs, variables])} == {jnp.dtype('float32')}
+    assert inner['encoder_0'].dtype == jnp.bfloat16
+
+
+# Of each architecture: how many convolutions its encoder and its fusion have.
+LAYERS = {'base': (8, 2), '1': (7, 2), '2': (5, 2), '3': (5, 1)}
+
+
+@pytest.mark.parametrize('variant', LAYERS)
+def test_kernel_l2_covers_all_convolutions_but_the_encoder_s_last(variant):
+    config = recipe('deepcolor', variant)
+    config.model.width = 0.0625
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(tasks.build(config).init, jax.random.PRNGKey(0)).params
+    params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
+    squares = {}
+    for layer, leaves in params.items():
+        (kernel,) = (leaf for path, leaf in jax.tree_util.tree_leaves_with_path(leaves) if path[-1].key == 'kernel')
+        squares[layer] = float(np.square(kernel).sum())
+    encoder, fusion = LAYERS[variant]
+    last = f'encoder_{encoder - 1}'
+    listed = {f'encoder_{i}' for i in range(encoder - 1)} | {f'fusion_{i}' for i in range(fusion)}
+    listed |= {f'decoder_{i}' for i in (0, 2, 4, 5)} | {'output'}  # 1 and 3 are upsampling
+    assert set(squares) == listed | {last}
+    expected = sum(squares[layer] for layer in listed)
+    assert float(losses.kernel_l2(params, config.task.kernel_l2_excluded)) == pytest.approx(expected, rel=1e-5)
+    assert float(losses.kernel_l2(params)) == pytest.approx(expected + squares[last], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('name', 'change', 'words'),
+    [
+        ('deepcolor', {'variant': '4'}, "model.variant: there is no '4'; there are base, 1, 2, 3"),
+        ('vgg_fusion', {'encoder_widths': (64, 128)}, 'model.encoder_widths: 2 .* six'),
+    ],
+)
+def test_networks_that_do_not_exist_are_refused(name, change, words):
+    config = recipe(name)
+    config.model.update(change)
+    with pytest.raises(UserError, match=words):
+        tasks.build(config)
+
+
+class Glance(nn.Module):
+    """In place of VGG16 and Inception-ResNet-v2, which take minutes here: one random layer over 8x8 pixels."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image):
+        return nn.Dense(1000, name='predictions')(image.reshape(image.shape[0], -1))
+
+
+@pytest.fixture(scope='module', autouse=True)
+def glance():
+    """An extractor by that name, which the configs below ask for; files and steps handle it as any other."""
+    network = extractors.Network(Glance, 8, {'keras': lambda rgb: rgb}, '', '')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(extractors.NETWORKS, 'glance', network)
+        yield
+
+
+# The term of the loss that has to fall, and to which part of the first step's it has to.
+FALLS = {
+    'ltbc_pytorch': ('color_loss', 0.9),
+    'ltbc_deconv': ('color_loss', 0.6),
+    'vgg_fusion': ('color_loss', 0.9),
+    'deepcolor': ('color_loss', 0.9),
+    'cgan': ('l1_loss', 0.92),
+}
+
+
+def fresh_state(task, config, run):
+    """A state as a training begins with it, on the host."""
+    state = DataParallel().create(task.init, jax.random.PRNGKey(config.seed))
+    return jax.device_get(state.replace(frozen=runs.load_extractor(run, config)))
+
+
+# test_train.py does the same with `ltbc`, and `vgg_fusion` is DeepColor's module with other layers.
+_NIGHTLY = ('ltbc_pytorch', 'ltbc_deconv', 'vgg_fusion')
+
+
+@pytest.mark.parametrize('name', [pytest.param(n, marks=pytest.mark.slow) if n in _NIGHTLY else n for n in SMALL])
+def test_learns_resumes_evaluates_and_colorizes(shards, tmp_path, capsys, name):
+    """The loss falls (measured at the time of writing: to 0.77, 0.28, 0.65, 0.74, 0.79 of the first, in SMALL's order)."""
+    config, run = small_recipe(name, shards), tmp_path / 'run'
+    results = train(config, run)
+    term, factor = FALLS[name]
+    rows = [row[term] for row in logs.read_metrics(run) if term in row]
+    assert np.mean(rows[-4:]) < factor * rows[0]
+
+    # A run that has only its checkpoint from half-way gets to the very same end.
+    resumed = tmp_path / 'resumed'
+    shutil.copytree(run, resumed)
+    shutil.rmtree(resumed / 'checkpoints' / str(2 * HALF))
+    assert train(config, resumed) == results
+    assert f'resuming {resumed} from its checkpoint at step {HALF}' in capsys.readouterr().err
+    assert_identical(*(state_of(path, 2 * HALF, config) for path in (run, resumed)))
+
+    parallel = DataParallel()
+    _, task, state = runs.load(run, 2 * HALF, parallel.replicated)
+    row = Evaluator(task, parallel, open_shards(shards), config).evaluate(state, 'train')
+    assert row == results['train']
+    assert row['photos'] == 20
+    if config.task.name == 'regression':
+        # The loss is the mean square of the same a*b* that the photos get, in the network's units.
+        scale, _ = color.AB_RANGE[config.model.output_activation]
+        assert row['color_loss'] == pytest.approx((row['ab_rmse'] / scale) ** 2, rel=1e-4)
+    side = config.data.crop
+    photo = Image.open(FISH).convert('L').resize((side + 5, side + 5))
+    colored = Colorizer(run, 2 * HALF)(photo)
+    assert colored.size == photo.size
+    assert np.abs(color.rgb_to_lab(np.asarray(colored))[..., 1:]).mean() > 1
+
+
+# ltbc_pytorch has nothing that ltbc_deconv, or `ltbc` in test_parallel.py, has not.
+@pytest.mark.parametrize(
+    'name', [pytest.param(n, marks=pytest.mark.slow) if n in ('ltbc_pytorch', 'vgg_fusion') else n for n in SMALL]
+)
+def test_eight_devices_equal_one(tmp_path, name):
+    """One step on the same 16 photos: gradients with their scale, statistics, losses. Batch norm is over all devices."""
+    config = small_recipe(name)
+    task = tasks.build(config)
+    state = fresh_state(task, config, tmp_path)
+    batch = batch_of(16, config.data.crop)
+
+    def one_step(devices):
+        parallel = DataParallel(devices=jax.devices()[:devices])
+        step = parallel.map(task.train_step, donate_state=True)
+        after, measured = jax.device_get(step(parallel.replicate(state), parallel.shard(batch)))
+        # Adam's first moment is after one step (1 - beta1) times the gradient; the parameters would not show its scale.
+        moments = [moment for _, moment in optax.tree.get_all_with_path(after.opt_state, 'mu')]
+        return jax.tree.map(lambda m: m / (1 - config.optimizer.beta1), moments), after, measured
+
+    (one, after_one, measured_one), (eight, after_eight, measured_eight) = one_step(1), one_step(8)
+    assert len(one) == (2 if name == 'cgan' else 1)
+    assert count(one) == count(state.params)
+    # By norms: single elements jump where rounding takes a pixel across a ReLU's zero.
+    whole = norm(jax.tree.leaves(one))
+    assert whole > 1e-3
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(eight), strict=True):
+        assert norm([a - b]) < 0.03 * norm([a]) + 1e-4 * whole, jax.tree_util.keystr(path)
+    statistics = [jax.tree.leaves(after.model_state) for after in (after_one, after_eight)]
+    for a, b in zip(*statistics, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+    assert measured_one.keys() == measured_eight.keys()
+    for term in measured_one:
+        np.testing.assert_allclose(measured_one[term], measured_eight[term], rtol=1e-3, err_msg=term)
+    if name == 'deepcolor':
+        l2 = 0.01 * losses.kernel_l2(state.params, ('encoder_7',))
+        np.testing.assert_allclose(measured_one['l2_loss'], l2, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_with_the_whole_inception_as_a_user_would(tmp_path, shards, command):
+    """Random weights, asked for by name: train, go on, evaluate, color. The run directory needs nothing else."""
+    run = tmp_path / 'run'
+    arguments = [
+        '--config=configs/deepcolor.py:3', f'--workdir={run}', f'--config.data.shards={shards}',
+        '--config.data.crop=64', '--config.extractor.weights=random',
+    ]  # fmt: skip
+    for steps, words in [(2, '249,170 parameters'), (3, 'from its checkpoint at step 2')]:
+        code, _, err = command('main', *arguments, f'--config.train.steps={steps}')
+        assert code == 0, err
+        assert words in err
+    assert [row['step'] for row in logs.read_metrics(run) if 'loss' in row] == [2, 3]
+    assert (run / 'extractor.safetensors').stat().st_size > 4 * 55_843_464
+    code, out, err = command('main', '--mode=evaluate', f'--workdir={run}', '--splits=validation')
+    assert code == 0, err
+    assert 'PSNR (dB)' in out
+    code, _, err = command('colorize', f'--model={run}', FISH, f'--out={tmp_path}')
+    assert code == 0, err
+    assert Image.open(tmp_path / FISH.name).size == Image.open(FISH).size
+    code, _, err = command('main', *arguments, '--config.train.steps=3', '--config.extractor.weights=none.h5')
+    assert_one_sentence(code, err, 'extractor.weights (random there, none.h5 now)')

@@ -1,0 +1,77 @@
+"""One step over 8 devices equals one step on 1 device with the whole batch: gradients, not only losses."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from conftest import small_config
+from helpers import batch_of, norm
+
+from jaxcolor import tasks
+from jaxcolor.errors import UserError
+from jaxcolor.runtime.parallel import DataParallel
+
+
+@pytest.fixture(scope='module')
+def one_step(shards):
+    """(batch_norm, cross_device, mapping, devices) -> (gradients, statistics, metrics) of one step on a fixed batch."""
+    # Plain SGD: the change of the parameters is the gradient, with its scale. Adam would hide a wrong scale.
+    config = small_config(shards)
+    config.optimizer.update({'name': 'sgd', 'learning_rate': 1.0, 'schedule': 'constant', 'warmup_steps': 0})
+    config.optimizer.weight_decay = 0.0
+    config.model.update({'classes': 3, 'global_dropout': 0.25})
+    config.task.update({'alpha': 0.1, 'kernel_l2': 1e-3})
+    config.data.crop = 32
+    batch = batch_of(16, 32)
+
+    @functools.cache
+    def run(batch_norm, cross_device, mapping, devices):
+        config.model.batch_norm, config.train.cross_device_batch_norm = batch_norm, cross_device
+        task, parallel = tasks.build(config), DataParallel(mapping, jax.devices()[:devices])
+        state = jax.jit(task.init)(jax.random.PRNGKey(0))
+        before = jax.device_get(state.params)
+        step = parallel.map(task.train_step, donate_state=True)
+        after, measured = jax.device_get(step(parallel.replicate(state), parallel.shard(batch)))
+        return jax.tree.map(np.subtract, before, after.params), after.model_state, measured
+
+    return run
+
+
+@pytest.mark.parametrize('mapping', ['shard_map', 'pmap'])
+@pytest.mark.parametrize('batch_norm', [False, True])
+def test_eight_devices_equal_one(one_step, mapping, batch_norm):
+    one, statistics_one, metrics_one = one_step(batch_norm, batch_norm, 'shard_map', 1)
+    eight, statistics_eight, metrics_eight = one_step(batch_norm, batch_norm, mapping, 8)
+    # By norms: single elements jump where rounding takes a pixel across a ReLU's zero.
+    whole = norm(jax.tree.leaves(one))
+    assert whole > 1e-3
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(eight), strict=True):
+        assert norm([a - b]) < 0.03 * norm([a]) + 1e-4 * whole, jax.tree_util.keystr(path)
+    for a, b in zip(jax.tree.leaves(statistics_one), jax.tree.leaves(statistics_eight), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+    assert metrics_one['class_loss'] > 0.1 * np.log(2)  # of three classes, before any training
+    for name in metrics_one:
+        np.testing.assert_allclose(metrics_one[name], metrics_eight[name], rtol=1e-3, err_msg=name)
+
+
+def test_batch_norm_of_each_device_by_itself_differs(one_step):
+    """Without the cross-device field the statistics are each device's: the test above can tell the two apart."""
+    one, eight = one_step(True, True, 'shard_map', 1)[0], one_step(True, False, 'shard_map', 8)[0]
+    difference = jax.tree.leaves(jax.tree.map(np.subtract, one, eight))
+    assert norm(difference) > 0.1 * norm(jax.tree.leaves(one))
+
+
+@pytest.mark.parametrize('mapping', ['shard_map', 'pmap'])
+def test_split_outputs_keep_the_order_of_the_batch(mapping):
+    parallel = DataParallel(mapping)
+    mapped = parallel.map(lambda state, x: (x + state, jax.lax.psum(x.sum(), 'data')), outputs=(True, False))
+    x = np.arange(16.0, dtype=np.float32)
+    each, total = mapped(parallel.replicate(np.float32(1)), parallel.shard(x))
+    np.testing.assert_array_equal(each, x + 1)
+    assert float(total) == x.sum()
+
+
+def test_unknown_mapping_is_refused():
+    with pytest.raises(UserError, match='shard_map, pmap'):
+        DataParallel('vmap')

@@ -1,0 +1,64 @@
+"""Losses against their formulas, and the moving average of the parameters against one by hand."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from jaxcolor import color, tasks
+from jaxcolor.errors import UserError
+from jaxcolor.runtime.parallel import DataParallel
+from jaxcolor.tasks import losses
+
+
+@pytest.fixture
+def ab():
+    """Two a*b* of two photos, float32 (2, 3, 4, 2)."""
+    return np.random.default_rng(0).standard_normal((2, 2, 3, 4, 2)).astype(np.float32)
+
+
+@pytest.mark.parametrize('reduction', ['sum', 'mean'])
+def test_color_errors_are_their_formulas(ab, reduction):
+    a, b = ab
+    reduce = getattr(np, reduction)
+    np.testing.assert_allclose(losses.color_error(a, b, reduction), reduce((a - b) ** 2, axis=(1, 2, 3)), rtol=1e-5)
+    huber = 2 * np.asarray(optax.losses.huber_loss(a, b, delta=0.7))
+    np.testing.assert_allclose(losses.color_error(a, b, reduction, 0.7), reduce(huber, axis=(1, 2, 3)), rtol=1e-5)
+    weight = np.random.default_rng(1).uniform(1, 3, a.shape[:3]).astype(np.float32)
+    expected = reduce(weight[..., None] * (a - b) ** 2, axis=(1, 2, 3))
+    np.testing.assert_allclose(losses.color_error(a, b, reduction, weight=weight), expected, rtol=1e-5)
+
+
+def test_the_task_gives_them_units_and_chroma(tiny_config, ab):
+    tiny_config.task.update({'error': 'huber', 'huber_delta': 10.0, 'chroma_weight': 3.0, 'reduction': 'mean'})
+    task = tasks.build(tiny_config)
+    a, b = (20 * x for x in ab)
+    normal = [color.normalize_ab(x, tiny_config.model.output_activation) for x in (a, b)]
+    huber = 2 * np.asarray(optax.losses.huber_loss(a, b, delta=10.0)) / 256**2  # sigmoid: 256 units to 1
+    weight = 1 + 3 * np.hypot(b[..., 0], b[..., 1]) / 100
+    expected = (weight[..., None] * huber).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(task._color_error(*map(jax.numpy.asarray, normal)), expected, rtol=1e-3)
+    tiny_config.task.error = 'cubic'
+    with pytest.raises(UserError, match=r"task\.error: 'cubic' is none of squared, huber"):
+        tasks.build(tiny_config)
+
+
+def test_the_moving_average_evaluates_and_colors(tiny_config):
+    tiny_config.data.crop = 32
+    tiny_config.optimizer.update({'name': 'sgd', 'learning_rate': 1.0, 'schedule': 'constant', 'warmup_steps': 0})
+    tiny_config.train.ema = 0.5
+    task, parallel = tasks.build(tiny_config), DataParallel(devices=jax.devices()[:2])
+    lab = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    batch = {'lab': lab, 'label': np.full(4, -1, np.int32)}
+    state = parallel.create(task.init, jax.random.PRNGKey(0))
+    step, average = parallel.map(task.train_step), jax.device_get(state.weights())
+    for kept in (2 / 11, 3 / 12, 4 / 13):
+        state, _ = step(state, parallel.shard(batch))
+        new = jax.device_get(state.weights())
+        average = jax.tree.map(lambda old, new, kept=kept: old * kept + new * (1 - kept), average, new)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), jax.device_get(state.ema), average)
+    lightness = color.decode_lab(lab)[..., :1]
+    predict = jax.jit(task.predict)
+    averaged, own = (np.asarray(predict(each, lightness)) for each in (state, state.replace(ema=())))
+    np.testing.assert_array_equal(averaged, predict(state.replace(**state.ema, ema=()), lightness))
+    assert np.abs(averaged - own).max() > 1e-3

@@ -1,0 +1,213 @@
+"""Exported models: they color as the run that they were made of, and damage is told in a sentence."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from conftest import ROOT, assert_one_sentence
+from PIL import Image
+
+import jaxcolor
+from jaxcolor import color
+from jaxcolor.errors import UserError
+from jaxcolor.evaluation.evaluate import evaluate_run
+from jaxcolor.inference.colorizer import Colorizer
+from jaxcolor.runtime import logs
+from jaxcolor.weights import runs, store
+from jaxcolor.weights.export import export
+
+
+@pytest.fixture(scope='module')
+def model(trained, tmp_path_factory):
+    """The folder of an exported model of the trained run."""
+    return export(trained, tmp_path_factory.mktemp('models') / 'small', summary='For tests.')
+
+
+def test_it_colors_as_its_run(trained, model, photos):
+    assert sorted(path.name for path in model.iterdir()) == ['config.json', 'weights.safetensors']
+    assert (model / store.WEIGHTS).stat().st_mode & 0o044  # for others to read, too
+    photo = Image.fromarray(photos[0])
+    ours, theirs = (np.asarray(Colorizer(path)(photo), np.int32) for path in (model, trained))
+    assert np.abs(ours - theirs).max() <= 3  # half precision
+    about = store.read_metadata(model)
+    assert (about['name'], about['step'], about['summary']) == ('small', '4', 'For tests.')
+    _, _, state = runs.load(trained)
+    assert int(about['parameters']) == sum(leaf.size for leaf in jax.tree.leaves(state.params))
+
+
+def test_the_average_is_what_is_exported(trained, tmp_path, monkeypatch):
+    config, task, state = runs.load(trained)
+    average = jax.tree.map(lambda x: 0.5 * x, state.weights())
+    monkeypatch.setattr(runs, 'load', lambda model, step: (config, task, state.replace(ema=average)))
+    folder = export(trained, tmp_path / 'averaged')
+    monkeypatch.undo()
+    _, _, found = runs.load(folder)
+    assert found.ema == ()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), found.weights(), average)
+
+
+def test_damage_is_one_sentence(model, tmp_path, cli, photos):
+    Image.fromarray(photos[0]).save(tmp_path / 'photo.png')
+    damaged = shutil.copytree(model, tmp_path / 'damaged')
+    (damaged / store.WEIGHTS).write_bytes((model / store.WEIGHTS).read_bytes()[:1000])
+    colorize = ('colorize', tmp_path / 'photo.png', f'--out={tmp_path / "out"}')
+    assert_one_sentence(*_failed(cli(*colorize, f'--model={damaged}')), store.WEIGHTS, 'cannot be read')
+    arrays = safetensors.numpy.load_file(model / store.WEIGHTS)
+    with safetensors.safe_open(model / store.WEIGHTS, 'numpy') as file:
+        said = file.metadata()
+    arrays.pop('params/output/conv/bias')
+    safetensors.numpy.save_file(arrays, damaged / store.WEIGHTS, said)
+    with pytest.raises(UserError, match='does not fit its config.json: params/output/conv/bias is missing in the file'):
+        runs.load(damaged)
+    safetensors.numpy.save_file(arrays, damaged / store.WEIGHTS)
+    with pytest.raises(UserError, match='is no model exported by jaxcolor'):
+        runs.load(damaged)
+    (damaged / store.WEIGHTS).unlink()
+    with pytest.raises(UserError, match='damaged holds no checkpoint'):
+        runs.load(damaged)
+
+
+def _failed(done):
+    code, _, err = done
+    return code, err
+
+
+def test_a_network_with_an_extractor_is_not_exported(trained, tmp_path, monkeypatch):
+    config, task, state = runs.load(trained)
+    config.extractor.name = 'vgg16'
+    monkeypatch.setattr(runs, 'load', lambda model, step: (config, task, state))
+    with pytest.raises(UserError, match='vgg16'):
+        export(trained, tmp_path / 'none')
+    assert not (tmp_path / 'none').exists()
+
+
+def test_the_command_exports(trained, tmp_path, command):
+    code, out, err = command('export', f'--model={trained}', f'--out={tmp_path / "mine"}', '--summary=Mine.')
+    assert code == 0, err
+    assert 'MiB' in out and json.loads((tmp_path / 'mine' / 'config.json').read_text())['name'] == 'mine'
+    assert jaxcolor.load(tmp_path / 'mine').config.name == 'mine'
+
+
+def test_commands_go_by_their_names():
+    def run(*args):
+        return subprocess.run([sys.executable, '-m', 'jaxcolor', *args], capture_output=True, text=True, cwd=ROOT)
+
+    assert 'colorize' in run().stdout
+    done = run('export', '--help')
+    assert done.returncode == 0 and '--summary' in done.stdout
+    done = run('paint')
+    assert_one_sentence(done.returncode, done.stderr, 'paint', 'colorize')
+    done = run('models')
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == max(1, len(store.model_names()))
+
+
+def test_what_it_answers_by_is_chosen_at_the_export(trained, tmp_path, photos):
+    vivid = export(trained, tmp_path / 'vivid', fields={'chroma_gain': 2.0})
+    look = Colorizer(trained).preprocess(Image.fromarray(photos[0]))
+    ours, theirs = (Colorizer(path).predict_ab(look) for path in (vivid, trained))
+    assert np.abs(theirs).max() > 5
+    np.testing.assert_allclose(ours, 2 * theirs, atol=0.5)
+    with pytest.raises(UserError, match=r'no field task\.temperature: its task is regression'):
+        export(trained, tmp_path / 'none', fields={'temperature': 0.5})
+    with pytest.raises(UserError, match=r'task\.chroma_gain must lie between 0 and 10, not nan'):
+        export(trained, tmp_path / 'none', fields={'chroma_gain': float('nan')})
+
+
+def test_photos_and_their_mirror_images_may_be_answered_alike(trained, tmp_path, photos, cli):
+    code, _, err = cli('export', f'--model={trained}', f'--out={tmp_path / "alike"}', '--mirror')
+    assert code == 0, err
+    plain, alike = Colorizer(trained), Colorizer(tmp_path / 'alike')
+    look = plain.preprocess(Image.fromarray(photos[0]))
+    there, back = (plain.predict_ab(light) for light in (look, look[:, :, ::-1]))
+    assert np.abs(there - back[:, :, ::-1]).max() > 0.1
+    found = alike.predict_ab(look)
+    np.testing.assert_allclose(found, (there + back[:, :, ::-1]) / 2, atol=0.1)  # its kernels are in half precision
+    np.testing.assert_allclose(alike.predict_ab(look[:, :, ::-1]), found[:, :, ::-1], atol=1e-4)
+    style = alike.global_features(Image.fromarray(photos[1]))
+    mirrored = alike.predict_ab(look[:, :, ::-1], style)
+    np.testing.assert_allclose(mirrored, alike.predict_ab(look, style)[:, :, ::-1], atol=1e-4)
+    # So are the photos that a training and `evaluate` measure.
+    lab = color.encode_lab(color.rgb_to_lab(np.stack([photo[:32, :32] for photo in photos[:2]])))
+    _, ab = alike.task.eval_step(alike.state, {'lab': lab, 'label': np.zeros(2, np.int32)})
+    answer = alike.task.predict(alike.state, color.decode_lab(lab)[..., :1])
+    np.testing.assert_allclose(ab, answer, atol=1e-4)
+
+
+def test_a_run_of_before_there_was_a_field_mirror_answers_as_it_did(trained, tmp_path, photos):
+    run = shutil.copytree(trained, tmp_path / 'older')
+    config = json.loads((run / 'config.json').read_text())
+    assert config['task'].pop('mirror') is False
+    (run / 'config.json').write_text(json.dumps(config))
+    look = Colorizer(trained).preprocess(Image.fromarray(photos[0]))
+    np.testing.assert_array_equal(Colorizer(run).predict_ab(look), Colorizer(trained).predict_ab(look))
+
+
+def test_an_export_overwrites_models_alone(trained, model, tmp_path):
+    run = shutil.copytree(trained, tmp_path / 'run')
+    before = (run / 'config.json').read_bytes()
+    with pytest.raises(UserError, match='holds something else than an exported model'):
+        export(trained, run)
+    assert (run / 'config.json').read_bytes() == before
+    again = export(model, shutil.copytree(model, tmp_path / 'again'), fields={'chroma_gain': 2.0})
+    config, _, state = runs.load(again)
+    assert config.task.chroma_gain == 2 and int(state.step) == 4
+    with pytest.raises(UserError, match=r'--step=3: the exported model .* is of step 4 alone'):
+        runs.load(again, 3)
+    shutil.copy(model / 'config.json', again / 'config.json')
+    with pytest.raises(UserError, match='was exported with another config.json'):
+        runs.load(again)
+
+
+def test_it_is_evaluated_on_photos_that_are_named(trained, model, shards):
+    with pytest.raises(UserError, match='without the photos of its training'):
+        evaluate_run(model, '', ['validation'])
+    figures = evaluate_run(model, shards, ['validation'])['validation']
+    # The training photos of that set stand for its own, which it does not know.
+    assert figures.keys() == {'network', 'gray', 'mean color', 'nearest photo'}
+    assert figures['network']['psnr'] == pytest.approx(logs.read_metrics(trained)[-1]['validation/psnr'], abs=0.02)
+
+
+def test_a_model_of_several_runs_answers_with_their_mean(trained, model, tmp_path, photos, cli):
+    config, task, state = runs.load(model)
+    other = shutil.copytree(model, tmp_path / 'other')
+    arrays = safetensors.numpy.load_file(model / store.WEIGHTS)
+    name = 'params/output/conv/bias'
+    assert name in arrays
+    arrays[name] = arrays[name] + 1.5
+    with safetensors.safe_open(model / store.WEIGHTS, 'numpy') as file:
+        safetensors.numpy.save_file(arrays, other / store.WEIGHTS, file.metadata())
+    code, out, _ = cli('export', f'--model={model},{other}', f'--out={tmp_path / "both"}')
+    assert code == 0 and 'other is exported' in out
+    config, both, joined = runs.load(tmp_path / 'both')
+    assert config.model.members == 2
+    lightness = np.random.default_rng(0).uniform(0, 100, (2, 32, 32, 1)).astype(np.float32)
+    answers = [task.predict(each, lightness) for each in (state, runs.load(other)[2])]
+    assert np.abs(answers[0] - answers[1]).max() > 1
+    # The mean of the outputs, which is the mean of a*b*: they are proportional.
+    np.testing.assert_allclose(both.predict(joined, lightness), sum(answers) / 2, atol=1e-3)
+    # The features of both stand behind one another, and color another photo as each would by itself.
+    styles = [task.global_features(each, lightness[:1]) for each in (state, runs.load(other)[2])]
+    style = both.global_features(joined, lightness[:1])
+    np.testing.assert_allclose(style, np.concatenate(styles, axis=-1), atol=1e-5)
+    expected = sum(
+        task.predict(each, lightness[1:], global_features=own)
+        for each, own in zip((state, runs.load(other)[2]), styles, strict=True)
+    )
+    np.testing.assert_allclose(both.predict(joined, lightness[1:], global_features=style), expected / 2, atol=1e-3)
+
+
+def test_only_networks_of_one_kind_are_joined(trained, model, tmp_path):
+    other = shutil.copytree(trained, tmp_path / 'other')
+    config = json.loads((other / 'config.json').read_text())
+    config['task']['chroma_gain'] = 2.0
+    (other / 'config.json').write_text(json.dumps(config))
+    with pytest.raises(UserError, match='other is of another kind .* section task'):
+        export([trained, other], tmp_path / 'out')
+    both = export([model, model], tmp_path / 'both')
+    with pytest.raises(UserError, match='is no single ltbc'):
+        export([both, model], tmp_path / 'out')
