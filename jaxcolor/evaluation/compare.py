@@ -1,12 +1,12 @@
 """Runs side by side on the same photos: one self-contained HTML page, the same as Markdown, and pictures."""
 
 import base64
-import html
+import importlib.resources
 import io
-import json
 from pathlib import Path
 
 import jax
+import jinja2
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
@@ -69,16 +69,27 @@ def compare_runs(run_paths, data: str, split: str, photos: int = 64, lpips: bool
 
     about = f'{", ".join(names)} on {shards.path}, {split}'
     ranges = {name: report.intervals(of_photos) for name, (of_photos, _) in measured.items()}
-    table = report.table({name: aggregate(*of) for name, of in measured.items()}, ranges)
+    figures = {name: aggregate(*of) for name, of in measured.items()}
     gains = _gains(measured, names)
     path = runs.evaluation_folder(run_paths[0]) / f'compare_{split}'
     curves = _curves(color.decode_lab(lab)[..., 1:], outputs)
     _draw_grid(path.with_suffix('.png'), color.decode_lab(lab[:_GRID_PHOTOS]), outputs)
-    (path.parent / f'compare_{split}_curves.png').write_bytes(curves)
-    markdown = f'# {about}\n\n{table}\n\n' + '\n'.join(f'- {gain}' for gain in gains)
+    with files.atomic(path.parent / f'compare_{split}_curves.png') as temporary:
+        temporary.write_bytes(curves)
+    markdown = f'# {about}\n\n{report.table(figures, ranges)}\n\n' + '\n'.join(f'- {gain}' for gain in gains)
     markdown += f'\n\n![examples](compare_{split}.png)\n![curves](compare_{split}_curves.png)\n'
     files.write_text(path.with_suffix('.md'), markdown)
-    files.write_text(path.with_suffix('.html'), _page(about, table, gains, curves, shown['name'], lab, outputs, measured))
+    page = _render(
+        title=about,
+        table=report.cells(figures, ranges),
+        gains=gains,
+        curves=_base64(curves),
+        keys=[(run, key) for run in outputs for key in _shown_keys(measured[run][0])],
+        titles=report.TITLES,
+        brightest=_BRIGHTEST,
+        photos=_photos(shown['name'], color.decode_lab(lab), outputs, measured),
+    )
+    files.write_text(path.with_suffix('.html'), page)
     return path.with_suffix('.html')
 
 
@@ -139,86 +150,51 @@ def _curves(truth, outputs):
     return file.getvalue()
 
 
-def _page(about, table, gains, curves, names, lab, outputs, measured):
-    """The whole page as text; nothing in it is fetched from anywhere."""
-    truth = color.decode_lab(lab)
-    keys = [key for key in _SHOWN if key == 'ab_rmse' or key in measured[next(iter(outputs))][0]]
+def _render(**values) -> str:
+    """The page as text: the template compare.html.j2 beside this file, with its values filled in."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = importlib.resources.files(__package__).joinpath('compare.html.j2').read_text(encoding='utf-8')
+    return environment.from_string(template).render(values)
+
+
+def _photos(names, truth, outputs, measured):
+    """What the template shows of each photo: its name, its figures by run and its pictures.
+
+    truth: Lab float32 (N, H, W, 3); outputs: {run: a*b* float32 (N, H, W, 2)}.
+    """
     photos = []
     for i, name in enumerate(names):
-        figures, cells = {}, [_picture('gray', _rgb(truth[i], np.zeros_like(truth[i][..., 1:])))]
+        lab, figures = truth[i], {}
+        pictures = [_picture('gray', _rgb(lab, np.zeros_like(lab[..., 1:])))]
         for run, ab in outputs.items():
-            of_photo = measured[run][0]
-            values = {key: of_photo[key][i] for key in keys if key != 'ab_rmse'}
-            values['ab_rmse'] = of_photo['ab_squared_error'][i] ** 0.5
-            figures[run] = {key: float(values[key]) for key in keys}
-            said = ', '.join(f'{report.TITLES[key]} {values[key]:.{_SHOWN[key]}f}' for key in keys)
-            cells.append(_picture(run, _rgb(truth[i], ab[i]), said))
-            error = np.linalg.norm(ab[i] - truth[i][..., 1:], axis=-1) / _BRIGHTEST
-            cells.append(_picture(f'{run}: ab error', color.to_uint8(colormaps['magma'](np.clip(error, 0, 1))[..., :3])))
-        cells.append(_picture('truth', _rgb(truth[i], truth[i][..., 1:])))
-        data = html.escape(json.dumps(figures))
-        photos.append(f'<section data-figures="{data}"><h3>{html.escape(name)}</h3>{"".join(cells)}</section>')
-    choices = [(run, key) for run in outputs for key in keys]
-    options = ''.join(
-        f'<option value="{html.escape(json.dumps(choice))}">{html.escape(choice[0])}: {report.TITLES[choice[1]]}</option>'
-        for choice in choices
-    )
-    head, _, *body = [[html.escape(cell.strip()) for cell in line.strip('|').split('|')] for line in table.splitlines()]
-    rows = ''.join('<tr>' + ''.join(f'<td>{cell}</td>' for cell in row) + '</tr>' for row in body)
-    return _HTML.format(
-        title=html.escape(about),
-        head=''.join(f'<th>{cell}</th>' for cell in head),
-        rows=rows,
-        gains=''.join(f'<li>{html.escape(gain)}</li>' for gain in gains),
-        curves=base64.b64encode(curves).decode(),
-        options=options,
-        photos='\n'.join(photos),
-    )
+            figures[run] = _figures(measured[run][0], i)
+            said = ', '.join(f'{report.TITLES[key]} {value:.{_SHOWN[key]}f}' for key, value in figures[run].items())
+            pictures.append(_picture(run, _rgb(lab, ab[i]), said))
+            error = np.linalg.norm(ab[i] - lab[..., 1:], axis=-1) / _BRIGHTEST
+            pictures.append(_picture(f'{run}: ab error', color.to_uint8(colormaps['magma'](np.clip(error, 0, 1))[..., :3])))
+        pictures.append(_picture('truth', _rgb(lab, lab[..., 1:])))
+        photos.append({'name': name, 'figures': figures, 'pictures': pictures})
+    return photos
+
+
+def _shown_keys(of_photos):
+    """The figures of _SHOWN that were measured."""
+    return [key for key in _SHOWN if key == 'ab_rmse' or key in of_photos]
+
+
+def _figures(of_photos, i):
+    """The figures of photo i that the page shows."""
+    values = {**of_photos, 'ab_rmse': of_photos['ab_squared_error'] ** 0.5}
+    return {key: float(values[key][i]) for key in _shown_keys(of_photos)}
 
 
 def _picture(caption, rgb, said=''):
+    """A picture for the template; rgb: uint8 (H, W, 3)."""
     file = io.BytesIO()
     Image.fromarray(rgb).save(file, 'JPEG', quality=88, subsampling=0)
-    data = base64.b64encode(file.getvalue()).decode()
-    said = f'<br>{html.escape(said)}' if said else ''
-    return f'<figure><img src="data:image/jpeg;base64,{data}"><figcaption>{html.escape(caption)}{said}</figcaption></figure>'
+    height, width = rgb.shape[:2]
+    return {'caption': caption, 'said': said, 'jpeg': _base64(file.getvalue()), 'width': width, 'height': height}
 
 
-_HTML = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
-<style>
-body {{ font: 15px/1.4 system-ui, sans-serif; margin: 1.5em; color: #222; background: #fff; }}
-table {{ border-collapse: collapse; }} td, th {{ padding: .2em .8em; text-align: right; border-bottom: 1px solid #ddd; }}
-td:first-child {{ text-align: left; }}
-section {{ display: flex; flex-wrap: wrap; gap: 8px; margin: 1em 0; }} h3 {{ width: 100%; margin: 0; font-size: 1em; }}
-figure {{ margin: 0; width: 224px; }} figure img {{ width: 100%; }} figcaption {{ font-size: 12px; }}
-img.curves {{ max-width: 100%; }}
-</style></head><body>
-<h1>{title}</h1>
-<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>
-<p>In brackets: 95 % intervals of the mean over photos.</p>
-<ul>{gains}</ul>
-<img class="curves" alt="a*b* that occur, and the share of pixels within an error" src="data:image/png;base64,{curves}">
-<h2>Photos</h2>
-<p>Sort by <select id="by"><option value="">their order</option>{options}</select>
-<label><input type="checkbox" id="down"> largest first</label></p>
-<div id="photos">
-{photos}
-</div>
-<script>
-const box = document.getElementById('photos'), all = [...box.children];
-const by = document.getElementById('by'), down = document.getElementById('down');
-function sort() {{
-  const order = [...all];
-  if (by.value) {{
-    const [run, key] = JSON.parse(by.value);
-    const figure = section => JSON.parse(section.dataset.figures)[run][key];
-    order.sort((a, b) => figure(a) - figure(b));
-  }}
-  if (down.checked) order.reverse();
-  box.append(...order);
-}}
-by.onchange = down.onchange = sort;
-</script>
-</body></html>
-"""
+def _base64(data):
+    return base64.b64encode(data).decode()

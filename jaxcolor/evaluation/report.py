@@ -45,7 +45,14 @@ _MOST_CLASSES = 20
 
 
 def table(columns: dict[str, dict[str, float]], intervals: dict[str, dict[str, tuple[float, float]]] | None = None) -> str:
-    """{column: {name: value}} -> a Markdown table, a row a figure.
+    """{column: {name: value}} -> a Markdown table, a row a figure; arguments as those of `cells`."""
+    return _markdown(cells(columns, intervals))
+
+
+def cells(
+    columns: dict[str, dict[str, float]], intervals: dict[str, dict[str, tuple[float, float]]] | None = None
+) -> list[list[str]]:
+    """{column: {name: value}} -> the cells of a table, the head first and then a row a figure.
 
     Args:
         intervals: {column: {name: (low, high)}}, for those that have one.
@@ -58,7 +65,7 @@ def table(columns: dict[str, dict[str, float]], intervals: dict[str, dict[str, t
             cell = f'{values[name]:.5g}' if name in values else ''
             low_high = (intervals or {}).get(column, {}).get(name)
             row.append(cell + (f' ({low_high[0]:.4g} to {low_high[1]:.4g})' if low_high else ''))
-    return _markdown(rows)
+    return rows
 
 
 def intervals(photos) -> dict[str, tuple[float, float]]:

@@ -20,6 +20,9 @@ def test_the_page_holds_all_runs_and_photos(trained, shards, tmp_path):
     page = compare_runs(runs, '', 'validation')
     text = page.read_text()
     assert not re.search(r'(src|href)="(?!data:)', text) and 'http' not in text
+    assert '<html lang="en">' in text and '{{' not in text and '{%' not in text
+    assert len(re.findall('<img alt="[^"]{4}', text)) == text.count('<img') == 1 + 4 * 6
+    assert re.search('<form id="order"[^>]* hidden>', text)  # without JavaScript there is nothing to sort with
     sections = re.findall(r'<section data-figures="(.*?)">(.*?)</section>', text, re.DOTALL)
     assert len(sections) == 4
     batch = next(pipeline.eval_batches(open_shards(shards), 'validation', batch_size=4, crop=64))
@@ -33,6 +36,9 @@ def test_the_page_holds_all_runs_and_photos(trained, shards, tmp_path):
         assert np.abs(gray - gray[..., :1]).max() < 8
     assert 'two &lt;b&gt; gains 0 on one by PSNR' in text and '<b>' not in text
     markdown = page.with_suffix('.md').read_text()
+    rows = [re.findall('<t[hd][^>]*>(.*?)</t[hd]>', row) for row in re.findall('<tr>(.*?)</tr>', text)]
+    in_markdown = [line.strip('|').split('|') for line in markdown.splitlines() if line.startswith('| ')]
+    assert [[html.unescape(cell) for cell in row] for row in rows] == [[cell.strip() for cell in row] for row in in_markdown]
     assert '| PSNR (dB)' in markdown and 'nearest photo' in markdown.splitlines()[2]
     assert Image.open(page.with_suffix('.png')).size[1] == 4 * 64
     assert Image.open(page.parent / 'compare_validation_curves.png').width > 500
