@@ -13,11 +13,13 @@ import fcntl
 import itertools
 import json
 import multiprocessing
-import multiprocessing.connection
+import os
 import shutil
 import signal
 import sys
-import traceback
+import threading
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -148,57 +150,67 @@ def _run(tasks, out, options, workers, progress):
         for task in tasks:
             make_shard(out, task, options, progress.update)
         return
+    with _pool(workers) as (pool, photos_done):
+        pending, shown = set(), 0
+        while True:
+            # One shard ahead of the workers and no more, since a stream's photos wait on the disk.
+            while len(pending) <= workers and (task := next(tasks, None)):
+                pending.add(pool.submit(_work, out, task, options))
+            if not pending:
+                break
+            finished, pending = wait(pending, _POLL_SECONDS, FIRST_COMPLETED)
+            total = photos_done.value
+            progress.update(total - shown)
+            shown = total
+            for future in finished:
+                future.result()
+
+
+@contextlib.contextmanager
+def _pool(workers):
+    """A process pool, and the count of the photos that its workers have done. An exception ends the workers at once."""
     context = multiprocessing.get_context('spawn')  # a fork would not survive JAX's threads
-    at_work = {}  # this end of each worker's pipe: the worker
-    try:
-        for task in itertools.islice(tasks, workers):
-            ours, theirs = context.Pipe()
-            at_work[ours] = context.Process(target=_work, args=(theirs, out, options), daemon=True)
-            at_work[ours].start()
-            theirs.close()
-            ours.send(task)
-        task = next(tasks, None)  # one ahead of the workers: tasks out of a stream take a while
-        while at_work:
-            for pipe in multiprocessing.connection.wait(at_work):
-                message = pipe.recv()
-                if isinstance(message, Exception):
-                    raise message
-                if message == _PHOTO:
-                    progress.update()
-                elif task is not None:
-                    pipe.send(task)
-                    task = next(tasks, None)
-                else:
-                    pipe.send(None)
-                    at_work.pop(pipe).join()
-    except (EOFError, ConnectionError):
-        raise UserError(
-            'a worker process was killed (out of memory?); run the same command again, maybe with fewer --workers'
-        ) from None
-    finally:
-        # Nothing is shared but the pipes, so that no worker can take a lock to its grave.
-        for worker in at_work.values():
-            if worker.pid:
-                worker.terminate()
-                worker.join()
+    photos_done = context.Value('q', 0)
+    theirs, ours = context.Pipe(duplex=False)
+    with theirs, ours, ProcessPoolExecutor(workers, context, _start_worker, (theirs, photos_done)) as pool:
+        try:
+            yield pool, photos_done.get_obj()  # read without the lock, which a killed worker may hold
+        except BrokenProcessPool:
+            raise UserError(
+                'a worker process was killed (out of memory?); run the same command again, maybe with fewer --workers'
+            ) from None
+        except BaseException:
+            ours.close()  # ends the workers; otherwise the pool waits for the shards at work
+            raise
 
 
-# What workers tell: a photo is done; a shard is done.
-_PHOTO, _SHARD = 'photo', 'shard'
+_POLL_SECONDS = 0.2  # between two looks at how many photos the workers have done
+_photos_done = None  # in a worker: the count that all workers share
 
 
-def _work(pipe, out, options):
-    """A worker's life: makes the shards that come through its pipe, until None comes or the other end is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells
-    with contextlib.suppress(EOFError, ConnectionError):
-        while task := pipe.recv():
-            try:
-                make_shard(out, task, options, lambda: pipe.send(_PHOTO))
-            except Exception as error:
-                error.add_note(f'In a worker: {traceback.format_exc()}')
-                pipe.send(error)
-                return
-            pipe.send(_SHARD)
+def _start_worker(pipe, photos_done):
+    """Sets a new worker up. It ends at once when the other end of `pipe` closes: the parent closes it, or dies."""
+    global _photos_done
+    _photos_done = photos_done
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to workers too; the parent ends them
+    threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
+
+
+def _end_with(pipe):
+    """Ends this process when the pipe does."""
+    with contextlib.suppress(EOFError, OSError):
+        pipe.recv_bytes()  # nothing is ever sent
+    os._exit(1)
+
+
+def _work(out, task, options):
+    """Makes a shard in a worker."""
+    make_shard(out, task, options, _count_photo)
+
+
+def _count_photo():
+    with _photos_done.get_lock():
+        _photos_done.value += 1
 
 
 def _finish(out, stems, classes, options, plan):

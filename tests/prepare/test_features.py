@@ -10,8 +10,8 @@ from conftest import PHOTOS, assert_one_sentence, small_config
 from flax import struct
 from PIL import Image
 
-from jaxcolor import files
 from jaxcolor import config as base
+from jaxcolor import files
 from jaxcolor.data.shards import open_shards
 from jaxcolor.errors import UserError
 from jaxcolor.prepare import features, prepare

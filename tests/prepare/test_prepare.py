@@ -1,8 +1,10 @@
 """Preparing: what is chosen, what is left out, interruption at any moment, a full disk, bad input."""
 
+import contextlib
 import csv
 import fcntl
 import io
+import multiprocessing
 import os
 import random
 import re
@@ -236,6 +238,75 @@ def test_worker_that_is_killed(photos, expected, tmp_path):
     assert not Path(f'/proc/{workers[1]}').exists()
     prepare(photos, tmp_path / 'out', quiet=True, **OPTIONS)
     assert content(tmp_path / 'out') == content(expected.path)
+
+
+@pytest.mark.parametrize('sent', [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_stopped_command_leaves_no_workers(photos, tmp_path, sent):
+    """One worker waits for a photo forever. It ends with the command all the same, and the finished shards stay."""
+    shutil.copytree(photos, tmp_path / 'photos')
+    stuck = tmp_path / 'photos' / 'a' / '!.jpg'  # the first photo of all
+    os.mkfifo(stuck)
+    out = tmp_path / 'out'
+    arguments = (tmp_path / 'photos', f'--out={out}', *FLAGS, '--split=train:1', '--workers=2')
+    process = subprocess.Popen(command(*arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while len(list((out / '.preparing').glob('train-*.json'))) < 3:
+        time.sleep(0.01)
+    workers = workers_of(process)
+    assert len(workers) == 2
+    try:
+        if sent == signal.SIGINT:
+            os.killpg(process.pid, sent)  # as Ctrl-C in a terminal
+            assert process.communicate(timeout=60)[1].splitlines()[-1] == 'jaxcolor: interrupted'
+            assert process.returncode == 130
+        else:
+            process.send_signal(sent)
+            process.communicate(timeout=60)
+        deadline = time.monotonic() + 60
+        while running := [worker for worker in workers if is_running(worker)]:
+            assert time.monotonic() < deadline, running
+            time.sleep(0.01)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+    stuck.unlink()
+    stuck.write_text('no photo')
+    made = {path: path.stat().st_mtime_ns for path in out.glob('*.arrayrecord')}
+    assert len(made) >= 3 and not (out / 'train-00000.arrayrecord').exists()
+    options = {**OPTIONS, 'split': 'train:1', 'quiet': True}
+    prepare(tmp_path / 'photos', out, **options)
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    prepare(tmp_path / 'photos', tmp_path / 'fresh', **options)
+    assert content(out) == content(tmp_path / 'fresh')
+
+
+def is_running(process_id):
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f'/proc/{process_id}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
+    except OSError:
+        return False
+
+
+def test_workers_tell_of_every_photo(photos, tmp_path):
+    """Progress does not wait for a shard to be whole."""
+    shutil.copytree(photos, tmp_path / 'photos')
+    stuck = tmp_path / 'photos' / 'b' / 'zzz.jpg'  # the last photo of the only shard
+    os.mkfifo(stuck)
+    told, released, deadline = [], [], time.monotonic() + 60
+
+    def update(self, units=1):
+        told.append(units)
+        assert sum(told) > 40 or time.monotonic() < deadline, told
+        if sum(told) == 40 and not released:
+            released.append(os.open(stuck, os.O_WRONLY))  # the worker can go on
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('jaxcolor.logs.Progress.update', update)
+        prepare(tmp_path / 'photos', tmp_path / 'out', size=32, split='train:1', workers=2, quiet=True)
+    os.close(*released)
+    assert sum(told) == 41
+    assert not multiprocessing.active_children()
 
 
 def test_finished_set_is_left_alone(photos, expected):

@@ -14,9 +14,8 @@ import optax
 import pytest
 from conftest import FLAGS, ROOT, assert_one_sentence, small_config
 
-from jaxcolor import files
 from jaxcolor import config as base
-from jaxcolor import tasks
+from jaxcolor import files, tasks
 from jaxcolor.data import pipeline
 from jaxcolor.data import shards as sharding
 from jaxcolor.errors import UserError
