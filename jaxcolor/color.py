@@ -5,11 +5,14 @@ otherwise. The last axis holds the channels. sRGB is IEC 61966-2-1, the white po
 scikit-image. L* lies in [0, 100]; a* and b* of sRGB colors lie in [-86.2, 98.3] and [-107.9, 94.5].
 """
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Array = np.ndarray | jax.Array
+# Functions return the kind of array that they are given.
+Array = TypeVar('Array', np.ndarray, jax.Array)
 
 # IEC 61966-2-1: linear sRGB -> CIE XYZ, and the D65 white that maps to L* = 100, a* = b* = 0.
 _XYZ_FROM_RGB = np.array(
