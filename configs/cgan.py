@@ -1,12 +1,12 @@
 """The conditional GAN in YUV (Kraev, Safarani, Meyer; after arXiv:1702.06674): its recipe, and one that is stable.
 
-    python -m jaxcolor.main --config=configs/cgan.py --config.data.shards=CHURCH_SHARDS
-    python -m jaxcolor.main --config=configs/cgan.py:stable --config.data.shards=CHURCH_SHARDS
+python -m jaxcolor.main --config=configs/cgan.py --config.data.shards=CHURCH_SHARDS
+python -m jaxcolor.main --config=configs/cgan.py:stable --config.data.shards=CHURCH_SHARDS
 
-    64-pixel photos (about 120,000 LSUN churches: prepare them with --size=64), RMSprop at 0.01 with decay 0.9, batch
-    128, 5,000 steps. The report shows pictures and prints no figure; it tells of discriminators that win. `stable` is
-    Adam at 2e-4 with beta1 0.5 (Radford, Metz, Chintala 2016), one-sided label smoothing and an L1 term of weight 10.
-    Color photos in several ways with `jaxcolor colorize --variants=N`.
+64-pixel photos (about 120,000 LSUN churches: prepare them with --size=64), RMSprop at 0.01 with decay 0.9, batch
+128, 5,000 steps. The report shows pictures and prints no figure; it tells of discriminators that win. `stable` is
+Adam at 2e-4 with beta1 0.5 (Radford, Metz, Chintala 2016), one-sided label smoothing and an L1 term of weight 10.
+Color photos in several ways with `jaxcolor colorize --variants=N`.
 """
 
 from jaxcolor import config as base

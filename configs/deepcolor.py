@@ -1,14 +1,14 @@
 """DeepColor (after Deep Koalarization; Baldassarre, Morin, Rodes-Guirao 2017): its four architectures.
 
-    python -m jaxcolor.main --config=configs/deepcolor.py:base --config.data.shards=SHARDS
-    python -m jaxcolor.main --config=configs/deepcolor.py:1    (and :2, :3)
+python -m jaxcolor.main --config=configs/deepcolor.py:base --config.data.shards=SHARDS
+python -m jaxcolor.main --config=configs/deepcolor.py:1    (and :2, :3)
 
-    224-pixel photos (25,000 of the Kaggle set "image colorization", split 60/20/20), kernel L2 0.01 on every
-    convolution but the encoder's last, Adam at 1e-4, batch 5. The report's best test "accuracy" is 56.88 % (what that
-    measures: larger_channel_agreement in jaxcolor/evaluation/metrics.py); a learning rate of 0.1 diverged and batch 50
-    did not learn. The output's activation is illegible: tanh, as in Deep Koalarization, is the choice. The report says
-    nothing of how long it trained: 30 epochs of 3,000 steps are the choice. Inception-ResNet-v2's weights are looked up or
-    downloaded: --config.extractor.weights=FILE names a published file.
+224-pixel photos (25,000 of the Kaggle set "image colorization", split 60/20/20), kernel L2 0.01 on every
+convolution but the encoder's last, Adam at 1e-4, batch 5. The report's best test "accuracy" is 56.88 % (what that
+measures: larger_channel_agreement in jaxcolor/evaluation/metrics.py); a learning rate of 0.1 diverged and batch 50
+did not learn. The output's activation is illegible: tanh, as in Deep Koalarization, is the choice. The report says
+nothing of how long it trained: 30 epochs of 3,000 steps are the choice. Inception-ResNet-v2's weights are looked up or
+downloaded: --config.extractor.weights=FILE names a published file.
 """
 
 from jaxcolor import config as base

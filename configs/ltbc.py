@@ -1,16 +1,16 @@
 """Let there be Color! (Iizuka, Simo-Serra, Ishikawa, SIGGRAPH 2016): the paper's recipe.
 
-    python -m jaxcolor.main --config=configs/ltbc.py --config.data.shards=PLACES205_SHARDS
+python -m jaxcolor.main --config=configs/ltbc.py --config.data.shards=PLACES205_SHARDS
 
-    Adadelta, batch 128, 256-pixel photos cropped to 224 and flipped, alpha 1/300, 200,000 steps. The paper trained 3
-    weeks on one K80 and reports colors that its users took for real in 92.6 % of cases; it gives no error on ab. It
-    leaves open: Adadelta's rho and epsilon (0.95 and 1e-6 here, from the Adadelta paper) and where batch norm stands.
+Adadelta, batch 128, 256-pixel photos cropped to 224 and flipped, alpha 1/300, 200,000 steps. The paper trained 3
+weeks on one K80 and reports colors that its users took for real in 92.6 % of cases; it gives no error on ab. It
+leaves open: Adadelta's rho and epsilon (0.95 and 1e-6 here, from the Adadelta paper) and where batch norm stands.
 
-    python -m jaxcolor.main --config=configs/ltbc.py:quickstart
+python -m jaxcolor.main --config=configs/ltbc.py:quickstart
 
-    The same network at a quarter of the width, on the bundled photos at 128 pixels: minutes on two CPU cores, and the
-    training photos in about their own colors (the README says what was measured). It shows that everything works; from
-    20 photos no network learns to color others.
+The same network at a quarter of the width, on the bundled photos at 128 pixels: minutes on two CPU cores, and the
+training photos in about their own colors (the README says what was measured). It shows that everything works; from
+20 photos no network learns to color others.
 """
 
 from jaxcolor import config as base

@@ -1,12 +1,12 @@
 """The TensorFlow reimplementation of Let there be Color! with transposed convolutions (Jain): its recipes.
 
-    python -m jaxcolor.main --config=configs/ltbc_deconv.py --config.data.shards=CELEBA_SHARDS
-    python -m jaxcolor.main --config=configs/ltbc_deconv.py:linnaeus --config.data.shards=LINNAEUS_FLOWER_SHARDS
+python -m jaxcolor.main --config=configs/ltbc_deconv.py --config.data.shards=CELEBA_SHARDS
+python -m jaxcolor.main --config=configs/ltbc_deconv.py:linnaeus --config.data.shards=LINNAEUS_FLOWER_SHARDS
 
-    CelebA: 1,000 training photos, 200 epochs of 100 steps at batch 50. Linnaeus 5 `flower`: 30 epochs of 100 steps at
-    batch 50, 80 minutes on a Colab GPU (about 31 images/s). Batch norm after every convolution, no classifier, dense
-    widths 1024, 256, 512 as its table prints them. It plots accuracy and loss by epoch and prints no figure.
-    The report is silent on loss and optimizer: mean squared error and Adam at 1e-3 are the choice here.
+CelebA: 1,000 training photos, 200 epochs of 100 steps at batch 50. Linnaeus 5 `flower`: 30 epochs of 100 steps at
+batch 50, 80 minutes on a Colab GPU (about 31 images/s). Batch norm after every convolution, no classifier, dense
+widths 1024, 256, 512 as its table prints them. It plots accuracy and loss by epoch and prints no figure.
+The report is silent on loss and optimizer: mean squared error and Adam at 1e-3 are the choice here.
 """
 
 from jaxcolor import config as base

@@ -1,12 +1,12 @@
 """The multi-GPU reimplementation of Let there be Color! in PyTorch (Jacob and Darcet): its recipe.
 
-    jaxcolor prepare PLACES365 --out=SHARDS --limit-per-class=1000 --split=train:0.8,validation:0.2
-    python -m jaxcolor.main --config=configs/ltbc_pytorch.py --config.data.shards=SHARDS
+jaxcolor prepare PLACES365 --out=SHARDS --limit-per-class=1000 --split=train:0.8,validation:0.2
+python -m jaxcolor.main --config=configs/ltbc_pytorch.py --config.data.shards=SHARDS
 
-    LTBC without batch norm, a 400-wide classifier of 365 scenes, Adam at 1e-4, batch 32, alpha 0.005 with mean
-    reductions, colors upsampled inside the network. The report trained on 292,000 photos of Places365 for 30 h on one
-    P100; its validation loss was best at epoch 14 (127,750 steps). It prints no error figure. On about 100 GPUs its
-    results were worse, as the batch grew with the GPUs while the learning rate stayed.
+LTBC without batch norm, a 400-wide classifier of 365 scenes, Adam at 1e-4, batch 32, alpha 0.005 with mean
+reductions, colors upsampled inside the network. The report trained on 292,000 photos of Places365 for 30 h on one
+P100; its validation loss was best at epoch 14 (127,750 steps). It prints no error figure. On about 100 GPUs its
+results were worse, as the batch grew with the GPUs while the learning rate stayed.
 """
 
 from jaxcolor import config as base

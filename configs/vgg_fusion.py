@@ -1,12 +1,12 @@
 """The VGG16-fusion report (Pradhan, Gupta, Gaurav): its recipe.
 
-    python -m jaxcolor.main --config=configs/vgg_fusion.py --config.data.shards=SHARDS
+python -m jaxcolor.main --config=configs/vgg_fusion.py --config.data.shards=SHARDS
 
-    256-pixel photos (about 9,500 of Unsplash for training, 500 for validation), Adam at 1e-3, batch 32, up to 2,000
-    epochs (593,750 steps), both flips, rotations, brightness, shifts. The loss is its eq. (1): the squared error over
-    2HW with ab in [-1, 1], which is the mean over pixels and channels. The report shows pictures and prints no figure.
-    It gives no amounts for the augmentation: 15 degrees, 10 %, a fifth in light are the choice here. VGG16's weights
-    are looked up or downloaded: --config.extractor.weights=FILE names a published file.
+256-pixel photos (about 9,500 of Unsplash for training, 500 for validation), Adam at 1e-3, batch 32, up to 2,000
+epochs (593,750 steps), both flips, rotations, brightness, shifts. The loss is its eq. (1): the squared error over
+2HW with ab in [-1, 1], which is the mean over pixels and channels. The report shows pictures and prints no figure.
+It gives no amounts for the augmentation: 15 degrees, 10 %, a fifth in light are the choice here. VGG16's weights
+are looked up or downloaded: --config.extractor.weights=FILE names a published file.
 """
 
 from jaxcolor import config as base

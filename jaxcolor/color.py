@@ -15,9 +15,7 @@ import numpy as np
 Array = TypeVar('Array', np.ndarray, jax.Array)
 
 # IEC 61966-2-1: linear sRGB -> CIE XYZ, and the D65 white that maps to L* = 100, a* = b* = 0.
-_XYZ_FROM_RGB = np.array(
-    [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]]
-)
+_XYZ_FROM_RGB = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
 _WHITE = np.array([0.95047, 1.0, 1.08883])
 # The white is folded into the matrices, so that XYZ here always means XYZ relative to white.
 _TO_XYZ = (_XYZ_FROM_RGB / _WHITE[:, None]).T.astype(np.float32)

@@ -183,4 +183,3 @@ def run(args: argparse.Namespace) -> None:
     if earlier:
         print(f'\n{report.comparison(results, earlier)}')
     print(*written, sep='\n')
-

@@ -52,9 +52,7 @@ def permute(epoch, place, length, seed):
 
     if isinstance(place, jax.Array):
         limit = np.uint32(length)
-        return jax.lax.while_loop(
-            lambda x: jnp.any(x >= limit), lambda x: jnp.where(x >= limit, step(x), x), step(place)
-        )
+        return jax.lax.while_loop(lambda x: jnp.any(x >= limit), lambda x: jnp.where(x >= limit, step(x), x), step(place))
     x = step(place)
     while (outside := x >= length).any():
         x = np.where(outside, step(x), x)

@@ -109,9 +109,7 @@ class Evaluator:
         }
         save_grid(rows, path)
 
-    def draw_examples(
-        self, state: TrainState, split: str, path: str | PathLike, photos: Mapping[str, np.ndarray]
-    ) -> None:
+    def draw_examples(self, state: TrainState, split: str, path: str | PathLike, photos: Mapping[str, np.ndarray]) -> None:
         """Draws examples to PATH.png, and those of the largest errors by `per_photo_metrics` to PATH_worst.png."""
         self.draw_grid(state, split, f'{path}.png', self.spread(split))
         self.draw_grid(state, split, f'{path}_worst.png', self.worst(photos))

@@ -66,9 +66,7 @@ class Colorizer:
         """The photo's L*, float32 (1, h, w, 1), at the network's size."""
         rgb = image.convert('RGB')
         shorter = min(rgb.size)
-        size = tuple(
-            max(1, round(min(side / shorter, _LONGEST) * self.size / MULTIPLE)) * MULTIPLE for side in rgb.size
-        )
+        size = tuple(max(1, round(min(side / shorter, _LONGEST) * self.size / MULTIPLE)) * MULTIPLE for side in rgb.size)
         # The filters of the training photos (prepare.decode, data.augment): networks mistake sharper or softer photos.
         # Bicubic shrinking cost ltbc-compact 0.2 to 0.5 of ab RMSE.
         shrinks = shorter > self.size

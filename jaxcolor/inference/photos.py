@@ -12,9 +12,7 @@ from jaxcolor.prepare.decode import FORMATS, RejectedError, open_photo
 # Formats that results keep, by suffix; others become PNG.
 OUTPUT_FORMATS = {'.jpg': 'JPEG', '.jpeg': 'JPEG', '.png': 'PNG', '.webp': 'WEBP', '.tif': 'TIFF', '.tiff': 'TIFF'}
 _MIN_SIDE = 2
-_EXIF_KEPT = [
-    ExifTags.Base[name] for name in ('ImageDescription', 'Make', 'Model', 'DateTime', 'Artist', 'Copyright')
-]
+_EXIF_KEPT = [ExifTags.Base[name] for name in ('ImageDescription', 'Make', 'Model', 'DateTime', 'Artist', 'Copyright')]
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
 
 

@@ -76,9 +76,22 @@ def open_photo(data, *, shorter_side=None, max_megapixels, keep_alpha=False):
 
 # EXIF orientation -> what turns the photo upright.
 _UPRIGHT = dict(
-    zip(range(2, 9), (Transpose[name] for name in (
-        'FLIP_LEFT_RIGHT', 'ROTATE_180', 'FLIP_TOP_BOTTOM', 'TRANSPOSE', 'ROTATE_270', 'TRANSVERSE', 'ROTATE_90'
-    )), strict=True)
+    zip(
+        range(2, 9),
+        (
+            Transpose[name]
+            for name in (
+                'FLIP_LEFT_RIGHT',
+                'ROTATE_180',
+                'FLIP_TOP_BOTTOM',
+                'TRANSPOSE',
+                'ROTATE_270',
+                'TRANSVERSE',
+                'ROTATE_90',
+            )
+        ),
+        strict=True,
+    )
 )
 
 

@@ -31,9 +31,7 @@ SCALINGS = {
 SCHEDULES = {
     'constant': lambda c, peak, steps: optax.constant_schedule(peak),
     'cosine': lambda c, peak, steps: optax.cosine_decay_schedule(peak, max(1, steps - c.warmup_steps)),
-    'step': lambda c, peak, steps: optax.exponential_decay(
-        peak, max(1, c.decay_every), c.decay_factor, staircase=True
-    ),
+    'step': lambda c, peak, steps: optax.exponential_decay(peak, max(1, c.decay_every), c.decay_factor, staircase=True),
 }
 
 

