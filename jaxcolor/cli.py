@@ -51,10 +51,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(metavar='COMMAND', required=True)
     for name, command in COMMANDS.items():
         own = commands.add_parser(
-            name, help=command.summary, description=command.summary, epilog=f'examples:\n{command.examples}',
-            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+            name,
+            help=command.summary,
+            description=command.summary,
+            epilog=f'examples:\n{command.examples}',
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
             fromfile_prefix_chars='@' if name == 'prepare' else None,
-        )  # fmt: skip
+        )
         if argv[0] == name:  # the others' arguments would import more than this command needs
             command.add_arguments(own)
             own.set_defaults(run=command.run)
@@ -402,68 +406,76 @@ def _benchmark(args):
 COMMANDS = {
     'colorize': Command(
         'Colors gray photographs; each keeps its own lightness, transparency and size.',
-        _colorize_arguments, _colorize,
-        '  jaxcolor colorize old_photos/\n'
-        '  jaxcolor colorize portrait.jpg --model=runs/ltbc --out=colored',
+        _colorize_arguments,
+        _colorize,
+        '  jaxcolor colorize old_photos/\n  jaxcolor colorize portrait.jpg --model=runs/ltbc --out=colored',
     ),
     'train': Command(
         'Trains a network as a recipe says, or resumes a training.',
-        _train_arguments, _train,
+        _train_arguments,
+        _train,
         '  jaxcolor train --config=ltbc:quickstart\n'
         '  jaxcolor train --config=ltbc --data=SHARDS --config.train.batch_size=64',
     ),
     'evaluate': Command(
         'Measures a trained network beside baselines: tables, pictures, comparisons.',
-        _evaluate_arguments, _evaluate,
+        _evaluate_arguments,
+        _evaluate,
         '  jaxcolor evaluate --model=runs/ltbc --splits=validation,test\n'
         '  jaxcolor evaluate --model=ltbc-compact --protocol=val5k PHOTOS',
     ),
     'prepare': Command(
         'Turns photographs into a shard set of Lab records to train on.',
-        _prepare_arguments, _prepare,
+        _prepare_arguments,
+        _prepare,
         '  jaxcolor prepare PHOTOS --out=SHARDS\n'
         '  jaxcolor prepare PHOTOS --out=SHARDS --size=256 --split=train:0.9,validation:0.1',
     ),
     'inspect': Command(
         'Checks every record of a shard set and draws what it holds.',
-        _inspect_arguments, _inspect,
-        '  jaxcolor inspect --data=SHARDS\n'
-        '  jaxcolor inspect --data=SHARDS --json',
+        _inspect_arguments,
+        _inspect,
+        '  jaxcolor inspect --data=SHARDS\n  jaxcolor inspect --data=SHARDS --json',
     ),
     'models': Command(
         'Lists the models that come with jaxcolor.',
-        lambda parser: None, _models,
-        '  jaxcolor models\n'
-        '  jaxcolor colorize PHOTO --model=ltbc-compact',
+        lambda parser: None,
+        _models,
+        '  jaxcolor models\n  jaxcolor colorize PHOTO --model=ltbc-compact',
     ),
     'export': Command(
         'Writes a trained network as a small folder to hand on.',
-        _export_arguments, _export,
+        _export_arguments,
+        _export,
         '  jaxcolor export --model=runs/ltbc --out=my-model\n'
         '  jaxcolor export --model=runs/a,runs/b,runs/c --out=my-ensemble --mirror',
     ),
     'import': Command(
         'Makes a run directory of a checkpoint of the reimplementation in PyTorch.',
-        _import_arguments, _import,
+        _import_arguments,
+        _import,
         '  jaxcolor import --config=ltbc_pytorch --weights=peer.ckpt\n'
         '  jaxcolor import --config=ltbc_pytorch --weights=peer.ckpt --out=runs/peer',
     ),
     'sweep': Command(
         'Trains the lines of a sweep file one after the other; writes one table and one picture.',
-        _sweep_arguments, _sweep,
+        _sweep_arguments,
+        _sweep,
         '  jaxcolor sweep configs/sweeps/ltbc.txt --out=runs/sweeps/ltbc --data=SHARDS\n'
         '  jaxcolor sweep configs/sweeps/ltbc.txt --out=runs/sweeps/ltbc --collect',
     ),
     'tune-inference': Command(
         'Measures colorfulness against error over an inference-time setting of a trained network.',
-        _tune_inference_arguments, _tune_inference,
+        _tune_inference_arguments,
+        _tune_inference,
         '  jaxcolor tune-inference --model=runs/ltbc_compact --field=temperature --values=0.1,0.2,0.38,0.6,1\n'
         '  jaxcolor tune-inference --model=runs/a,runs/b --field=chroma_gain --values=1,1.5,2',
     ),
     'benchmark': Command(
         'Measures what each network costs on this machine, beside PyTorch if asked.',
-        _benchmark_arguments, _benchmark,
+        _benchmark_arguments,
+        _benchmark,
         '  jaxcolor benchmark --config=ltbc,vgg_fusion --mode=train,infer --batch=8,32\n'
         '  jaxcolor benchmark --model=ltbc-compact PHOTOS',
     ),
-}  # fmt: skip
+}

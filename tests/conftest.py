@@ -117,8 +117,13 @@ def command():
         module = ['jaxcolor.main'] if name == 'main' else ['jaxcolor', name]
         done = subprocess.run(
             [sys.executable, '-m', *module, *map(str, args)],
-            capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600, **kwargs,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=environment,
+            timeout=600,
+            **kwargs,
+        )
         return done.returncode, done.stdout, done.stderr
 
     return run

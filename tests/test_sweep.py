@@ -13,10 +13,16 @@ from jaxcolor.errors import UserError
 from jaxcolor.runtime import logs
 
 SMALL = [
-    '--config.model.width=0.0625', '--config.model.global_size=32', '--config.data.crop=32', '--config.train.batch_size=4',
-    '--config.train.steps=2', '--config.train.log_every=1', '--config.train.eval_every=2', '--config.train.grid_photos=2',
+    '--config.model.width=0.0625',
+    '--config.model.global_size=32',
+    '--config.data.crop=32',
+    '--config.train.batch_size=4',
+    '--config.train.steps=2',
+    '--config.train.log_every=1',
+    '--config.train.eval_every=2',
+    '--config.train.grid_photos=2',
     "--config.train.eval_splits=('validation',)",
-]  # fmt: skip
+]
 
 
 def test_what_is_trained_is_tabulated(trained, tmp_path):

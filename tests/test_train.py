@@ -28,9 +28,13 @@ from jaxcolor.weights import runs
 from jaxcolor.weights.export import export
 
 TINY = [
-    '--config=configs/ltbc.py:quickstart', '--config.model.width=0.0625', '--config.model.global_size=32',
-    '--config.data.crop=32', '--config.train.batch_size=4', '--config.train.log_every=1',
-]  # fmt: skip
+    '--config=configs/ltbc.py:quickstart',
+    '--config.model.width=0.0625',
+    '--config.model.global_size=32',
+    '--config.data.crop=32',
+    '--config.train.batch_size=4',
+    '--config.train.log_every=1',
+]
 
 
 def test_stop_and_resume_is_bit_identical(tiny_config, tmp_path, capsys):
@@ -79,10 +83,16 @@ def test_batches_go_on_where_the_iterator_stood(tiny_config, shards):
 def test_learns_the_training_photos(tmp_path, shards, command):
     """200 steps took the training photos to 22.0 dB, against 19.4 dB for gray, when this was written."""
     code, _, err = command(
-        'main', '--config=configs/ltbc.py:quickstart', f'--workdir={tmp_path}', f'--config.data.shards={shards}',
-        '--config.data.crop=64', '--config.model.global_size=64', '--config.train.steps=200',
-        '--config.train.eval_every=200', env={'XLA_FLAGS': ''},
-    )  # fmt: skip
+        'main',
+        '--config=configs/ltbc.py:quickstart',
+        f'--workdir={tmp_path}',
+        f'--config.data.shards={shards}',
+        '--config.data.crop=64',
+        '--config.model.global_size=64',
+        '--config.train.steps=200',
+        '--config.train.eval_every=200',
+        env={'XLA_FLAGS': ''},
+    )
     assert code == 0, err
     row = logs.read_metrics(tmp_path)[-1]
     assert row['train/photos'] == 20
@@ -207,8 +217,12 @@ def test_killed_at_any_moment_loses_nothing_that_was_reported_saved(tmp_path):
     for life, wait in enumerate([0.0, 0.13, 0.31]):
         process = subprocess.Popen(
             [sys.executable, '-m', 'jaxcolor.main', *arguments, f'--workdir={tmp_path / "run"}'],
-            cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
+            cwd=ROOT,
+            env=environment,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
         said = []
         resumed = None
         for line in process.stderr:
@@ -251,9 +265,15 @@ def test_the_paper_recipe_is_the_paper_s():
 def test_the_command_starts_the_recipe_as_it_stands(command, tmp_path):
     """With the paper's recipe, but for the sizes that this machine could not take."""
     code, out, err = command(
-        'main', '--config=configs/ltbc.py', f'--workdir={tmp_path / "run"}', '--config.model.width=0.0625',
-        '--config.train.batch_size=2', '--config.train.steps=1', '--config.data.crop=32', '--config.model.global_size=32',
-    )  # fmt: skip
+        'main',
+        '--config=configs/ltbc.py',
+        f'--workdir={tmp_path / "run"}',
+        '--config.model.width=0.0625',
+        '--config.train.batch_size=2',
+        '--config.train.steps=1',
+        '--config.data.crop=32',
+        '--config.model.global_size=32',
+    )
     assert code == 0, err
     assert 'bundled photos' in out
     assert re.search(r'-m jaxcolor colorize PHOTO.jpg --model=\S+', out)

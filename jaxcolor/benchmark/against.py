@@ -189,9 +189,10 @@ class TorchTraining:
         groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
         return sum(
             group['weight_decay'] / 2 * parameter.detach().double().square().sum().item()
-            for group in groups if group.get('of_kernels')
+            for group in groups
+            if group.get('of_kernels')
             for parameter in group['params']
-        )  # fmt: skip
+        )
 
     # -- The step's parts ---------------------------------------------------------------------------------------------
 
@@ -232,9 +233,7 @@ class TorchTraining:
             parameters = [{'params': parameters}, {'params': kernels, 'weight_decay': decay, 'of_kernels': True}]
         if c.name == 'adam':
             kind = torch.optim.AdamW if c.weight_decay else torch.optim.Adam
-            return kind(
-                parameters, c.learning_rate, (c.beta1, c.beta2), c.eps, weight_decay=c.weight_decay, fused=True
-            )  # fmt: skip
+            return kind(parameters, c.learning_rate, (c.beta1, c.beta2), c.eps, weight_decay=c.weight_decay, fused=True)
         if c.name == 'adadelta':
             return torch.optim.Adadelta(parameters, c.learning_rate, c.rho, c.eps, foreach=True)
         if c.name == 'rmsprop':

@@ -30,10 +30,19 @@ from jaxcolor.errors import UserError
 
 # The recipes, and whether their extractors' features come cached.
 RECIPES = [
-    ('ltbc', False), ('ltbc:quickstart', False), ('ltbc_pytorch', False), ('ltbc_deconv', False), ('vgg_fusion', False),
-    ('vgg_fusion', True), ('cgan', False), ('deepcolor:base', False), ('deepcolor:base', True), ('deepcolor:1', True),
-    ('deepcolor:2', True), ('deepcolor:3', True),
-]  # fmt: skip
+    ('ltbc', False),
+    ('ltbc:quickstart', False),
+    ('ltbc_pytorch', False),
+    ('ltbc_deconv', False),
+    ('vgg_fusion', False),
+    ('vgg_fusion', True),
+    ('cgan', False),
+    ('deepcolor:base', False),
+    ('deepcolor:base', True),
+    ('deepcolor:1', True),
+    ('deepcolor:2', True),
+    ('deepcolor:3', True),
+]
 
 
 def cases(args) -> list[Case]:
@@ -52,8 +61,10 @@ def cases(args) -> list[Case]:
     counts = [n for n in (2**i for i in range(20)) if n <= len(jax.devices())]
     return [
         dataclasses.replace(case, devices=n, batch=batch)
-        for case in made for n in counts for batch in dict.fromkeys((case.batch, case.batch * n))
-    ]  # fmt: skip
+        for case in made
+        for n in counts
+        for batch in dict.fromkeys((case.batch, case.batch * n))
+    ]
 
 
 def machine() -> dict:
@@ -130,9 +141,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--mapping', type=several, default=['shard_map'], metavar='shard_map,pmap')
     add('--data', type=several, default=['fixed'], metavar='fixed,stream,device')
     add(
-        '--input', action='store_const', dest='data', const=['fixed', 'stream', 'device'], default=argparse.SUPPRESS,
+        '--input',
+        action='store_const',
+        dest='data',
+        const=['fixed', 'stream', 'device'],
+        default=argparse.SUPPRESS,
         help='what the step waits for its photos: --data=fixed,stream,device',
-    )  # fmt: skip
+    )
     add('--forms', type=several, default=['auto'], metavar='auto,plain,...', help="of the layers: the platform's, the plain")
     add('--scaling', action='store_true', help='1, 2, 4, ... devices; the batch shared out, and growing with them')
     add('--cpu-devices', type=int, help='make so many devices of the CPU')

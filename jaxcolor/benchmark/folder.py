@@ -30,9 +30,7 @@ def beside_the_network(model, photos, rounds: int) -> tuple[int, Ratio]:
             lightness = colorizer.preprocess(read_photo(photo, 200))
             by_shape.setdefault(lightness.shape, []).append(lightness)
         size = colorizer.batch_size
-        batches = [
-            np.concatenate(group[i : i + size]) for group in by_shape.values() for i in range(0, len(group), size)
-        ]  # fmt: skip
+        batches = [np.concatenate(group[i : i + size]) for group in by_shape.values() for i in range(0, len(group), size)]
 
         def network():
             for batch in batches:

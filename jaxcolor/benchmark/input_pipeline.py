@@ -114,9 +114,14 @@ def torch_rate(paths, workers, seconds):
     import torch
 
     loader = torch.utils.data.DataLoader(
-        LabFolder(paths), BATCH, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=workers > 0,
+        LabFolder(paths),
+        BATCH,
+        shuffle=True,
+        num_workers=workers,
+        drop_last=True,
+        persistent_workers=workers > 0,
         multiprocessing_context='spawn' if workers else None,
-    )  # fmt: skip
+    )
     return rate_of(itertools.chain.from_iterable(itertools.repeat(loader)), seconds)
 
 
@@ -193,9 +198,16 @@ def prepare_rates(args):
             out = work / f'ours{next(runs)}'
             start = time.perf_counter()
             prepare(
-                work / 'jpegs', out, size=SIZE, encoding=encoding, split='train:1', keep_gray=True, quiet=True,
-                workers=args.workers, shard_photos=256,
-            )  # fmt: skip
+                work / 'jpegs',
+                out,
+                size=SIZE,
+                encoding=encoding,
+                split='train:1',
+                keep_gray=True,
+                quiet=True,
+                workers=args.workers,
+                shard_photos=256,
+            )
             return len(paths) / (time.perf_counter() - start)
 
         print(f'{len(paths)} JPEG files, shorter side {args.side} -> {SIZE}, {args.workers} processes')

@@ -9,8 +9,13 @@ from jaxcolor.errors import UserError
 
 FIELDS = ('recipe', 'mode', 'precision', 'batch', 'size', 'devices', 'mapping', 'data', 'forms', 'cached')
 SHOWN = {
-    'mode': 'train', 'precision': 'f32', 'devices': 1, 'mapping': 'shard_map', 'data': 'fixed', 'forms': 'auto',
-}  # fmt: skip
+    'mode': 'train',
+    'precision': 'f32',
+    'devices': 1,
+    'mapping': 'shard_map',
+    'data': 'fixed',
+    'forms': 'auto',
+}
 
 
 def name_of(row) -> str:
@@ -31,20 +36,39 @@ def binding(row, ceilings) -> str:
 def markdown(results) -> str:
     """The rows as a table; where they were timed beside PyTorch, the ratios as a second one."""
     head = [
-        'network', 'trained parameters', 'photo', 'batch', 'GFLOP an image', 'as XLA counts', 'step (ms)', 'spread',
-        'images/s', 'of the ceiling', 'bound by', 'memory (MB)', 'compile (s)',
-    ]  # fmt: skip
+        'network',
+        'trained parameters',
+        'photo',
+        'batch',
+        'GFLOP an image',
+        'as XLA counts',
+        'step (ms)',
+        'spread',
+        'images/s',
+        'of the ceiling',
+        'bound by',
+        'memory (MB)',
+        'compile (s)',
+    ]
     lines = ['| ' + ' | '.join(head) + ' |', '|:--|' + '--:|' * (len(head) - 1)]
     for row in results['rows']:
         top = results['ceilings'][row['precision']]
         share = row['flops_per_second'] / row['devices'] / top['flops_per_second']
         cells = [
-            name_of(row), f'{row["parameters"]:,}', row['size'], row['batch'], f'{row["gflop"]:.2f}',
+            name_of(row),
+            f'{row["parameters"]:,}',
+            row['size'],
+            row['batch'],
+            f'{row["gflop"]:.2f}',
             f'{row["xla_gflop"]:.2f}' if row['xla_gflop'] else '?',
-            f'{1e3 * row["step_s"]:.4g}', f'{100 * row["spread"]:.0f} %', f'{row["images_per_second"]:.4g}',
-            f'{100 * share:.0f} %', binding(row, top), f'{row["memory"] / 1e6:.0f}' if row['memory'] else '?',
+            f'{1e3 * row["step_s"]:.4g}',
+            f'{100 * row["spread"]:.0f} %',
+            f'{row["images_per_second"]:.4g}',
+            f'{100 * share:.0f} %',
+            binding(row, top),
+            f'{row["memory"] / 1e6:.0f}' if row['memory'] else '?',
             f'{row["compile_s"]:.0f}',
-        ]  # fmt: skip
+        ]
         lines.append('| ' + ' | '.join(map(str, cells)) + ' |')
     tops = '; '.join(
         f'{precision} {top["flops_per_second"] / 1e9:,.0f} GFLOP/s in a matrix product, '

@@ -106,8 +106,13 @@ class LTBC(nn.Module):
 
         self.low = chain(
             conv,
-            (1, w(64), 2), (w(64), w(128)), (w(128), w(128), 2), (w(128), w(256)), (w(256), w(256), 2), (w(256), w(512)),
-        )  # fmt: skip
+            (1, w(64), 2),
+            (w(64), w(128)),
+            (w(128), w(128), 2),
+            (w(128), w(256)),
+            (w(256), w(256), 2),
+            (w(256), w(512)),
+        )
         self.mid = chain(conv, (w(512), w(512)), (w(512), w(256)))
         d, side = w(512), net.global_size // 32
         self.global_conv = chain(conv, (d, d, 2), (d, d), (d, d, 2), (d, d))

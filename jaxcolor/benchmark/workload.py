@@ -166,9 +166,11 @@ class Workload:
             self.bytes, self.xla_flops = costs.get('bytes accessed'), costs.get('flops')
             sizes = step.memory_analysis()
             self.memory = sizes and (
-                sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
+                sizes.argument_size_in_bytes
+                + sizes.output_size_in_bytes
+                + sizes.temp_size_in_bytes
                 - sizes.alias_size_in_bytes
-            )  # fmt: skip
+            )
         self._step = step
         self._take(batch)
         jax.block_until_ready(self.result)

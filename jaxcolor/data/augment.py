@@ -106,9 +106,13 @@ def _move(lab, bits, data):
     # Pillow asks where each output pixel comes from: center, turn back, shift back.
     x0, y0 = width / 2 + right, height / 2 + down
     matrix = (
-        cos, sin, width / 2 + pad_x - cos * x0 - sin * y0,
-        -sin, cos, height / 2 + pad_y + sin * x0 - cos * y0,
-    )  # fmt: skip
+        cos,
+        sin,
+        width / 2 + pad_x - cos * x0 - sin * y0,
+        -sin,
+        cos,
+        height / 2 + pad_y + sin * x0 - cos * y0,
+    )
     image = Image.fromarray(padded)
     return np.asarray(image.transform((width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR))
 

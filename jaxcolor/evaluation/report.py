@@ -35,9 +35,17 @@ TITLES = {
 }
 # Figures of single photos whose means have an interval; the root of the first stands in the table as 'ab_rmse'.
 _OF_PHOTOS = (
-    'ab_squared_error', 'ab_rmse_photo', 'psnr', 'ssim', 'lpips', 'ab_auc', 'colorfulness', 'colorfulness_absolute',
-    'top1', 'top5',
-)  # fmt: skip
+    'ab_squared_error',
+    'ab_rmse_photo',
+    'psnr',
+    'ssim',
+    'lpips',
+    'ab_auc',
+    'colorfulness',
+    'colorfulness_absolute',
+    'top1',
+    'top5',
+)
 # Of these, by which a network is held against the baselines: what is better, and what it is called.
 _JUDGED = {'ab_squared_error': (-1, 'squared ab error'), 'psnr': (1, 'PSNR'), 'lpips': (-1, 'LPIPS')}
 # Classes in the picture of the chroma: those of the most photos.

@@ -316,9 +316,7 @@ class ConvBlock(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool):
         init = _kernel_init(self.activation)
-        x = Conv(
-            self.features, self.strides, self.kernel, self.padding, self.upsampled, init, self.dtype, name='conv'
-        )(x)  # fmt: skip
+        x = Conv(self.features, self.strides, self.kernel, self.padding, self.upsampled, init, self.dtype, name='conv')(x)
         if self.batch_norm:
             x = BatchNorm(train, self.axis_name, self.dtype, name='norm')(x)
         return ACTIVATIONS[self.activation](x)

@@ -62,9 +62,15 @@ class Generator(nn.Module):
             if i:
                 x = jnp.concatenate([x, luma, plane] if i < 3 else [x, luma], axis=-1)
             x = ConvBlock(
-                scaled(features, self.width), 1, kernel, batch_norm=True, padding='SAME', axis_name=self.axis_name,
-                dtype=self.dtype, name=f'conv_{i}',
-            )(x, train)  # fmt: skip
+                scaled(features, self.width),
+                1,
+                kernel,
+                batch_norm=True,
+                padding='SAME',
+                axis_name=self.axis_name,
+                dtype=self.dtype,
+                name=f'conv_{i}',
+            )(x, train)
         # The report counts six layers ending in 32 filters, yet has two maps come out: a seventh is the choice.
         x = jnp.concatenate([x, luma], axis=-1)
         x = ConvBlock(2, 1, 5, activation='sigmoid', padding='SAME', dtype=self.dtype, name='output')(x, train)

@@ -60,9 +60,13 @@ def find_place(coordinator=None, count=None, index=None, environ=None) -> Place:
     if 'SLURM_STEP_NODELIST' in environ and 'SLURM_PROCID' in environ:
         tasks = _expand(environ['SLURM_STEP_TASKS_PER_NODE'])
         return Place(
-            'Slurm', int(environ['SLURM_PROCID']), int(environ['SLURM_STEP_NUM_TASKS']), coordinator,
-            own or (int(environ['SLURM_LOCALID']),), tasks[int(environ['SLURM_NODEID'])],
-        )  # fmt: skip
+            'Slurm',
+            int(environ['SLURM_PROCID']),
+            int(environ['SLURM_STEP_NUM_TASKS']),
+            coordinator,
+            own or (int(environ['SLURM_LOCALID']),),
+            tasks[int(environ['SLURM_NODEID'])],
+        )
     return Place('none', 0, 1, None, own)
 
 

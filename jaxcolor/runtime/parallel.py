@@ -110,9 +110,13 @@ class DataParallel:
         if self.mapping == 'pmap':
             axes = tuple(0 if is_split else None for is_split in outputs)
             mapped = jax.pmap(
-                lambda state, batch, replicated: step(state, batch, *replicated), AXIS, in_axes=(None, 0, None),
-                out_axes=axes, devices=list(self.mesh.devices), donate_argnums=donated,
-            )  # fmt: skip
+                lambda state, batch, replicated: step(state, batch, *replicated),
+                AXIS,
+                in_axes=(None, 0, None),
+                out_axes=axes,
+                devices=list(self.mesh.devices),
+                donate_argnums=donated,
+            )
             n = self.device_count
 
             def call(state, batch, *replicated):
@@ -128,9 +132,13 @@ class DataParallel:
         # check_vma=False: a gradient inside is the device's own, as under pmap, and pmean'ing it is right for both.
         mapped = jax.shard_map(
             lambda state, batch, replicated: step(state, batch, *replicated),
-            mesh=self.mesh, in_specs=(_REPLICATED, _SPLIT, _REPLICATED), out_specs=specs, check_vma=False,
-        )  # fmt: skip
+            mesh=self.mesh,
+            in_specs=(_REPLICATED, _SPLIT, _REPLICATED),
+            out_specs=specs,
+            check_vma=False,
+        )
         return jax.jit(
             lambda state, batch, *replicated: mapped(state, batch, replicated),
-            donate_argnums=donated, compiler_options=compiler_options(),
-        )  # fmt: skip
+            donate_argnums=donated,
+            compiler_options=compiler_options(),
+        )

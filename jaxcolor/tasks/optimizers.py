@@ -13,13 +13,18 @@ OPTIMIZERS = {
     'rmsprop': lambda c, rate: _decayed(c, optax.rmsprop(rate, decay=c.rho, eps=c.eps, momentum=c.momentum or None)),
     'sgd': lambda c, rate: _decayed(c, optax.sgd(rate, momentum=c.momentum or None, nesterov=c.nesterov)),
     'lars': lambda c, rate: optax.lars(
-        rate, c.weight_decay, _are_kernels, eps=c.eps, trust_ratio_mask=_are_kernels, momentum=c.momentum,
+        rate,
+        c.weight_decay,
+        _are_kernels,
+        eps=c.eps,
+        trust_ratio_mask=_are_kernels,
+        momentum=c.momentum,
         nesterov=c.nesterov,
     ),
     'lamb': lambda c, rate: optax.lamb(
         rate, b1=c.beta1, b2=c.beta2, eps=c.eps, weight_decay=c.weight_decay, mask=_are_kernels
     ),
-}  # fmt: skip
+}
 
 # The factor on the learning rate, by how many times base_batch_size a batch is.
 SCALINGS = {

@@ -8,12 +8,16 @@ _RENAMED = {'task': {'answer_rebalance': 'inference_rebalance'}}
 _ADDED: dict[tuple[str, str], dict[str, Any]] = {
     ('model', 'ltbc'): {'global_dropout': 0.0, 'color_classes': 0, 'members': 1},
     ('task', 'regression'): {
-        'error': 'squared', 'huber_delta': 10.0, 'chroma_weight': 0.0, 'chroma_gain': 1.0, 'mirror': False,
+        'error': 'squared',
+        'huber_delta': 10.0,
+        'chroma_weight': 0.0,
+        'chroma_gain': 1.0,
+        'mirror': False,
     },
     ('task', 'color_classes'): {'inference_rebalance': 1.0, 'chroma_gain': 1.0, 'mirror': False},
     ('data', ''): {'brightness': 0.0},
     ('train', ''): {'init_from': '', 'init_redraw': [], 'ema': 0.0},
-}  # fmt: skip
+}
 
 
 def migrate(config: dict[str, Any]) -> dict[str, Any]:

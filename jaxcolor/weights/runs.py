@@ -23,11 +23,25 @@ from jaxcolor.weights.migration import migrate
 
 # Fields that change neither parameters (but for rounding) nor batches up to a step: a resumed run may have others.
 CHANGEABLE_FIELDS = {
-    'task.temperature', 'task.inference_rebalance', 'task.chroma_gain', 'task.mirror',
-    'data.placement', 'data.read_threads', 'data.prefetch', 'data.workers', 'train.steps', 'train.accumulation_steps',
-    'train.heartbeat', 'train.log_every', 'train.eval_every', 'train.eval_splits', 'train.checkpoint_every',
-    'train.keep_best', 'train.grid_photos', 'train.tensorboard',
-}  # fmt: skip
+    'task.temperature',
+    'task.inference_rebalance',
+    'task.chroma_gain',
+    'task.mirror',
+    'data.placement',
+    'data.read_threads',
+    'data.prefetch',
+    'data.workers',
+    'train.steps',
+    'train.accumulation_steps',
+    'train.heartbeat',
+    'train.log_every',
+    'train.eval_every',
+    'train.eval_splits',
+    'train.checkpoint_every',
+    'train.keep_best',
+    'train.grid_photos',
+    'train.tensorboard',
+}
 
 
 def create_or_check(run: str | Path, config: ConfigDict) -> None:

@@ -88,9 +88,13 @@ def read_state(folder: str | Path, shapes: TrainState) -> TrainState:
             raise UserError(f'{path} does not fit its config.json: {name} is {in_file} in the file, {by_config} by it.')
     weights = flax.traverse_util.unflatten_dict({name: array.astype(np.float32) for name, array in arrays.items()}, '/')
     return shapes.replace(
-        params=weights['params'], model_state=weights.get('model_state', {}), opt_state=(), ema=(),
-        step=np.int32(metadata['step']), rng=np.zeros(2, np.uint32),
-    )  # fmt: skip
+        params=weights['params'],
+        model_state=weights.get('model_state', {}),
+        opt_state=(),
+        ema=(),
+        step=np.int32(metadata['step']),
+        rng=np.zeros(2, np.uint32),
+    )
 
 
 def write(folder: str | Path, config: ConfigDict, state: TrainState, summary: str = '') -> None:

@@ -126,9 +126,16 @@ _STORAGES = {
 # What training checkpoints hold beside the state dict: hyper-parameters, callbacks, paths. Nothing of it is wanted or
 # imported; it becomes `_Ignored`.
 _IGNORED_PACKAGES = (
-    '_codecs', 'argparse', 'lightning', 'lightning_fabric', 'lightning_utilities', 'numpy', 'omegaconf', 'pathlib',
+    '_codecs',
+    'argparse',
+    'lightning',
+    'lightning_fabric',
+    'lightning_utilities',
+    'numpy',
+    'omegaconf',
+    'pathlib',
     'pytorch_lightning',
-)  # fmt: skip
+)
 
 
 class _Ignored:

@@ -211,8 +211,9 @@ def test_gains_are_photo_by_photo_and_by_class():
     assert mean == 1.5 and -4 <= low < mean < high <= 5
     assert report.gains(measured)['gray']['ab_squared_error'][0] == pytest.approx(-5.5)
     assert report.gains(measured, np.array([1, 1, 0, 0], bool))['gray'] == {
-        'psnr': (5, 5, 5), 'ab_squared_error': (40, pytest.approx(30), pytest.approx(50))
-    }  # fmt: skip
+        'psnr': (5, 5, 5),
+        'ab_squared_error': (40, pytest.approx(30), pytest.approx(50)),
+    }
     said = report.verdict(report.gains(measured))
     assert len(said) == 2 and 'not better than "gray" by squared ab error: it gains -5.5 a photo' in said[0]
     table = report.classes_table(measured, 'ab')

@@ -149,8 +149,10 @@ def test_folders_keep_their_shape(colorizer, tmp_path):
         Image.open(FISH).save(tmp_path / 'in' / name, 'PNG' if name.endswith('png') else 'JPEG')
     assert colorize(colorizer, plan_outputs([tmp_path / 'in'], tmp_path / 'out'), quiet=True) == []
     assert {str(p.relative_to(tmp_path / 'out')) for p in (tmp_path / 'out').rglob('*.*')} == {
-        'a.jpg', 'deep/a.jpg', 'deep/b.png'
-    }  # fmt: skip
+        'a.jpg',
+        'deep/a.jpg',
+        'deep/b.png',
+    }
 
 
 def test_plans_that_would_lose_something_are_refused(tmp_path):

@@ -31,10 +31,16 @@ FISH = ROOT / 'jaxcolor' / 'data' / 'photos' / 'train' / 'fish1.jpg'
 MEAN_AT_INPUT = {'task.reduction': 'mean', 'task.loss_resolution': 'input'}
 ADAM = {'optimizer.name': 'adam', 'optimizer.schedule': 'constant', 'optimizer.warmup_steps': 0}
 DEEPCOLOR = {
-    **MEAN_AT_INPUT, **ADAM, 'extractor.name': 'inception_resnet_v2', 'model.output_activation': 'tanh',
-    'optimizer.learning_rate': 1e-4, 'task.kernel_l2': 0.01, 'train.batch_size': 5, 'data.crop': 224,
+    **MEAN_AT_INPUT,
+    **ADAM,
+    'extractor.name': 'inception_resnet_v2',
+    'model.output_activation': 'tanh',
+    'optimizer.learning_rate': 1e-4,
+    'task.kernel_l2': 0.01,
+    'train.batch_size': 5,
+    'data.crop': 224,
     'train.eval_every': 25_000 * 60 // 100 // 5,
-}  # fmt: skip
+}
 # By hand, layer by layer: generator, discriminator.
 CGAN = 1_002_740 + 4_832_897
 # Of every recipe: its network's parameters, and what its report says.
@@ -45,41 +51,96 @@ RECIPES = {
     ('ltbc_compact', 'regression'): (1_558_826, {'model.width': 0.25, 'data.crop': 128, 'task.name': 'regression'}),
     # Colors: 3 convolutions of 32 channels with batch norm, 260 classes; in place of 32, 16, 16, 8 and the output's 2.
     ('ltbc_compact', ''): (
-        1_558_826 - (64 * 32 + 32 * 16 + 16 * 16 + 16 * 8 + 8 * 2) * 9 - (3 * (32 + 16 + 16 + 8) + 2)
-        + (64 * 32 + 32 * 32 + 32 * 32) * 9 + 3 * 3 * 32 + 32 * 260 + 260,
+        1_558_826
+        - (64 * 32 + 32 * 16 + 16 * 16 + 16 * 8 + 8 * 2) * 9
+        - (3 * (32 + 16 + 16 + 8) + 2)
+        + (64 * 32 + 32 * 32 + 32 * 32) * 9
+        + 3 * 3 * 32
+        + 32 * 260
+        + 260,
         {'model.color_classes': 260, 'task.rebalance': 1.0, 'task.temperature': 0.6, 'data.crop': 128},
     ),
     ('ltbc_compact', 'small'): (None, {'model.color_classes': 260, 'data.crop': 64, 'model.global_size': 64}),
-    ('ltbc_pytorch', ''): (42_521_391, {
-        **MEAN_AT_INPUT, **ADAM, 'model.batch_norm': False, 'model.classes': 365, 'model.classifier_width': 400,
-        'optimizer.learning_rate': 1e-4, 'task.alpha': 0.005, 'train.batch_size': 32, 'train.keep_best': 3,
-        'train.steps': 127_750, 'train.eval_every': 365_000 * 80 // 100 // 32,
-    }),
-    ('ltbc_deconv', ''): (41_973_218 + 12_484, {
-        **ADAM, 'model.batch_norm': True, 'model.classes': 0, 'model.dense_widths': (1024, 256, 512),
-        'model.decoder': 'deconv', 'task.reduction': 'mean', 'optimizer.learning_rate': 1e-3,
-        'train.batch_size': 50, 'train.steps': 200 * 100,
-    }),
+    ('ltbc_pytorch', ''): (
+        42_521_391,
+        {
+            **MEAN_AT_INPUT,
+            **ADAM,
+            'model.batch_norm': False,
+            'model.classes': 365,
+            'model.classifier_width': 400,
+            'optimizer.learning_rate': 1e-4,
+            'task.alpha': 0.005,
+            'train.batch_size': 32,
+            'train.keep_best': 3,
+            'train.steps': 127_750,
+            'train.eval_every': 365_000 * 80 // 100 // 32,
+        },
+    ),
+    ('ltbc_deconv', ''): (
+        41_973_218 + 12_484,
+        {
+            **ADAM,
+            'model.batch_norm': True,
+            'model.classes': 0,
+            'model.dense_widths': (1024, 256, 512),
+            'model.decoder': 'deconv',
+            'task.reduction': 'mean',
+            'optimizer.learning_rate': 1e-3,
+            'train.batch_size': 50,
+            'train.steps': 200 * 100,
+        },
+    ),
     ('ltbc_deconv', 'linnaeus'): (41_973_218 + 12_484, {'train.batch_size': 50, 'train.steps': 30 * 100}),
-    ('vgg_fusion', ''): (7_726_882 + 512, {
-        **MEAN_AT_INPUT, **ADAM, 'extractor.name': 'vgg16', 'model.output_activation': 'tanh', 'data.crop': 256,
-        'optimizer.learning_rate': 1e-3, 'train.batch_size': 32, 'train.steps': 593_750, 'task.alpha': 0.0,
-        'data.flip': True, 'data.flip_vertical': True, 'data.rotate': 15.0, 'data.shift': 0.1, 'data.brightness': 0.2,
-    }),
+    ('vgg_fusion', ''): (
+        7_726_882 + 512,
+        {
+            **MEAN_AT_INPUT,
+            **ADAM,
+            'extractor.name': 'vgg16',
+            'model.output_activation': 'tanh',
+            'data.crop': 256,
+            'optimizer.learning_rate': 1e-3,
+            'train.batch_size': 32,
+            'train.steps': 593_750,
+            'task.alpha': 0.0,
+            'data.flip': True,
+            'data.flip_vertical': True,
+            'data.rotate': 15.0,
+            'data.shift': 0.1,
+            'data.brightness': 0.2,
+        },
+    ),
     ('deepcolor', 'base'): (6_606_994, {**DEEPCOLOR, 'task.kernel_l2_excluded': ('encoder_7',)}),
     ('deepcolor', '1'): (4_247_186, {**DEEPCOLOR, 'task.kernel_l2_excluded': ('encoder_6',)}),
     ('deepcolor', '2'): (1_223_314, {**DEEPCOLOR, 'task.kernel_l2_excluded': ('encoder_4',)}),
     ('deepcolor', '3'): (249_170, {**DEEPCOLOR, 'task.kernel_l2_excluded': ('encoder_4',)}),
-    ('cgan', ''): (CGAN, {
-        'optimizer.name': 'rmsprop', 'optimizer.learning_rate': 0.01, 'optimizer.rho': 0.9, 'data.crop': 64,
-        'model.size': 64, 'model.noise_size': 100, 'train.batch_size': 128, 'train.steps': 5_000,
-        'task.l1': 0.0, 'task.real_label': 1.0,
-    }),
-    ('cgan', 'stable'): (CGAN, {
-        'optimizer.name': 'adam', 'optimizer.learning_rate': 2e-4, 'optimizer.beta1': 0.5, 'task.l1': 10.0,
-        'task.real_label': 0.9,
-    }),
-}  # fmt: skip
+    ('cgan', ''): (
+        CGAN,
+        {
+            'optimizer.name': 'rmsprop',
+            'optimizer.learning_rate': 0.01,
+            'optimizer.rho': 0.9,
+            'data.crop': 64,
+            'model.size': 64,
+            'model.noise_size': 100,
+            'train.batch_size': 128,
+            'train.steps': 5_000,
+            'task.l1': 0.0,
+            'task.real_label': 1.0,
+        },
+    ),
+    ('cgan', 'stable'): (
+        CGAN,
+        {
+            'optimizer.name': 'adam',
+            'optimizer.learning_rate': 2e-4,
+            'optimizer.beta1': 0.5,
+            'task.l1': 10.0,
+            'task.real_label': 0.9,
+        },
+    ),
+}
 
 
 def recipe(name, variant=''):
@@ -334,9 +395,12 @@ def test_with_the_whole_inception_as_a_user_would(tmp_path, shards, command):
     """Random weights, asked for by name: train, go on, evaluate, color. The run directory needs nothing else."""
     run = tmp_path / 'run'
     arguments = [
-        '--config=configs/deepcolor.py:3', f'--workdir={run}', f'--config.data.shards={shards}',
-        '--config.data.crop=64', '--config.extractor.weights=random',
-    ]  # fmt: skip
+        '--config=configs/deepcolor.py:3',
+        f'--workdir={run}',
+        f'--config.data.shards={shards}',
+        '--config.data.crop=64',
+        '--config.extractor.weights=random',
+    ]
     for steps, words in [(2, '249,170 parameters'), (3, 'from its checkpoint at step 2')]:
         code, _, err = command('main', *arguments, f'--config.train.steps={steps}')
         assert code == 0, err

@@ -445,10 +445,14 @@ def test_missing_package_is_named(tmp_path, monkeypatch, package):
 def test_source_by_the_wrong_name(tmp_path):
     write_tree(tmp_path / 'photos')
     for source, message in {
-        'celeba': 'list_eval_partition.txt is missing', 'places365': 'places365_train_standard.txt is missing',
-        'lsun': 'there is no LMDB', 'numpy': 'gray_scale.npy is missing', 'parquet': r'holds no \.parquet files',
-        'archive': 'holds no archives', 'nonsense': "there is no source 'nonsense'",
-    }.items():  # fmt: skip
+        'celeba': 'list_eval_partition.txt is missing',
+        'places365': 'places365_train_standard.txt is missing',
+        'lsun': 'there is no LMDB',
+        'numpy': 'gray_scale.npy is missing',
+        'parquet': r'holds no \.parquet files',
+        'archive': 'holds no archives',
+        'nonsense': "there is no source 'nonsense'",
+    }.items():
         with pytest.raises(UserError, match=message):
             prepare(tmp_path / 'photos', tmp_path / 'out', source=source, **OPTIONS)
     write(tmp_path / 'text.txt', b'text')

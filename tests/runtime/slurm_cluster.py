@@ -20,11 +20,18 @@ from jaxcolor.weights import runs
 STEPS = 120  # of a job on the cluster: a signal takes 2 s to come, in which a fast machine makes 40
 COMPARED = 45  # of them, between different numbers of processes and devices
 RECIPE = [
-    '--config=configs/ltbc.py:quickstart', '--config.model.width=0.0625', '--config.model.global_size=32',
-    '--config.data.crop=32', '--config.train.batch_size=4', '--config.train.log_every=1',
-    '--config.train.eval_splits=()', '--config.train.checkpoint_every=10', '--config.train.heartbeat=10',
-    '--config.model.batch_norm=False', '--config.optimizer.schedule=constant',
-]  # fmt: skip
+    '--config=configs/ltbc.py:quickstart',
+    '--config.model.width=0.0625',
+    '--config.model.global_size=32',
+    '--config.data.crop=32',
+    '--config.train.batch_size=4',
+    '--config.train.log_every=1',
+    '--config.train.eval_splits=()',
+    '--config.train.checkpoint_every=10',
+    '--config.train.heartbeat=10',
+    '--config.model.batch_norm=False',
+    '--config.optimizer.schedule=constant',
+]
 
 
 def environment(devices=1):
@@ -64,17 +71,29 @@ class Slurm:
     def __call__(self, *command):
         done = subprocess.run(
             [ROOT / 'tests' / 'cluster' / 'slurm.sh', *map(str, command)],
-            cwd=ROOT, env=self.environ, capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
+            cwd=ROOT,
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         assert done.returncode == 0, f'{command}: {done.stdout}{done.stderr}'
         return done.stdout
 
     def submit(self, run, *flags, nodes=2, gpus=1):
         """-> the job's number"""
         said = self(
-            'on', 'ctl', 'launch/slurm/submit.sh', f'--nodes={nodes}', f'--gpus={gpus}', '--time=10', *RECIPE,
-            f'--config.train.steps={STEPS}', f'--workdir={run}', *flags,
-        )  # fmt: skip
+            'on',
+            'ctl',
+            'launch/slurm/submit.sh',
+            f'--nodes={nodes}',
+            f'--gpus={gpus}',
+            '--time=10',
+            *RECIPE,
+            f'--config.train.steps={STEPS}',
+            f'--workdir={run}',
+            *flags,
+        )
         job = int(re.search(r'^job: +(\d+) ', said, re.M).group(1))
         assert f'log:  {run}/slurm-{job}.out' in said and f'stop: launch/slurm/kill.sh {job}' in said
         self.jobs[job] = run

@@ -25,14 +25,24 @@ from jaxcolor.runtime.parallel import DataParallel
 from jaxcolor.tasks import optimizers
 
 SLURM = {
-    'SLURM_JOB_ID': '7', 'SLURM_STEP_NODELIST': 'n[0-2]', 'SLURM_PROCID': '11', 'SLURM_STEP_NUM_TASKS': '20',
-    'SLURM_LOCALID': '3', 'SLURM_NODEID': '1', 'SLURM_STEP_TASKS_PER_NODE': '8(x2),4', 'SLURM_GPUS_ON_NODE': '8',
-    'CUDA_VISIBLE_DEVICES': '0,1,2,3,4,5,6,7', 'SLURM_NTASKS': '20',
-}  # fmt: skip
+    'SLURM_JOB_ID': '7',
+    'SLURM_STEP_NODELIST': 'n[0-2]',
+    'SLURM_PROCID': '11',
+    'SLURM_STEP_NUM_TASKS': '20',
+    'SLURM_LOCALID': '3',
+    'SLURM_NODEID': '1',
+    'SLURM_STEP_TASKS_PER_NODE': '8(x2),4',
+    'SLURM_GPUS_ON_NODE': '8',
+    'CUDA_VISIBLE_DEVICES': '0,1,2,3,4,5,6,7',
+    'SLURM_NTASKS': '20',
+}
 MPI = {
-    'OMPI_COMM_WORLD_RANK': '5', 'OMPI_COMM_WORLD_SIZE': '8', 'OMPI_COMM_WORLD_LOCAL_RANK': '1',
-    'OMPI_COMM_WORLD_LOCAL_SIZE': '4', 'OMPI_MCA_orte_hnp_uri': '1531576320.0;tcp://10.96.0.1:34911',
-}  # fmt: skip
+    'OMPI_COMM_WORLD_RANK': '5',
+    'OMPI_COMM_WORLD_SIZE': '8',
+    'OMPI_COMM_WORLD_LOCAL_RANK': '1',
+    'OMPI_COMM_WORLD_LOCAL_SIZE': '4',
+    'OMPI_MCA_orte_hnp_uri': '1531576320.0;tcp://10.96.0.1:34911',
+}
 
 
 @pytest.mark.parametrize(
@@ -217,12 +227,23 @@ def start(*arguments, devices=1, **environ):
     flags = f'{FLAGS} --xla_force_host_platform_device_count={devices}'
     return subprocess.Popen(
         [
-            sys.executable, '-m', 'jaxcolor.main', '--config=configs/ltbc.py:quickstart', '--config.model.width=0.0625',
-            '--config.model.global_size=32', '--config.data.crop=32', '--config.train.batch_size=4',
-            '--config.train.log_every=1', '--config.train.eval_splits=()', *map(str, arguments),
+            sys.executable,
+            '-m',
+            'jaxcolor.main',
+            '--config=configs/ltbc.py:quickstart',
+            '--config.model.width=0.0625',
+            '--config.model.global_size=32',
+            '--config.data.crop=32',
+            '--config.train.batch_size=4',
+            '--config.train.log_every=1',
+            '--config.train.eval_splits=()',
+            *map(str, arguments),
         ],
-        cwd=ROOT, env={**os.environ, 'XLA_FLAGS': flags, **environ}, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        env={**os.environ, 'XLA_FLAGS': flags, **environ},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def wait_for(process, pattern):

@@ -73,8 +73,11 @@ def test_killed_during_a_save_the_one_before_stands(tmp_path):
     for moment in (0.1, 0.3, 0.5, 0.7, 0.9):
         saver = subprocess.Popen(
             [sys.executable, ROOT / 'tests' / 'cluster' / 'save.py', tmp_path / 'run'],
-            cwd=ROOT, env={**environment(), 'PYTHONPATH': str(ROOT)}, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            cwd=ROOT,
+            env={**environment(), 'PYTHONPATH': str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for line in saver.stdout:
             said = json.loads(line)
             if 'restored' in said:  # what the life before this one saved

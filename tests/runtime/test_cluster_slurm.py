@@ -36,8 +36,12 @@ def run_here(run, *flags, devices=1, launcher=(), **environ):
     command = [*launcher] or [sys.executable, '-m', 'jaxcolor.main']
     done = subprocess.run(
         [*command, *RECIPE, f'--config.train.steps={COMPARED}', f'--workdir={run}', *flags],
-        cwd=ROOT, env={**environment(devices), **environ}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        cwd=ROOT,
+        env={**environment(devices), **environ},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     return done.stderr
 

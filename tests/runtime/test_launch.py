@@ -16,10 +16,19 @@ pytestmark = pytest.mark.cluster
 def test_one_task_on_eight_gpus_is_refused_and_not_requeued(slurm, tmp_path):
     job = int(
         slurm(
-            'on', 'ctl', 'sbatch', '--parsable', '--nodes=1', '--ntasks-per-node=1', '--gpus-per-node=8',
-            f'--output={tmp_path}/slurm-%j.out', 'launch/slurm/train.sbatch', *RECIPE, f'--workdir={tmp_path / "run"}',
+            'on',
+            'ctl',
+            'sbatch',
+            '--parsable',
+            '--nodes=1',
+            '--ntasks-per-node=1',
+            '--gpus-per-node=8',
+            f'--output={tmp_path}/slurm-%j.out',
+            'launch/slurm/train.sbatch',
+            *RECIPE,
+            f'--workdir={tmp_path / "run"}',
         )
-    )  # fmt: skip
+    )
     slurm.jobs[job] = tmp_path
     slurm.wait_for_state(job, 'FAILED')
     assert 'this node has 8 GPUs for this job, and 1 process(es) on it would use 1' in slurm.log(job)

@@ -87,9 +87,14 @@ class VGG16(nn.Module):
         self.features = nn.Sequential(*layers)
         self.avgpool = nn.AdaptiveAvgPool2d(7)
         self.classifier = nn.Sequential(
-            nn.Linear(25088, 4096), nn.ReLU(), nn.Dropout(),
-            nn.Linear(4096, 4096), nn.ReLU(), nn.Dropout(), nn.Linear(4096, 1000),
-        )  # fmt: skip
+            nn.Linear(25088, 4096),
+            nn.ReLU(),
+            nn.Dropout(),
+            nn.Linear(4096, 4096),
+            nn.ReLU(),
+            nn.Dropout(),
+            nn.Linear(4096, 1000),
+        )
 
     def forward(self, x):
         return self.classifier(self.avgpool(self.features(x)).flatten(1))
@@ -281,16 +286,24 @@ class Peer(nn.Module):
         def convs(*steps):
             return {f'conv{i}': ConvModule(a, b, stride) for i, (a, b, stride) in enumerate(steps, 1)}
 
-        self.low = Part(**convs(
-            (1, w(64), 2), (w(64), w(128), 1), (w(128), w(128), 2),
-            (w(128), w(256), 1), (w(256), w(256), 2), (w(256), w(512), 1),
-        ))  # fmt: skip
+        self.low = Part(
+            **convs(
+                (1, w(64), 2),
+                (w(64), w(128), 1),
+                (w(128), w(128), 2),
+                (w(128), w(256), 1),
+                (w(256), w(256), 2),
+                (w(256), w(512), 1),
+            )
+        )
         self.mid = Part(**convs((w(512), w(512), 1), (w(512), w(256), 1)))
         d = w(512)
         self.glob = Part(
             **convs((d, d, 2), (d, d, 1), (d, d, 2), (d, d, 1)),
-            fc1=FCModule(49 * d, w(1024)), fc2=FCModule(w(1024), d), fc3=FCModule(d, w(256)),
-        )  # fmt: skip
+            fc1=FCModule(49 * d, w(1024)),
+            fc2=FCModule(w(1024), d),
+            fc3=FCModule(d, w(256)),
+        )
         # Out of order: the last layer's convolution is registered first.
         self.color = Part(
             conv5=ConvModule(w(32), 2, activation=nn.Sigmoid),
@@ -331,14 +344,18 @@ def save(state_dict, kind, path):
         safetensors_torch.save_file(state_dict, path)
     elif kind == 'lightning':
         # What Lightning puts beside the state dict, older versions with their own classes.
-        torch.save({
-            'epoch': 14, 'global_step': 3, 'state_dict': collections.OrderedDict(
-                (f'model.{name}', tensor) for name, tensor in state_dict.items()
-            ),
-            'optimizer_states': [{'state': {0: {'step': 3, 'exp_avg': torch.zeros(3)}}, 'param_groups': [{'lr': 1}]}],
-            'hyper_parameters': argparse.Namespace(alpha=0.005), 'path': pathlib.PurePosixPath('epoch=14.ckpt'),
-            'best': np.float64(0.5),
-        }, path)  # fmt: skip
+        torch.save(
+            {
+                'epoch': 14,
+                'global_step': 3,
+                'state_dict': collections.OrderedDict((f'model.{name}', tensor) for name, tensor in state_dict.items()),
+                'optimizer_states': [{'state': {0: {'step': 3, 'exp_avg': torch.zeros(3)}}, 'param_groups': [{'lr': 1}]}],
+                'hyper_parameters': argparse.Namespace(alpha=0.005),
+                'path': pathlib.PurePosixPath('epoch=14.ckpt'),
+                'best': np.float64(0.5),
+            },
+            path,
+        )
     else:
         torch.save(state_dict, path, _use_new_zipfile_serialization=kind == 'zip')
 

@@ -44,9 +44,12 @@ def features(parameters, rgb, flavour: str):
         del outputs, kernel
         scale = parameters[f'{name}.bn.weight'] / jnp.sqrt(parameters[f'{name}.bn.running_var'] + np.float32(_EPSILON))
         x = lax.conv_general_dilated(
-            x, parameters[f'{name}.conv.weight'], (stride, stride), [(p, p) for p in padding],
+            x,
+            parameters[f'{name}.conv.weight'],
+            (stride, stride),
+            [(p, p) for p in padding],
             dimension_numbers=('NHWC', 'OIHW', 'NHWC'),
-        )  # fmt: skip
+        )
         return jax.nn.relu(x * scale + (parameters[f'{name}.bn.bias'] - parameters[f'{name}.bn.running_mean'] * scale))
 
     x = jax.image.resize(rgb, (rgb.shape[0], SIZE, SIZE, 3), 'bilinear', antialias=False) * 2 - 1
@@ -89,39 +92,49 @@ def _network(x, conv, pool, join, flavour):
     x = conv(x, 'Conv2d_4a_3x3', 192, three)
     x = pool(x, 'max', 2)  # (B, 35, 35, 192)
     for name, pooled in zip(_A, (32, 64, 64), strict=True):
-        x = join([
-            chain(x, f'{name}.branch1x1', ('', 64, one)),
-            chain(x, f'{name}.branch5x5', ('_1', 48, one), ('_2', 64, (5, 5))),
-            chain(x, f'{name}.branch3x3dbl', ('_1', 64, one), ('_2', 96, three), ('_3', 96, three)),
-            chain(pool(x, mean, 1), f'{name}.branch_pool', ('', pooled, one)),
-        ])  # fmt: skip
-    x = join([
-        chain(x, 'Mixed_6a.branch3x3', ('', 384, three, 2)),
-        chain(x, 'Mixed_6a.branch3x3dbl', ('_1', 64, one), ('_2', 96, three), ('_3', 96, three, 2)),
-        pool(x, 'max', 2),
-    ])  # (B, 17, 17, 768)  # fmt: skip
+        x = join(
+            [
+                chain(x, f'{name}.branch1x1', ('', 64, one)),
+                chain(x, f'{name}.branch5x5', ('_1', 48, one), ('_2', 64, (5, 5))),
+                chain(x, f'{name}.branch3x3dbl', ('_1', 64, one), ('_2', 96, three), ('_3', 96, three)),
+                chain(pool(x, mean, 1), f'{name}.branch_pool', ('', pooled, one)),
+            ]
+        )
+    x = join(
+        [
+            chain(x, 'Mixed_6a.branch3x3', ('', 384, three, 2)),
+            chain(x, 'Mixed_6a.branch3x3dbl', ('_1', 64, one), ('_2', 96, three), ('_3', 96, three, 2)),
+            pool(x, 'max', 2),
+        ]
+    )  # (B, 17, 17, 768)
     for name, n in zip(_C, (128, 160, 160, 192), strict=True):
         double = (('_1', n, one), ('_2', n, tall), ('_3', n, wide), ('_4', n, tall), ('_5', 192, wide))
-        x = join([
-            chain(x, f'{name}.branch1x1', ('', 192, one)),
-            chain(x, f'{name}.branch7x7', ('_1', n, one), ('_2', n, wide), ('_3', 192, tall)),
-            chain(x, f'{name}.branch7x7dbl', *double),
-            chain(pool(x, mean, 1), f'{name}.branch_pool', ('', 192, one)),
-        ])  # fmt: skip
-    x = join([
-        chain(x, 'Mixed_7a.branch3x3', ('_1', 192, one), ('_2', 320, three, 2)),
-        chain(x, 'Mixed_7a.branch7x7x3', ('_1', 192, one), ('_2', 192, wide), ('_3', 192, tall), ('_4', 192, three, 2)),
-        pool(x, 'max', 2),
-    ])  # (B, 8, 8, 1280)  # fmt: skip
+        x = join(
+            [
+                chain(x, f'{name}.branch1x1', ('', 192, one)),
+                chain(x, f'{name}.branch7x7', ('_1', n, one), ('_2', n, wide), ('_3', 192, tall)),
+                chain(x, f'{name}.branch7x7dbl', *double),
+                chain(pool(x, mean, 1), f'{name}.branch_pool', ('', 192, one)),
+            ]
+        )
+    x = join(
+        [
+            chain(x, 'Mixed_7a.branch3x3', ('_1', 192, one), ('_2', 320, three, 2)),
+            chain(x, 'Mixed_7a.branch7x7x3', ('_1', 192, one), ('_2', 192, wide), ('_3', 192, tall), ('_4', 192, three, 2)),
+            pool(x, 'max', 2),
+        ]
+    )  # (B, 8, 8, 1280)
     for name in _E:
         single = chain(x, f'{name}.branch3x3', ('_1', 384, one))
         double = chain(x, f'{name}.branch3x3dbl', ('_1', 448, one), ('_2', 384, three))
-        x = join([
-            chain(x, f'{name}.branch1x1', ('', 320, one)),
-            chain(single, f'{name}.branch3x3', ('_2a', 384, (1, 3))),
-            chain(single, f'{name}.branch3x3', ('_2b', 384, (3, 1))),
-            chain(double, f'{name}.branch3x3dbl', ('_3a', 384, (1, 3))),
-            chain(double, f'{name}.branch3x3dbl', ('_3b', 384, (3, 1))),
-            chain(pool(x, last if name == _E[-1] else mean, 1), f'{name}.branch_pool', ('', 192, one)),
-        ])  # fmt: skip
+        x = join(
+            [
+                chain(x, f'{name}.branch1x1', ('', 320, one)),
+                chain(single, f'{name}.branch3x3', ('_2a', 384, (1, 3))),
+                chain(single, f'{name}.branch3x3', ('_2b', 384, (3, 1))),
+                chain(double, f'{name}.branch3x3dbl', ('_3a', 384, (1, 3))),
+                chain(double, f'{name}.branch3x3dbl', ('_3b', 384, (3, 1))),
+                chain(pool(x, last if name == _E[-1] else mean, 1), f'{name}.branch_pool', ('', 192, one)),
+            ]
+        )
     return x
