@@ -5,8 +5,7 @@ it, once their arguments are parsed.
 """
 
 import argparse
-import ast
-import os
+import importlib
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -112,29 +111,13 @@ def _config_arguments(parser):
 
 
 def _read_config(args):
-    """The config of --config and --config.SECTION.FIELD; the fields are parsed by ml_collections."""
-    from absl import flags
-    from ml_collections import config_flags
-
+    """The config of --config, --config.SECTION.FIELD and --data."""
     from jaxcolor.config import load_recipe
 
     if not args.config:
         raise UserError('name a recipe: --config=configs/ltbc.py.')
-    values = flags.FlagValues()
-    config = load_recipe(args.config)
-    fields = args.fields + ([f'--config.data.shards={args.data}'] if getattr(args, 'data', None) else [])
-    words = ['jaxcolor', *fields]
-    try:
-        config_flags.DEFINE_config_dict('config', config, flag_values=values, sys_argv=words)
-        rest = values(words)
-    except (AttributeError, KeyError) as error:
-        field = ' '.join(ast.literal_eval(str(error)).split())
-        raise UserError(f'the config has no field {field} (jaxcolor/config.py lists all).') from None
-    except (flags.Error, TypeError, ValueError) as error:
-        raise UserError(f'{str(error).rstrip(".")} (jaxcolor/config.py lists all fields).') from None
-    if len(rest) > 1:
-        raise UserError(f'{rest[1]!r} is no argument here; fields are set by --config.SECTION.FIELD=VALUE.')
-    return values.config
+    data = [f'--config.data.shards={args.data}'] if getattr(args, 'data', None) else []
+    return load_recipe(args.config, [*args.fields, *data])
 
 
 def _cluster_arguments(parser):
@@ -199,67 +182,6 @@ def _evaluate(args):
             evaluate_protocol(args.model, args.protocol, args.photos, args.photo_list, args.step, **metrics)
         else:
             evaluate_run(args.model, args.data, args.splits, args.step, **metrics)
-
-
-# -- prepare, inspect -------------------------------------------------------------------------------------------------
-
-
-def _prepare_arguments(parser):
-    from jaxcolor.data.shards import ENCODINGS
-    from jaxcolor.prepare.datasets import SOURCES
-    from jaxcolor.prepare.selection import DEFAULT_SPLIT, Options
-
-    default, add = Options(), parser.add_argument
-    add('photos', metavar='PHOTOS', help='the folder or file that holds the photos; @FILE stands for arguments, one a line')
-    add('--out', required=True, metavar='SHARDS', help='the folder of the shard set')
-    add('--size', type=int, default=default.size, help='shorter side in pixels; smaller photos stay (%(default)s)')
-    add('--encoding', default=default.encoding, choices=ENCODINGS, help='of the photos in the records (%(default)s)')
-    add('--source', default=default.source, choices=['auto', *SOURCES], help='type of the source (%(default)s: detected)')
-    own = f"; by default the source's own splits, and {DEFAULT_SPLIT} for photos that are in none"
-    add('--split', metavar='NAME:PART,...', help='parts by a hash of the name' + own)
-    add('--classes', type=lambda text: tuple(text.split(',')), metavar='NAME,...', help='only these')
-    add('--limit-per-class', type=int, metavar='N', help='the first N of each class in each split of the source')
-    add('--fraction', type=float, default=default.fraction, help='keep this part, by a hash of the name (%(default)s)')
-    times = 'repeat photos of a class, or with names like bird/*-wild.jpg, in the split train; may be given several times'
-    add('--repeat', metavar='NAME:TIMES,...', action='append', help=times)
-    add('--drop-duplicates', action='store_true', help='leave out files with the same content')
-    add('--keep-gray', action='store_true', help='keep photos without colors')
-    add('--min-size', type=int, default=default.min_size, help='leave out photos with a shorter side (%(default)s)')
-    add('--max-megapixels', type=float, default=default.max_megapixels, help='leave out larger photos (%(default)s)')
-    add('--max-file-mb', type=float, default=default.max_file_mb, help='leave out larger files (%(default)s)')
-    add('--shard-photos', type=int, default=default.shard_photos, help='candidates a shard (%(default)s)')
-    add('--workers', type=int, default=os.cpu_count(), help='processes (%(default)s)')
-    add('--quiet', action='store_true', help='no progress')
-    add('--features', choices=['vgg16', 'inception_resnet_v2'], help="store this extractor's vectors in the records")
-    add('--extractor-weights', default='', metavar='FILE', help="its weights (the cache's, else downloaded); or 'random'")
-
-
-def _prepare(args):
-    from jaxcolor.prepare import prepare
-
-    options = {name: value for name, value in vars(args).items() if name != 'run'}
-    options['repeat'] = ','.join(options['repeat'] or []) or None
-    features, weights = options.pop('features'), options.pop('extractor_weights')
-    if not features:
-        prepare(**options)
-        return
-    from jaxcolor.prepare.features import add_features
-    from jaxcolor.weights.imagenet import find_extractor
-
-    extractor = find_extractor(features, weights)  # first: a missing file should not wait for the photos
-    add_features(prepare(**options), extractor, quiet=args.quiet)
-
-
-def _inspect_arguments(parser):
-    parser.add_argument('--data', required=True, metavar='SHARDS', help='the folder of a shard set')
-    parser.add_argument('--out', metavar='FOLDER', help='for the two pictures (SHARDS/inspect)')
-    parser.add_argument('--json', action='store_true', help='print the whole report as JSON')
-
-
-def _inspect(args):
-    from jaxcolor.prepare.inspect import inspect_and_print
-
-    inspect_and_print(args.data, Path(args.out or Path(args.data) / 'inspect'), args.json)
 
 
 # -- colorize ---------------------------------------------------------------------------------------------------------
@@ -350,7 +272,7 @@ def _models(args):
         print(f'{name}: {int(about["parameters"]):,} parameters, {size:.1f} MiB. {about["summary"]}')
 
 
-# -- sweep, tune-inference, benchmark ---------------------------------------------------------------------------------
+# -- sweep, tune-inference ---------------------------------------------------------------------------------
 
 
 def _sweep_arguments(parser):
@@ -391,16 +313,9 @@ def _tune_inference(args):
     sweep_models(args.model, args.field.removeprefix('task.'), values, args.data, args.split)
 
 
-def _benchmark_arguments(parser):
-    from jaxcolor.benchmark import command
-
-    command.add_arguments(parser)
-
-
-def _benchmark(args):
-    from jaxcolor.benchmark import command
-
-    command.run(args)
+def _module(room):
+    """A room's own command module, imported when it is needed."""
+    return importlib.import_module(f'jaxcolor.{room}.command')
 
 
 COMMANDS = {
@@ -426,15 +341,15 @@ COMMANDS = {
     ),
     'prepare': Command(
         'Turns photographs into a shard set of Lab records to train on.',
-        _prepare_arguments,
-        _prepare,
+        lambda parser: _module('prepare').add_prepare_arguments(parser),
+        lambda args: _module('prepare').run_prepare(args),
         '  jaxcolor prepare PHOTOS --out=SHARDS\n'
         '  jaxcolor prepare PHOTOS --out=SHARDS --size=256 --split=train:0.9,validation:0.1',
     ),
     'inspect': Command(
         'Checks every record of a shard set and draws what it holds.',
-        _inspect_arguments,
-        _inspect,
+        lambda parser: _module('prepare').add_inspect_arguments(parser),
+        lambda args: _module('prepare').run_inspect(args),
         '  jaxcolor inspect --data=SHARDS\n  jaxcolor inspect --data=SHARDS --json',
     ),
     'models': Command(
@@ -473,8 +388,8 @@ COMMANDS = {
     ),
     'benchmark': Command(
         'Measures what each network costs on this machine, beside PyTorch if asked.',
-        _benchmark_arguments,
-        _benchmark,
+        lambda parser: _module('benchmark').add_arguments(parser),
+        lambda args: _module('benchmark').run(args),
         '  jaxcolor benchmark --config=ltbc,vgg_fusion --mode=train,infer --batch=8,32\n'
         '  jaxcolor benchmark --model=ltbc-compact PHOTOS',
     ),

@@ -4,12 +4,14 @@ A recipe (`configs/NAME.py`, or a file of your own) starts from `get_config()` a
 those of the network `ltbc` (Iizuka et al. 2016), its paper's recipe; see configs/ltbc.py.
 """
 
+import ast
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from jaxcolor.errors import UserError
 
@@ -318,13 +320,36 @@ def find_recipe(recipe: str) -> str:
     return f'{path}{colon}{variant}'
 
 
-def load_recipe(recipe: str) -> ConfigDict:
-    """The config of a recipe, by a path or name as `find_recipe` takes it. Raises UserError."""
+def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """The config of a recipe.
+
+    Args:
+        recipe: a path or a name, as `find_recipe` takes it.
+        overrides: '--config.SECTION.FIELD=VALUE', parsed by ml_collections.
+
+    Raises:
+        UserError: the recipe cannot be found or read; a field does not exist; a value is not of its type.
+    """
     path, _, variant = find_recipe(recipe).partition(':')
     spec = importlib.util.spec_from_file_location(f'recipe_{Path(path).stem}', path)
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        return module.get_config(variant) if variant else module.get_config()
+        config = module.get_config(variant) if variant else module.get_config()
     except Exception as error:  # whatever a recipe of the user's raises
         raise UserError(f'the recipe {recipe} cannot be read ({type(error).__name__}: {error}).') from None
+    for word in overrides:
+        if word.startswith('-') and not word.startswith('--config.'):
+            raise UserError(f'{word.partition("=")[0]} is no argument here; fields are --config.SECTION.FIELD=VALUE.')
+    values, words = flags.FlagValues(), ['jaxcolor', *overrides]
+    try:
+        config_flags.DEFINE_config_dict('config', config, flag_values=values, sys_argv=words)
+        rest = values(words)
+    except (AttributeError, KeyError) as error:
+        field = ' '.join(ast.literal_eval(str(error)).split())
+        raise UserError(f'the config has no field {field} (jaxcolor/config.py lists all).') from None
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(f'{str(error).rstrip(".")} (jaxcolor/config.py lists all fields).') from None
+    if len(rest) > 1:
+        raise UserError(f'{rest[1]!r} is no argument here; fields are set by --config.SECTION.FIELD=VALUE.')
+    return config
