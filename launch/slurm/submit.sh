@@ -14,7 +14,7 @@ for argument in "$@"; do
         --time=*) time=${argument#*=} ;;
         --config=*) config=${argument#*=} ;;
         --workdir=*) workdir=${argument#*=} ;;
-        --check) export JAXCOLOR_MODULE=jaxcolor.cluster ;;
+        --check) export JAXCOLOR_MODULE=jaxcolor.runtime.cluster ;;
         -h | --help) sed -n '2,6s/^# \?//p' "$0" && exit ;;
         *) flags+=("$argument") ;;
     esac
