@@ -3,7 +3,7 @@
     jaxcolor benchmark                                                 every recipe's training step
     jaxcolor benchmark --config=ltbc,vgg_fusion --mode=train,infer --precision=f32,bf16 --batch=8,32
     jaxcolor benchmark --config=ltbc --input                           what the step waits for its photos
-    jaxcolor benchmark --config=ltbc --forms=plain,auto                what the CPU kernels save
+    jaxcolor benchmark --config=ltbc --cpu-kernels=none,all            what the CPU kernels save
     jaxcolor benchmark --config=ltbc --scaling --cpu-devices=4         1, 2, 4 devices
     jaxcolor benchmark --config=ltbc --against=torch                   beside the same network in PyTorch, in turns
     jaxcolor benchmark --model=RUN PHOTOS                              colorize, and its network alone
@@ -27,6 +27,7 @@ from jaxcolor.benchmark.against import TorchTraining, check_same_loss, paired, v
 from jaxcolor.benchmark.folder import beside_the_network
 from jaxcolor.benchmark.workload import Case, Workload, ceilings, measure
 from jaxcolor.errors import UserError
+from jaxcolor.models.cpu_kernels import CPU_KERNELS
 
 # The recipes, and whether their extractors' features come cached.
 RECIPES = [
@@ -49,11 +50,11 @@ def cases(args) -> list[Case]:
     """The combinations that the command line asks for."""
     recipes = [(name, args.cached) for name in args.configs] if args.configs else RECIPES
     choices = itertools.product(
-        recipes, args.mode, args.precision, args.batch, args.size, args.mapping, args.data, args.forms
+        recipes, args.mode, args.precision, args.batch, args.size, args.mapping, args.data, args.cpu_kernels
     )
     made = [
-        Case(recipe, mode, precision, batch, size, args.devices, mapping, data, forms, cached)
-        for (recipe, cached), mode, precision, batch, size, mapping, data, forms in choices
+        Case(recipe, mode, precision, batch, size, args.devices, mapping, data, cpu_kernels, cached)
+        for (recipe, cached), mode, precision, batch, size, mapping, data, cpu_kernels in choices
     ]
     if not args.scaling:
         return made
@@ -148,7 +149,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,
         help='what the step waits for its photos: --data=fixed,stream,device',
     )
-    add('--forms', type=several, default=['auto'], metavar='auto,plain,...', help="of the layers: the platform's, the plain")
+    add(
+        '--cpu-kernels',
+        type=several,
+        default=['all'],
+        metavar='all,none,...',
+        help=f'of the layers, used on CPUs: all, none, or one of {", ".join(CPU_KERNELS)} (all)',
+    )
     add('--scaling', action='store_true', help='1, 2, 4, ... devices; the batch shared out, and growing with them')
     add('--cpu-devices', type=int, help='make so many devices of the CPU')
     add('--against', choices=['torch'], help="put PyTorch's step times, eager and compiled, beside each row")

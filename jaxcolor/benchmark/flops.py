@@ -1,7 +1,7 @@
 """Floating-point operations of a computation, counted by hand: what the convolutions and matrix products have to do.
 
-XLA's own count leaves out padding and changes with every rewrite of a layer; this one is the same for all forms of a
-network, so that a form which does less work shows as a higher utilisation.
+XLA's own count leaves out padding and changes with every rewrite of a layer; this one is the same with and without CPU
+kernels, so that a kernel which does less work shows as a higher utilization.
 """
 
 import math
@@ -9,14 +9,14 @@ import math
 import jax
 from jax.extend import core
 
-from jaxcolor.models import blocks
+from jaxcolor.models.cpu_kernels import only_cpu_kernels
 from jaxcolor.runtime.parallel import AXIS
 
 
 def count(function, *args) -> int:
-    """Multiplications and additions of the convolutions and matrix products of a per-device step, in the plain form."""
-    with blocks.second_form_of(()):
-        # A fresh function: a traced one is remembered together with the form that it was traced in.
+    """Multiplications and additions of the convolutions and matrix products of a per-device step, without CPU kernels."""
+    with only_cpu_kernels(()):
+        # A fresh function: a traced one is remembered together with the CPU kernels that it was traced with.
         return _of(jax.make_jaxpr(lambda *args: function(*args), axis_env=[(AXIS, 1)])(*args).jaxpr)
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 from jaxcolor import files
 from jaxcolor.errors import UserError
 
-FIELDS = ('recipe', 'mode', 'precision', 'batch', 'size', 'devices', 'mapping', 'data', 'forms', 'cached')
+FIELDS = ('recipe', 'mode', 'precision', 'batch', 'size', 'devices', 'mapping', 'data', 'cpu_kernels', 'cached')
 SHOWN = {
     'mode': 'train',
     'precision': 'f32',
     'devices': 1,
     'mapping': 'shard_map',
     'data': 'fixed',
-    'forms': 'auto',
+    'cpu_kernels': 'all',
 }
 
 

@@ -16,9 +16,9 @@ import numpy as np
 
 from jaxcolor import color, models
 from jaxcolor.errors import UserError
-from jaxcolor.models.blocks import scaled
 from jaxcolor.models.encoder_fusion import DEEPCOLOR
 from jaxcolor.models.extractors import vgg16
+from jaxcolor.models.layers import scaled
 
 try:
     import torch

@@ -17,7 +17,8 @@ from jaxcolor.config import load_recipe
 from jaxcolor.data import device, pipeline
 from jaxcolor.data.shards import open_shards
 from jaxcolor.errors import UserError
-from jaxcolor.models import blocks, extractors
+from jaxcolor.models import extractors
+from jaxcolor.models.cpu_kernels import CPU_KERNELS, only_cpu_kernels
 from jaxcolor.prepare import bundled
 from jaxcolor.runtime.parallel import DataParallel, compiler_options
 
@@ -26,7 +27,7 @@ CHOICES = {
     'precision': ('f32', 'tf32', 'bf16'),
     'mapping': ('shard_map', 'pmap'),
     'data': ('fixed', 'stream', 'device'),
-    'forms': ('auto', 'plain', *blocks.FORMS),
+    'cpu_kernels': ('all', 'none', *CPU_KERNELS),
 }
 MATMUL_PRECISION = {'f32': 'float32', 'tf32': 'tensorfloat32', 'bf16': None}
 
@@ -41,7 +42,7 @@ class Case:
         size: pixels of a photo's side; 0 takes the recipe's.
         devices: how many; 0 takes all.
         data: 'fixed' is one batch on the devices, 'stream' comes from shards, 'device' from a set held on the devices.
-        forms: which of `blocks.FORMS` takes its second form: what the platform takes ('auto'), none, or just one.
+        cpu_kernels: which of `CPU_KERNELS` are used on CPUs: all, none, or just one.
         cached: whether the extractor's features come with the batch.
     """
 
@@ -53,13 +54,13 @@ class Case:
     devices: int = 1
     mapping: str = 'shard_map'
     data: str = 'fixed'
-    forms: str = 'auto'
+    cpu_kernels: str = 'all'
     cached: bool = False
 
     def __post_init__(self):
         for field, choices in CHOICES.items():
             if getattr(self, field) not in choices:
-                raise UserError(f'--{field}: {getattr(self, field)!r} is none of {", ".join(choices)}.')
+                raise UserError(f'--{field.replace("_", "-")}: {getattr(self, field)!r} is none of {", ".join(choices)}.')
         if self.precision == 'tf32' and jax.default_backend() != 'gpu':
             raise UserError('--precision: tf32 is for GPUs.')
         if self.batch < 1 or self.batch % (self.devices or len(jax.devices())):
@@ -99,11 +100,11 @@ class Workload:
             self._compile()
 
     def __enter__(self):
-        """Makes what is traced take the case's precision and forms."""
+        """Makes what is traced take the case's precision and CPU kernels."""
         if precision := MATMUL_PRECISION[self.case.precision]:
             self._context.enter_context(jax.default_matmul_precision(precision))
-        if self.case.forms != 'auto':
-            self._context.enter_context(blocks.second_form_of(set(blocks.FORMS) & {self.case.forms}))
+        if self.case.cpu_kernels != 'all':
+            self._context.enter_context(only_cpu_kernels(set(CPU_KERNELS) & {self.case.cpu_kernels}))
         return self
 
     def __exit__(self, *exception):

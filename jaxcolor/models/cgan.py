@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcolor.models.blocks import BatchNorm, Conv, ConvBlock, scaled
+from jaxcolor.models.layers import BatchNorm, Conv, ConvBlock, scaled
 
 
 class CGAN(nn.Module):

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxcolor.errors import UserError
-from jaxcolor.models.blocks import (
+from jaxcolor.models.layers import (
     ACTIVATIONS,
     BatchNorm,
     ConvBlock,

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcolor.models.blocks import ConvBlock, DeconvBlock, DenseBlock, Fusion, pad_to_multiple, scaled
+from jaxcolor.models.layers import ConvBlock, DeconvBlock, DenseBlock, Fusion, pad_to_multiple, scaled
 
 
 class LTBC(nn.Module):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxcolor import color
-from jaxcolor.models.blocks import upsample
+from jaxcolor.models.layers import upsample
 from jaxcolor.runtime.parallel import mean_over_batch
 from jaxcolor.tasks import losses
 from jaxcolor.tasks.state import TrainState, update_ema

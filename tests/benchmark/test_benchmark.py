@@ -61,9 +61,9 @@ def test_a_report(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_every_source_of_data_and_form_runs():
+def test_every_source_of_data_runs_and_without_cpu_kernels():
     sizes = {'batch': 2, 'size': 32}
-    for change in ({'data': 'stream', 'precision': 'bf16'}, {'data': 'device', 'devices': 2, 'forms': 'plain'}):
+    for change in ({'data': 'stream', 'precision': 'bf16'}, {'data': 'device', 'devices': 2, 'cpu_kernels': 'none'}):
         timed = workload.Workload(workload.Case('ltbc:quickstart', **sizes, **change))
         assert timed.run(2) > 0
         assert int(timed.state.step) == 3  # one to compile
@@ -75,6 +75,7 @@ def test_every_source_of_data_and_form_runs():
     [
         (['--config=nothing'], ['nothing']),
         (['--mode=fly'], ['--mode', 'fly']),
+        (['--cpu-kernels=fast'], ['--cpu-kernels', 'fast']),
         (['--precision=tf32'], ['tf32']),
         (['--batch=3', '--devices=2'], ['--batch', '3 photos']),
         (['--compare=none.json'], ['none.json']),

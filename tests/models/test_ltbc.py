@@ -8,7 +8,7 @@ import pytest
 from jaxcolor import models
 from jaxcolor.errors import UserError
 from jaxcolor.models import ltbc
-from jaxcolor.models.blocks import Fusion, upsample
+from jaxcolor.models.layers import Fusion, upsample
 
 TINY = {'name': 'ltbc', 'dtype': 'float32', 'width': 0.0625, 'classes': 5, 'batch_norm': False, 'global_size': 64}
 

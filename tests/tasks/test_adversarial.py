@@ -12,7 +12,7 @@ from helpers import assert_identical, small_recipe
 
 from jaxcolor import color, tasks
 from jaxcolor.errors import UserError
-from jaxcolor.models.blocks import ConvBlock
+from jaxcolor.models.layers import ConvBlock
 from jaxcolor.runtime.parallel import DataParallel
 from jaxcolor.tasks import adversarial
 

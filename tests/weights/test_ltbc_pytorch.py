@@ -13,8 +13,8 @@ import pytest
 from jaxcolor import color, models, tasks
 from jaxcolor import config as base
 from jaxcolor.errors import UserError
-from jaxcolor.models.blocks import upsample
 from jaxcolor.models.extractors import NETWORKS
+from jaxcolor.models.layers import upsample
 from jaxcolor.runtime.parallel import DataParallel
 from jaxcolor.weights.imagenet import import_extractor
 from jaxcolor.weights.ltbc_pytorch import import_ltbc

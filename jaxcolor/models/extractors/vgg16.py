@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcolor.models.blocks import Conv
+from jaxcolor.models.layers import Conv
 
 SIZE = 224
 # (channels, convolutions) of each block; a 2x2 max pooling ends each.

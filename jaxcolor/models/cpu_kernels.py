@@ -1,0 +1,219 @@
+"""CPU kernels: some operations of `layers` written by hand, with the same values and gradients, because CPUs are faster so.
+
+On GPUs, libraries pick a fast algorithm for each convolution. XLA's CPU backend does not, so it is done here:
+
+- strided, upsampled and transposed convolutions by phases (the pixels of even and of odd places apart), which leaves out
+  products with zeros and repeated sums;
+- large 3x3 convolutions by Winograd's transform, which multiplies fewer times;
+- the sums of batch norm by matrix products, which XLA does several times as fast as it reduces.
+
+The README has the timings. A kernel is used where a program is lowered for CPUs, on whatever machine: a program exported
+for CUDA has the plain operations.
+"""
+
+import contextlib
+import contextvars
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+CPU_KERNELS = ('strided', 'winograd', 'upsampled', 'transposed', 'batch_norm')
+
+_enabled = contextvars.ContextVar('cpu_kernels', default=frozenset(CPU_KERNELS))
+
+
+@contextlib.contextmanager
+def only_cpu_kernels(names: Iterable[str]) -> Iterator[None]:
+    """Only these of CPU_KERNELS are used in what is traced inside; for comparisons. `()` turns all off."""
+    token = _enabled.set(frozenset(names))
+    try:
+        yield
+    finally:
+        _enabled.reset(token)
+
+
+class CPUKernel(NamedTuple):
+    """How CPUs compute an operation `(*arrays, **options)`.
+
+    Attributes:
+        name: one of CPU_KERNELS.
+        forward: takes the operation's arguments; None where the operation itself is fast.
+        backward: takes the gradient of the output, then the operation's arguments; returns the gradient of every array.
+            None where that of the operation itself is fast.
+        suits: takes the operation's arguments; whether the kernel can compute them, and faster.
+    """
+
+    name: str
+    forward: Callable | None = None
+    backward: Callable | None = None
+    suits: Callable[..., bool] = lambda *arrays, **options: True
+
+
+def on_cpus(*kernels: CPUKernel) -> Callable[[Callable], Callable]:
+    """Decorates an operation: on CPUs, the first enabled kernel that suits the arguments computes it."""
+
+    def decorate(operation):
+        @functools.wraps(operation)
+        def dispatch(*arrays, **options):
+            for kernel in kernels:
+                if kernel.name in _enabled.get() and kernel.suits(*arrays, **options):
+                    return _by_platform(operation, kernel, options)(*arrays)
+            return operation(*arrays, **options)
+
+        return dispatch
+
+    return decorate
+
+
+def _by_platform(operation, kernel, options):
+    """The operation, with the kernel in its place where it is lowered for CPUs.
+
+    Forward and backward pass each choose: differentiating through the choice would keep the residuals of both branches.
+    """
+
+    def choose(for_cpus, otherwise, *arrays):
+        otherwise = functools.partial(otherwise, **options)
+        if for_cpus is None:
+            return otherwise(*arrays)
+        return lax.platform_dependent(*arrays, cpu=functools.partial(for_cpus, **options), default=otherwise)
+
+    def forward(*arrays):
+        return choose(kernel.forward, operation, *arrays)
+
+    chosen = jax.custom_vjp(forward)
+    chosen.defvjp(
+        lambda *arrays: (forward(*arrays), arrays),
+        lambda arrays, gradient: choose(kernel.backward, _vjp(operation), gradient, *arrays),
+    )
+    return chosen
+
+
+def _vjp(operation):
+    """The backward pass that JAX derives: takes the gradient of the output, then the operation's arguments."""
+    return lambda gradient, *arrays, **options: jax.vjp(functools.partial(operation, **options), *arrays)[1](gradient)
+
+
+def _conv2d(x, kernel, strides=1, padding=((0, 0), (0, 0))):
+    return lax.conv_general_dilated(x, kernel, (strides,) * 2, padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+_PHASES = [(0, 0), (0, 1), (1, 0), (1, 1)]  # row and column, modulo 2
+
+
+def _interleave(phases):
+    """The four phases of an image, each (B, H, W, C) -> (B, 2H, 2W, C)."""
+    B, H, W, C = phases[0].shape
+    x = jnp.stack(phases, axis=3).reshape(B, H, W, 2, 2, C)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(B, 2 * H, 2 * W, C)
+
+
+def _strided_backward(gradient, x, kernel, *, strides, padding):
+    """A convolution of stride 2: the gradient to the image by phases; that to the kernel would be slower so."""
+    (to_x,) = jax.vjp(lambda x: _strided_by_phases(x, kernel, padding), x)[1](gradient)
+    (to_kernel,) = jax.vjp(lambda kernel: _conv2d(x, kernel, strides, padding), kernel)[1](gradient)
+    return to_x, to_kernel
+
+
+def _strided_by_phases(x, kernel, padding):
+    """A convolution of stride 2 as the sum of four of stride 1, on every other row and column."""
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    h, w = ((side - taps) // 2 + 1 for side, taps in zip(x.shape[1:3], kernel.shape[:2], strict=True))
+    y = 0
+    for p, q in _PHASES:
+        part = kernel[p::2, q::2]
+        of_phase = x[:, p::2, q::2][:, : h + part.shape[0] - 1, : w + part.shape[1] - 1]
+        y += _conv2d(of_phase, part)
+    return y
+
+
+STRIDED = CPUKernel('strided', backward=_strided_backward, suits=lambda x, kernel, *, strides, padding: strides == 2)
+
+
+# Winograd's F(2x2, 3x3): Lavin, Gray 2016, section 4.1; the transform of a kernel.
+_WINOGRAD_KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
+
+
+def _winograd_conv2d(x, kernel, *, strides, padding):
+    """A 3x3 convolution that keeps the size, by 16 multiplications for every 2x2 pixels instead of 36."""
+    B, H, W, C = x.shape
+    h, w = -(-H // 2), -(-W // 2)  # tiles
+    x = jnp.pad(x, ((0, 0), (1, 1 + H % 2), (1, 1 + W % 2), (0, 0)))
+    kernel = jnp.einsum('ai,bj,ijcd->abcd', _WINOGRAD_KERNEL, _WINOGRAD_KERNEL, kernel, precision='highest')
+
+    def transform(x, axis, tiles):
+        d0, d1, d2, d3 = (lax.slice_in_dim(x, i, i + 2 * tiles - 1, 2, axis) for i in range(4))
+        return d0 - d2, d1 + d2, d2 - d1, d1 - d3
+
+    def back(m0, m1, m2, m3):
+        return m0 + m1 + m2, m1 - m2 - m3
+
+    products = [
+        [(tile.reshape(-1, C) @ kernel[a, b]).reshape(B, h, w, -1) for b, tile in enumerate(transform(rows, 2, w))]
+        for a, rows in enumerate(transform(x, 1, h))
+    ]
+    even, odd = (back(*column) for column in zip(*(back(*row) for row in products), strict=True))  # columns, each by rows
+    return _interleave([even[0], odd[0], even[1], odd[1]])[:, :H, :W]
+
+
+def _suits_winograd(x, kernel, *, strides, padding):
+    """Whether the multiplications saved outweigh the transforms: many channels, many tiles (measured on 2 CPU cores)."""
+    h, w, C, features = kernel.shape
+    tiles = x.shape[0] * x.shape[1] * x.shape[2] // 4
+    is_same_size = (h, w, strides, padding) == (3, 3, 1, ((1, 1), (1, 1)))
+    return is_same_size and x.dtype == jnp.float32 and C * features >= 2**15 and tiles >= 2**9
+
+
+WINOGRAD = CPUKernel('winograd', _winograd_conv2d, _vjp(_winograd_conv2d), _suits_winograd)
+
+
+def _upsampled_conv2d(x, kernel):
+    """`upsample`, then a 3x3 convolution: of three taps two meet the same pixel, so their sum meets it once."""
+    rows = [jnp.stack([kernel[0], kernel[1] + kernel[2]]), jnp.stack([kernel[0] + kernel[1], kernel[2]])]
+    quarters = [
+        (jnp.stack([half[:, 0], half[:, 1] + half[:, 2]], axis=1), jnp.stack([half[:, 0] + half[:, 1], half[:, 2]], axis=1))
+        for half in rows
+    ]
+    return _interleave([_conv2d(x, quarters[p][q], 1, ((1 - p, p), (1 - q, q))) for p, q in _PHASES])
+
+
+UPSAMPLED = CPUKernel('upsampled', _upsampled_conv2d, _vjp(_upsampled_conv2d))
+
+
+def _transposed_conv2d(x, kernel, *, strides):
+    """Stride 2: along each axis, even places see taps 0 and 2 (on the pixel before and the pixel itself), odd ones tap 1."""
+    return _interleave([_conv2d(x, kernel[p::2, q::2], 1, ((1 - p, 0), (1 - q, 0))) for p, q in _PHASES])
+
+
+TRANSPOSED = CPUKernel(
+    'transposed', _transposed_conv2d, _vjp(_transposed_conv2d), lambda x, kernel, *, strides: strides == 2
+)  # fmt: skip
+
+
+def _sum_of_rows(x):
+    """(..., C) -> (C,), by a matrix product with ones."""
+    C = x.shape[-1]
+    count = x.size // C
+    # In two steps: a product adds its terms one after the other, and the rounding grows with their number.
+    parts = math.gcd(count, 2**5)
+    rows = x.reshape(count // parts, parts * C)
+    sums = jnp.matmul(jnp.ones((1, count // parts), x.dtype), rows, precision='highest')
+    return jnp.sum(sums.reshape(parts, C), axis=0)
+
+
+def _moments(x):
+    count = x.size // x.shape[-1]
+    return _sum_of_rows(x) / count, _sum_of_rows(x * x) / count
+
+
+def _scale_and_shift_backward(gradient, x, scale, shift):
+    return gradient * scale, _sum_of_rows(gradient * x), _sum_of_rows(gradient)
+
+
+MOMENTS = CPUKernel('batch_norm', forward=_moments)
+SCALE_AND_SHIFT = CPUKernel('batch_norm', backward=_scale_and_shift_backward)

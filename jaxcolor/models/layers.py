@@ -1,0 +1,230 @@
+"""The layers of the networks, and the operations that they are made of. All take and return NHWC arrays.
+
+Parameters are float32; a layer computes in its `dtype`. `on_cpus` names the kernels that replace an operation on CPUs.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import lax
+
+from jaxcolor.models import cpu_kernels
+from jaxcolor.models.cpu_kernels import on_cpus
+
+ACTIVATIONS = {'relu': nn.relu, 'sigmoid': nn.sigmoid, 'tanh': nn.tanh, 'linear': lambda x: x}
+
+
+def scaled(features: int, width: float) -> int:
+    """A layer's number of filters under a network's width multiplier, at least 1."""
+    return max(1, round(features * width))
+
+
+def upsample(x):
+    """Nearest-neighbor x2: (B, H, W, C) -> (B, 2H, 2W, C). Broadcasting has a cheap backward pass, a resize has not."""
+    B, H, W, C = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (B, H, 2, W, 2, C))
+    return x.reshape(B, 2 * H, 2 * W, C)
+
+
+def pad_to_multiple(x, multiple: int):
+    """Repeats the bottom and right edges until H and W are multiples of `multiple`."""
+    H, W = x.shape[1:3]
+    if H % multiple == 0 and W % multiple == 0:
+        return x
+    return jnp.pad(x, ((0, 0), (0, -H % multiple), (0, -W % multiple), (0, 0)), mode='edge')
+
+
+@on_cpus(cpu_kernels.STRIDED, cpu_kernels.WINOGRAD)
+def conv2d(x, kernel, *, strides: int, padding):
+    """(B, H, W, C), (h, w, C, features) -> (B, H', W', features). padding: zeros ((above, below), (left, right))."""
+    return lax.conv_general_dilated(x, kernel, (strides,) * 2, padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+@on_cpus(cpu_kernels.UPSAMPLED)
+def upsample_conv2d(x, kernel):
+    """`upsample`, then a 3x3 convolution that keeps the size: (B, H, W, C) -> (B, 2H, 2W, features)."""
+    return conv2d(upsample(x), kernel, strides=1, padding=((1, 1), (1, 1)))
+
+
+@on_cpus(cpu_kernels.TRANSPOSED)
+def conv_transpose2d(x, kernel, *, strides: int):
+    """Transposed 3x3 convolution, 'SAME' as in Keras and Flax: (B, H, W, C) -> (B, H*strides, W*strides, features)."""
+    return lax.conv_transpose(x, kernel, (strides,) * 2, 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+@on_cpus(cpu_kernels.MOMENTS)
+def channel_moments(x):
+    """(..., C) -> the means of x and of its squares, each (C,)."""
+    axes = tuple(range(x.ndim - 1))
+    return jnp.mean(x, axes), jnp.mean(jnp.square(x), axes)
+
+
+@on_cpus(cpu_kernels.SCALE_AND_SHIFT)
+def scale_and_shift(x, scale, shift):
+    """(..., C), (C,), (C,) -> x * scale + shift."""
+    return x * scale + shift
+
+
+class BatchNorm(nn.Module):
+    """Batch normalization (Ioffe, Szegedy 2015) over all axes but the last: of the device's batch, or of all devices'
+    where `axis_name` is given. Statistics are float32, named as `nn.BatchNorm` names them.
+    """
+
+    train: bool
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+    # Torch's defaults, which the paper's code ran with.
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x):
+        C = x.shape[-1:]
+        scale = self.param('scale', nn.initializers.ones, C, jnp.float32)
+        bias = self.param('bias', nn.initializers.zeros, C, jnp.float32)
+        running_mean = self.variable('batch_stats', 'mean', jnp.zeros, C, jnp.float32)
+        running_var = self.variable('batch_stats', 'var', jnp.ones, C, jnp.float32)
+        x = x.astype(jnp.float32)
+        mean, var = running_mean.value, running_var.value
+        if self.train:
+            moments = channel_moments(x)
+            if self.axis_name is not None and not self.is_initializing():
+                moments = lax.pmean(moments, self.axis_name)
+            mean, var = moments[0], jnp.maximum(0.0, moments[1] - moments[0] ** 2)
+            if not self.is_initializing():
+                running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
+                running_var.value = self.momentum * running_var.value + (1 - self.momentum) * var
+        scale = scale * lax.rsqrt(var + self.epsilon)
+        return scale_and_shift(x, scale, bias - mean * scale).astype(self.dtype)
+
+
+class Conv(nn.Module):
+    """Convolution with a bias: (B, H, W, C) -> (B, H/strides, W/strides, features), rounded up.
+
+    padding: 'SAME' pads as TensorFlow does, at a stride of 2 and even sizes only below and to the right;
+    'symmetric' pads kernel // 2 on every side, as the Torch networks do. At a stride of 1 they are the same.
+    upsampled: the input is first made twice as large, (B, 2H, 2W, features) comes out; for 3x3 at a stride of 1.
+    """
+
+    features: int
+    strides: int = 1
+    kernel: int = 3
+    padding: str = 'symmetric'
+    upsampled: bool = False
+    kernel_init: Any = nn.initializers.lecun_normal()
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        size = (self.kernel, self.kernel)
+        kernel, bias = _kernel_and_bias(self, (*size, x.shape[-1], self.features))
+        x = x.astype(self.dtype)
+        if self.upsampled:
+            return upsample_conv2d(x, kernel) + bias
+        padding = ((self.kernel // 2, self.kernel // 2),) * 2
+        if self.padding == 'SAME':
+            padding = tuple(lax.padtype_to_pads(x.shape[1:3], size, (self.strides, self.strides), 'SAME'))
+        return conv2d(x, kernel, strides=self.strides, padding=padding) + bias
+
+
+class ConvTranspose(nn.Module):
+    """Transposed 3x3 convolution with a bias: (B, H, W, C) -> (B, H*strides, W*strides, features)."""
+
+    features: int
+    strides: int = 1
+    kernel_init: Any = nn.initializers.lecun_normal()
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        kernel, bias = _kernel_and_bias(self, (3, 3, x.shape[-1], self.features))
+        return conv_transpose2d(x.astype(self.dtype), kernel, strides=self.strides) + bias
+
+
+def _kernel_and_bias(module, shape):
+    kernel = module.param('kernel', module.kernel_init, shape, jnp.float32)
+    bias = module.param('bias', nn.initializers.zeros, shape[-1:], jnp.float32)
+    return kernel.astype(module.dtype), bias.astype(module.dtype)
+
+
+class ConvBlock(nn.Module):
+    """`Conv`, optional batch norm, activation."""
+
+    features: int
+    strides: int = 1
+    kernel: int = 3
+    batch_norm: bool = False
+    activation: str = 'relu'
+    padding: str = 'symmetric'
+    upsampled: bool = False
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        init = _kernel_init(self.activation)
+        x = Conv(self.features, self.strides, self.kernel, self.padding, self.upsampled, init, self.dtype, name='conv')(x)
+        if self.batch_norm:
+            x = BatchNorm(train, self.axis_name, self.dtype, name='norm')(x)
+        return ACTIVATIONS[self.activation](x)
+
+
+class DeconvBlock(nn.Module):
+    """`ConvTranspose`, optional batch norm, activation."""
+
+    features: int
+    strides: int = 1
+    batch_norm: bool = False
+    activation: str = 'relu'
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        x = ConvTranspose(self.features, self.strides, _kernel_init(self.activation), self.dtype, name='deconv')(x)
+        if self.batch_norm:
+            x = BatchNorm(train, self.axis_name, self.dtype, name='norm')(x)
+        return ACTIVATIONS[self.activation](x)
+
+
+class DenseBlock(nn.Module):
+    """Dense layer, optional batch norm, activation: (B, C) -> (B, features)."""
+
+    features: int
+    batch_norm: bool = False
+    activation: str = 'relu'
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        x = nn.Dense(self.features, kernel_init=_kernel_init(self.activation), dtype=self.dtype, name='dense')(x)
+        if self.batch_norm:
+            x = BatchNorm(train, self.axis_name, self.dtype, name='norm')(x)
+        return ACTIVATIONS[self.activation](x)
+
+
+class Fusion(nn.Module):
+    """Joins a vector to every pixel and mixes both by a 1x1 convolution (Iizuka et al. 2016, eq. 3), before its activation.
+
+    (B, H, W, C), (B, G) -> (B, H, W, features). The kernel (1, 1, C + G, features) is that of the convolution over the
+    joined channels; the vector's part of it is multiplied once a photo, not once a pixel.
+    """
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, local, vector):
+        C, G = local.shape[-1], vector.shape[-1]
+        kernel = self.param('kernel', _kernel_init('relu'), (1, 1, C + G, self.features), jnp.float32)
+        bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
+        kernel, bias = kernel[0, 0].astype(self.dtype), bias.astype(self.dtype)
+        of_vector = vector.astype(self.dtype) @ kernel[C:] + bias  # (B, features)
+        return local.astype(self.dtype) @ kernel[:C] + of_vector[:, None, None]
+
+
+def _kernel_init(activation: str):
+    """He et al. 2015 ahead of a ReLU, else Glorot's variance over the inputs (LeCun)."""
+    return nn.initializers.he_normal() if activation == 'relu' else nn.initializers.lecun_normal()

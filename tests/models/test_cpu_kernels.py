@@ -1,0 +1,141 @@
+"""CPU kernels: the values and gradients of the plain operations, and taken where a program is lowered for CPUs only."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+from jaxcolor.models import layers
+from jaxcolor.models.cpu_kernels import CPU_KERNELS, only_cpu_kernels
+
+TOLERANCE = {'float32': 1e-5, 'bfloat16': 0.03}  # of the largest value
+
+
+def random(*shape, dtype='float32', seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def value_and_gradients(function, kernels=CPU_KERNELS):
+    """A fresh function of the same inputs: the value, and the gradients to every input."""
+
+    def both(*inputs):
+        with only_cpu_kernels(kernels):
+            outputs, pullback = jax.vjp(function, *inputs)
+            return outputs, pullback(jax.tree.map(lambda y: random(*y.shape, dtype=y.dtype, seed=1), outputs))
+
+    return jax.jit(both)
+
+
+def assert_close(expected, found, tolerance):
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(a).max())
+
+
+def assert_same_with_kernels(function, *inputs):
+    plain, by_kernels = value_and_gradients(function, ()), value_and_gradients(function)
+    assert operations(plain.lower(*inputs).as_text()) != operations(by_kernels.lower(*inputs).as_text())
+    assert_close(plain(*inputs), by_kernels(*inputs), TOLERANCE[inputs[0].dtype.name])
+
+
+def assert_same_layer(layer, x, params):
+    assert_same_with_kernels(lambda x, params: layer.apply({'params': params}, x), x, params)
+
+
+def operations(program):
+    """The numbers of convolutions and of matrix products in StableHLO."""
+    return program.count('stablehlo.convolution'), program.count('stablehlo.dot_general')
+
+
+@pytest.mark.parametrize('dtype', TOLERANCE)
+@pytest.mark.parametrize('size', [(8, 8), (7, 9), (6, 11)])
+class TestValues:
+    @pytest.mark.parametrize('kernel', [3, 5])
+    @pytest.mark.parametrize('padding', ['symmetric', 'SAME'])
+    def test_strided(self, size, dtype, kernel, padding):
+        layer = layers.Conv(4, 2, kernel, padding, dtype=dtype)
+        params = {'kernel': random(kernel, kernel, 3, 4), 'bias': random(4)}
+        assert_same_layer(layer, random(2, *size, 3, dtype=dtype), params)
+
+    def test_upsampled(self, size, dtype):
+        layer = layers.Conv(4, upsampled=True, dtype=dtype)
+        params = {'kernel': random(3, 3, 3, 4), 'bias': random(4)}
+        assert_same_layer(layer, random(2, *size, 3, dtype=dtype), params)
+
+    def test_transposed(self, size, dtype):
+        layer = layers.ConvTranspose(4, 2, dtype=dtype)
+        params = {'kernel': random(3, 3, 3, 4), 'bias': random(4)}
+        assert_same_layer(layer, random(2, *size, 3, dtype=dtype), params)
+
+    def test_batch_norm(self, size, dtype):
+        layer = layers.BatchNorm(train=True, dtype=dtype)
+        params = {'scale': random(3), 'bias': random(3)}
+        statistics = {'mean': random(3), 'var': jnp.ones(3)}
+
+        def outputs_and_statistics(x, params):
+            return layer.apply({'params': params, 'batch_stats': statistics}, x, mutable=['batch_stats'])
+
+        assert_same_with_kernels(outputs_and_statistics, random(2, *size, 3, dtype=dtype), params)
+
+
+@pytest.mark.parametrize('size', [(32, 32), (31, 35)])
+def test_winograd(size):
+    layer = layers.Conv(256)
+    params = {'kernel': random(3, 3, 128, 256) / 34, 'bias': random(256)}
+    assert_same_layer(layer, random(2, *size, 128), params)
+
+
+# Each kernel's operation, forward and backward; its convolutions and matrix products, plain and on CPUs.
+SAME = ((1, 1), (1, 1))
+CASES = {
+    'strided': (lambda x, kernel: layers.conv2d(x, kernel, strides=2, padding=SAME), (3, 0), (6, 0)),
+    'winograd': (lambda x, kernel: layers.conv2d(x, kernel, strides=1, padding=SAME), (3, 0), (0, 16 + 32 + 6)),
+    'upsampled': (layers.upsample_conv2d, (3, 0), (12, 0)),
+    'transposed': (lambda x, kernel: layers.conv_transpose2d(x, kernel, strides=2), (3, 0), (12, 0)),
+    'batch_norm': (lambda x, kernel: layers.scale_and_shift(x, *layers.channel_moments(kernel)), (0, 0), (0, 4)),
+}
+
+
+@pytest.fixture(params=CPU_KERNELS)
+def case(request):
+    """A kernel's operation with its inputs, and its operations, plain and on CPUs."""
+    function, plain, on_cpus = CASES[request.param]
+    C, features = (128, 256) if request.param == 'winograd' else (8, 8)
+    return function, (random(2, 32, 32, C), random(3, 3, C, features) / 34), plain, on_cpus
+
+
+def test_programs_for_cpus_have_the_kernels_alone(case):
+    function, inputs, _, on_cpus = case
+    lowered = value_and_gradients(function).lower(*inputs)
+    assert operations(lowered.as_text()) == on_cpus
+    assert 'conditional(' not in lowered.compile().as_text()
+
+
+def test_programs_for_gpus_are_plain_wherever_they_are_lowered(case):
+    function, inputs, plain, _ = case
+    assert jax.default_backend() == 'cpu'
+    program = export.export(value_and_gradients(function), platforms=['cuda'])(*inputs).mlir_module()
+    assert operations(program) == plain
+
+
+def test_the_default_backend_does_not_matter(case, monkeypatch):
+    function, inputs, _, on_cpus = case
+    step = value_and_gradients(function)
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    program = export.export(step, platforms=['cpu'])(*inputs).mlir_module()
+    assert operations(program) == on_cpus
+
+
+def test_one_program_serves_several_platforms(case):
+    function, inputs, *_ = case
+    exported = export.export(value_and_gradients(function), platforms=['cpu', 'cuda'])(*inputs)
+    assert exported.platforms == ('cpu', 'cuda')
+    assert_close(value_and_gradients(function, ())(*inputs), exported.call(*inputs), TOLERANCE['float32'])
+
+
+def test_only_the_kernels_named_are_used(case):
+    function, inputs, plain, on_cpus = case
+    counted = [operations(value_and_gradients(function, [name]).lower(*inputs).as_text()) for name in CPU_KERNELS]
+    assert sorted(counted) == sorted([plain] * (len(CPU_KERNELS) - 1) + [on_cpus])
