@@ -97,7 +97,8 @@ def read(path) -> dict:
     """Results as `write` wrote them. Raises UserError."""
     try:
         results = json.loads(Path(path).read_text(encoding='utf-8'))
-        return {'machine': results['machine'], 'rows': [{**row, 'step_s': float(row['step_s'])} for row in results['rows']]}
+        rows = [{field: row[field] for field in FIELDS} | {'step_s': float(row['step_s'])} for row in results['rows']]
+        return {'machine': results['machine'], 'rows': rows}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f'{path} holds no results of the benchmark ({error}).') from None
 

@@ -8,9 +8,10 @@ import pytest
 from conftest import assert_one_sentence
 
 from jaxcolor import tasks
-from jaxcolor.benchmark import command, flops, workload
+from jaxcolor.benchmark import command, flops, report, workload
 from jaxcolor.cli import main
 from jaxcolor.config import load_recipe
+from jaxcolor.errors import UserError
 
 
 def by_hand(size=224):
@@ -84,6 +85,17 @@ def test_every_source_of_data_runs_and_without_cpu_kernels():
 def test_bad_flags_are_one_sentence(cli, flags, parts):
     code, _, err = cli('benchmark', *flags)
     assert_one_sentence(code, err, *parts)
+
+
+def test_results_without_a_field_are_refused(tmp_path):
+    row = dict.fromkeys(report.FIELDS, 1) | {'step_s': 1.0}
+    path = tmp_path / 'results.json'
+    path.write_text(json.dumps({'machine': {}, 'rows': [row]}))
+    assert report.read(path)['rows'] == [row]
+    del row['cpu_kernels']
+    path.write_text(json.dumps({'machine': {}, 'rows': [row]}))
+    with pytest.raises(UserError, match='cpu_kernels'):
+        report.read(path)
 
 
 def test_input_is_short_for_all_sources_of_photos():
