@@ -9,7 +9,6 @@ import collections
 import contextlib
 import csv
 import dataclasses
-import fcntl
 import itertools
 import json
 import multiprocessing
@@ -22,6 +21,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+import filelock
 import numpy as np
 import PIL
 
@@ -131,16 +131,17 @@ def _make(candidates, out, options, plan, workers, quiet):
         finally:
             progress.close()
         _finish(out, stems, classes.names(), options, plan)
+    shutil.rmtree(out / WORK, ignore_errors=True)  # after the lock, since Windows removes no open file
 
 
 @contextlib.contextmanager
 def _locked(out):
     """Keeps a second command out of the folder."""
-    with open(out / WORK / 'lock', 'w') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f'another prepare command is working in {out}; wait for it or name another --out') from None
+    try:
+        held = filelock.FileLock(out / WORK / 'lock').acquire(blocking=False)
+    except filelock.Timeout:
+        raise UserError(f'another prepare command is working in {out}; wait for it or name another --out') from None
+    with held:
         yield
 
 
@@ -214,7 +215,7 @@ def _count_photo():
 
 
 def _finish(out, stems, classes, options, plan):
-    """Writes `rejected.csv` and `dataset.json` from the notes of the shards, then removes what no longer matters."""
+    """Writes `rejected.csv` and `dataset.json` from the notes of the shards, and removes shards that are not in it."""
     counts, kept, example, rejected = collections.Counter(), [], None, 0
     with (
         files.atomic(out / 'rejected.csv', out / WORK) as temporary,
@@ -248,4 +249,3 @@ def _finish(out, stems, classes, options, plan):
         'shards': sorted(kept, key=lambda shard: shard['file']),
     }
     files.write_json(out / shards.SIDECAR, meta)
-    shutil.rmtree(out / WORK)

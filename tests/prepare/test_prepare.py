@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import fcntl
 import io
 import multiprocessing
 import os
@@ -15,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 from PIL import Image
@@ -380,10 +380,10 @@ def test_full_disk(photos, expected, tmp_path, workers):
 
 def test_two_commands_at_once(photos, tmp_path):
     (tmp_path / 'out' / '.preparing').mkdir(parents=True)
-    with open(tmp_path / 'out' / '.preparing' / 'lock', 'w') as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match='another prepare command is working'):
-            prepare(photos, tmp_path / 'out', quiet=True, **OPTIONS)
+    lock = filelock.FileLock(tmp_path / 'out' / '.preparing' / 'lock')
+    with lock, pytest.raises(UserError, match='another prepare command is working'):
+        prepare(photos, tmp_path / 'out', quiet=True, **OPTIONS)
+    assert prepare(photos, tmp_path / 'out', quiet=True, **OPTIONS).counts
 
 
 # Bad input.
