@@ -14,12 +14,11 @@ import itertools
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgpack
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from PIL import Image
 
 from jaxcolor.errors import UserError
@@ -103,9 +102,29 @@ def decode_record(data):
     return photo
 
 
-def write_shard(path, records, encoding):
-    """Writes the records (an iterable of bytes) as one ArrayRecord file; the caller names it and moves it in place."""
-    writer = ArrayRecordWriter(os.fspath(path), f'group_size:1,{ENCODINGS[encoding].packing}')
+def _array_record():
+    """The module of ArrayRecord. It is imported late, since Windows has none and colorizes all the same."""
+    try:
+        from array_record.python import array_record_module
+    except ImportError:
+        raise UserError(
+            'shard sets need the package array_record, which is not installed; on Windows there is none: use WSL'
+        ) from None
+    return array_record_module
+
+
+def write_shard(path: str | os.PathLike, records: Iterable[bytes], encoding: str) -> None:
+    """Writes one ArrayRecord file; the caller names it and moves it in place.
+
+    Args:
+        path: of the file.
+        records: what `encode_record` made.
+        encoding: a key of ENCODINGS; it says how the file is packed.
+
+    Raises:
+        UserError: this system has no array_record.
+    """
+    writer = _array_record().ArrayRecordWriter(os.fspath(path), f'group_size:1,{ENCODINGS[encoding].packing}')
     try:
         for record in records:
             writer.write(record)
@@ -169,7 +188,7 @@ class Records:
             with self._lock:
                 reader = self._readers.get(shard)
                 if reader is None:
-                    reader = ArrayRecordReader(self._paths[shard], **_RANDOM_ACCESS)
+                    reader = _array_record().ArrayRecordReader(self._paths[shard], **_RANDOM_ACCESS)
                     self._readers[shard] = reader
         return reader
 
