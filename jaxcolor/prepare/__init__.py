@@ -34,7 +34,9 @@ from jaxcolor.prepare.selection import Options, select
 from jaxcolor.runtime.logs import Progress
 
 
-def prepare(photos, out, *, workers=0, quiet=False, **options):
+def prepare(
+    photos: str | os.PathLike, out: str | os.PathLike, *, workers: int = 0, quiet: bool = False, **options
+) -> shards.ShardSet:
     """Makes a shard set of the photos at `photos` in the folder `out`, goes on with one, or finds it finished.
 
     Args:
