@@ -167,7 +167,7 @@ _BIN_SIDE, _BINS_PER_AXIS = 10, 23
 AB_BINS = _BINS_PER_AXIS**2
 
 
-def ab_bin(ab: Array) -> Array:
+def ab_bin(ab: np.ndarray | jax.Array) -> jax.Array:
     """The square of 10 x 10 units of the a*b* plane that a color lies in: (..., 2) -> int32 (...) in [0, AB_BINS)."""
     index = jnp.floor(ab / _BIN_SIDE + 0.5).astype(jnp.int32) + _BINS_PER_AXIS // 2
     index = jnp.clip(index, 0, _BINS_PER_AXIS - 1)

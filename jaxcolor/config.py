@@ -5,7 +5,7 @@ those of the network `ltbc` (Iizuka et al. 2016), its paper's recipe; see config
 """
 
 import ast
-import importlib.util
+import runpy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -331,11 +331,9 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> ConfigDict:
         UserError: the recipe cannot be found or read; a field does not exist; a value is not of its type.
     """
     path, _, variant = find_recipe(recipe).partition(':')
-    spec = importlib.util.spec_from_file_location(f'recipe_{Path(path).stem}', path)
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        config = module.get_config(variant) if variant else module.get_config()
+        get_config = runpy.run_path(path)['get_config']
+        config = get_config(variant) if variant else get_config()
     except Exception as error:  # whatever a recipe of the user's raises
         raise UserError(f'the recipe {recipe} cannot be read ({type(error).__name__}: {error}).') from None
     for word in overrides:

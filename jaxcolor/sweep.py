@@ -51,7 +51,7 @@ def train_all(trainings: Sequence[Sequence[str]], out: Path, fields: Sequence[st
         command = [sys.executable, '-m', 'jaxcolor.main', *flags, *fields, f'--workdir={run}']
         reason = None
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-            for line in process.stderr:
+            for line in process.stderr or ():
                 print(line, end='', file=sys.stderr, flush=True)
                 if line.startswith(_ERROR):
                     reason = line.removeprefix(_ERROR).strip()
@@ -72,7 +72,9 @@ def _is_done(run):
 
 def collect(trainings: Sequence[Sequence[str]], out: Path) -> list[dict[str, Any]]:
     """Writes OUT/table.csv and OUT/sweep.png of what is trained -> the table's rows."""
-    rows, curves, baselines = [], [], []
+    rows: list[dict[str, Any]] = []
+    baselines: list[dict[str, Any]] = []
+    curves = []
     for number, flags in enumerate(trainings, 1):
         run = out / str(number)
         row = {'number': number, 'flags': ' '.join(flags), 'steps': '', 'result': 'not trained yet'}

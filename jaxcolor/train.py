@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,7 +100,7 @@ class _Data(NamedTuple):
     """What a training reads."""
 
     shards: ShardSet
-    batches: Iterator[Any]  # with get_state and set_state
+    batches: pipeline.TrainIterator | device.DeviceBatches
     train_step: Callable[..., Any]  # (state, batch, *resident) of one device
     resident: tuple[Any, ...]  # what the step takes besides: the photos, where they are held on the devices
     splits: list[str]  # to evaluate

@@ -30,7 +30,7 @@ def run(module, then=''):
     return result.stdout
 
 
-@pytest.mark.parametrize('module', ['jaxcolor.__main__', 'jaxcolor.colorize', 'jaxcolor.train'])
+@pytest.mark.parametrize('module', ['jaxcolor.__main__', 'jaxcolor.inference.colorize', 'jaxcolor.train'])
 def test_imports_without_posix(module):
     run(module)
 

@@ -53,26 +53,26 @@ def prepare(
         UserError: options or photos that cannot be used, a folder that cannot be written or holds something else, a
             full disk.
     """
-    options = Options(**options)
-    options.check()
+    chosen = Options(**options)
+    chosen.check()
     photos, out = Path(photos), Path(out)
     if out.resolve().is_relative_to(photos.resolve()):
         raise UserError(f'{out} lies inside the photos, {photos}; name a folder outside them with --out')
-    plan = json.loads(json.dumps({'photos': str(photos.resolve()), **dataclasses.asdict(options)}))
+    plan = json.loads(json.dumps({'photos': str(photos.resolve()), **dataclasses.asdict(chosen)}))
     say = (lambda text: None) if quiet else lambda text: print(text, file=sys.stderr)
     if (out / shards.SIDECAR).exists():
         _check_same(out, shards.open_shards(out).meta['made'], plan)
         shutil.rmtree(out / WORK, ignore_errors=True)
         say(f'{out} is finished already')
     else:
-        candidates = datasets.open_source(photos, options.source, options.max_bytes)
+        candidates = datasets.open_source(photos, chosen.source, chosen.max_bytes)
         try:
             first = next(candidates)  # before anything is written
         except StopIteration:
             raise UserError(f'there are no photos in {photos}') from None
         try:
             _claim(out, plan)
-            _make(itertools.chain([first], candidates), out, options, plan, workers, quiet)
+            _make(itertools.chain([first], candidates), out, chosen, plan, workers, quiet)
         except OSError as error:
             raise write_error(out, error) from error
     result = shards.open_shards(out)

@@ -15,12 +15,14 @@ from jaxcolor.runtime.parallel import AXIS, mean_over_batch
 from jaxcolor.tasks import losses
 from jaxcolor.tasks.state import TrainState, update_ema
 
+Metrics = dict[str, jax.Array]
+
 
 class Adversarial:
     """Cross-entropy GAN loss, plus an L1 term for the generator where settings.l1 asks for it.
 
     A step trains the discriminator on the batch's photos and on colors generated for them, then the generator against
-    the discriminator so improved, with fresh noise. State: params, model_state (batch statistics) and opt_state are
+    the updated discriminator, with fresh noise. State: params, model_state (batch statistics) and opt_state are
     {'generator': ..., 'discriminator': ...}.
     """
 
@@ -42,7 +44,7 @@ class Adversarial:
         self.settings, self.network, self.optimizer, self.schedule = settings, network, optimizer, schedule
         self.accumulation_steps, self.ema = accumulation_steps, ema
 
-    def init(self, rng) -> TrainState:
+    def init(self, rng: jax.Array) -> TrainState:
         """A fresh state. rng: uint32 (2,) key."""
         init_rng, rng = jax.random.split(rng)
         size = self.network.size
@@ -52,25 +54,25 @@ class Adversarial:
         state = TrainState(jnp.zeros((), jnp.int32), params, statistics, opt_state, rng)
         return state.replace(ema=state.weights() if self.ema else ())
 
-    def train_step(self, state: TrainState, batch):
+    def train_step(self, state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState, Metrics]:
         """One half-step of the discriminator, one of the generator, of one device on its share of the batch."""
         yuv = _yuv(batch['lab'])
-        # A photo's noise comes from its place in the global batch, so that the number of devices changes nothing.
-        places = lax.axis_index(AXIS) * len(yuv) + jnp.arange(len(yuv))
+        # A photo's noise comes from its index in the global batch, so that the number of devices changes nothing.
+        indices = lax.axis_index(AXIS) * len(yuv) + jnp.arange(len(yuv))
         keys = jax.random.split(jax.random.fold_in(state.rng, state.step))
-        first, second = (self._noise(key, places) for key in keys)
-        state, of_discriminator = self.discriminator_step(state, yuv, first)
-        state, of_generator = self.generator_step(state, yuv, second)
-        measured = {**of_discriminator, **of_generator}
-        measured['loss'] = measured['discriminator_loss'] + measured['generator_loss']
-        measured['learning_rate'] = jnp.asarray(self.schedule(state.step))
+        first, second = (self._noise(key, indices) for key in keys)
+        state, discriminator_metrics = self.discriminator_step(state, yuv, first)
+        state, generator_metrics = self.generator_step(state, yuv, second)
+        metrics = {**discriminator_metrics, **generator_metrics}
+        metrics['loss'] = metrics['discriminator_loss'] + metrics['generator_loss']
+        metrics['learning_rate'] = jnp.asarray(self.schedule(state.step))
         state = state.replace(step=state.step + 1)
-        return state.replace(ema=update_ema(state, self.ema)), measured
+        return state.replace(ema=update_ema(state, self.ema)), metrics
 
-    def discriminator_step(self, state: TrainState, yuv, noise):
-        """Trains the discriminator alone to tell yuv (B, H, W, 3) from what the generator makes of its Y and noise."""
+    def discriminator_step(self, state: TrainState, yuv: jax.Array, noise: jax.Array) -> tuple[TrainState, Metrics]:
+        """Trains the discriminator alone to tell yuv (B, H, W, 3) from the generator's output for its Y and noise (B, Z)."""
 
-        def loss_of(own, yuv, noise):
+        def loss_fn(own, yuv, noise):
             # The generator is in its training mode, as when it is trained, but its statistics are not kept.
             chroma, _ = self._run(state.params, state.model_state, 'generate', yuv[..., :1], noise)
             fake = lax.stop_gradient(jnp.concatenate([yuv[..., :1], chroma], axis=-1))
@@ -78,46 +80,47 @@ class Adversarial:
             # Photos and fakes pass one after the other, each normalized by its own statistics.
             real_logits, statistics = self._run(params, state.model_state, 'discriminate', yuv)
             fake_logits, statistics = self._run(params, statistics, 'discriminate', fake)
-            of_real = jnp.mean(optax.sigmoid_binary_cross_entropy(real_logits, jnp.full(len(yuv), self.settings.real_label)))
-            of_fake = jnp.mean(optax.sigmoid_binary_cross_entropy(fake_logits, jnp.zeros(len(yuv))))
-            measured = {
-                'discriminator_loss': of_real + of_fake,
+            real_loss = jnp.mean(
+                optax.sigmoid_binary_cross_entropy(real_logits, jnp.full(len(yuv), self.settings.real_label))
+            )
+            fake_loss = jnp.mean(optax.sigmoid_binary_cross_entropy(fake_logits, jnp.zeros(len(yuv))))
+            metrics = {
+                'discriminator_loss': real_loss + fake_loss,
                 'accuracy_on_photos': _share(real_logits > 0),
                 'accuracy_on_generated': _share(fake_logits < 0),
             }
-            return of_real + of_fake, (measured, statistics['discriminator'])
+            return real_loss + fake_loss, (metrics, statistics['discriminator'])
 
-        return self._update(state, 'discriminator', loss_of, yuv, noise)
+        return self._update(state, 'discriminator', loss_fn, yuv, noise)
 
-    def generator_step(self, state: TrainState, yuv, noise):
-        """Trains the generator alone to make the discriminator take its colors for true ones."""
+    def generator_step(self, state: TrainState, yuv: jax.Array, noise: jax.Array) -> tuple[TrainState, Metrics]:
+        """Trains the generator alone to fool the discriminator, for the Y of yuv (B, H, W, 3) and noise (B, Z)."""
 
-        def loss_of(own, yuv, noise):
+        def loss_fn(own, yuv, noise):
             params = {**state.params, 'generator': own}
             chroma, statistics = self._run(params, state.model_state, 'generate', yuv[..., :1], noise)
             fake = jnp.concatenate([yuv[..., :1], chroma], axis=-1)
             logits, _ = self._run(params, state.model_state, 'discriminate', fake)
             loss = jnp.mean(optax.sigmoid_binary_cross_entropy(logits, jnp.ones(len(yuv))))
-            measured = {'generator_loss': loss, 'generator_fools': _share(logits > 0)}
+            metrics = {'generator_loss': loss, 'generator_fools': _share(logits > 0)}
             if self.settings.l1:
-                measured['l1_loss'] = self.settings.l1 * jnp.mean(losses.absolute_error(chroma, yuv[..., 1:]))
-                loss += measured['l1_loss']
-            return loss, (measured, statistics['generator'])
+                metrics['l1_loss'] = self.settings.l1 * jnp.mean(losses.absolute_error(chroma, yuv[..., 1:]))
+                loss += metrics['l1_loss']
+            return loss, (metrics, statistics['generator'])
 
-        return self._update(state, 'generator', loss_of, yuv, noise)
+        return self._update(state, 'generator', loss_fn, yuv, noise)
 
-    def eval_step(self, state: TrainState, batch):
-        """Figures of each photo, {name: (B,)}, and its generated a*b*, float32 (B, H, W, 2).
+    def eval_step(self, state: TrainState, batch: Mapping[str, Any]) -> tuple[Metrics, jax.Array]:
+        """Metrics of each photo, {name: (B,)}, and its generated a*b*, float32 (B, H, W, 2).
 
-        `loss` is the mean absolute error in U and V: a GAN's own losses say nothing of how far a training has come.
+        `loss` is the mean absolute error in U and V: a GAN's own losses do not measure its progress.
         """
         state, yuv = state.for_inference(), _yuv(batch['lab'])
-        # Noise of a photo is drawn from the photo: the same in whatever batch and place it comes.
+        # A photo's noise is seeded by its pixels, so that the batch that it comes in changes nothing.
         seeds = jnp.sum(batch['lab'].astype(jnp.uint32), axis=(1, 2, 3), dtype=jnp.uint32)
         chroma = self._generate(state, yuv[..., :1], self._noise(state.rng, seeds))
         fake = jnp.concatenate([yuv[..., :1], chroma], axis=-1)
-        real_logits = self.network.apply(_variables(state), yuv, method='discriminate')
-        fake_logits = self.network.apply(_variables(state), fake, method='discriminate')
+        real_logits, fake_logits = (self._discriminate(state, x) for x in (yuv, fake))
         each = {
             'loss': losses.absolute_error(chroma, yuv[..., 1:]),
             'accuracy_on_photos': (real_logits > 0).astype(jnp.float32),
@@ -125,21 +128,24 @@ class Adversarial:
         }
         return each, _ab(fake)
 
-    def predict(self, state: TrainState, lightness, rng):
-        """L* (B, H, W, 1) in [0, 100] -> a*b* float32 (B, H, W, 2); another rng, other colors."""
+    def predict(self, state: TrainState, lightness: jax.Array, rng: jax.Array) -> jax.Array:
+        """L* (B, H, W, 1) in [0, 100] -> a*b* float32 (B, H, W, 2); rng, uint32 (2,), decides the noise."""
         luma = color.rgb_to_yuv(color.lab_to_rgb(color.gray_lab(lightness)))[..., :1]
         chroma = self._generate(state.for_inference(), luma, self._noise(rng, jnp.arange(len(lightness))))
         return _ab(jnp.concatenate([luma, chroma], axis=-1))
 
-    def _noise(self, rng, numbers):
-        """z for photos that have these numbers (B,) -> (B, noise_size), uniform in [-1, 1]."""
+    def _noise(self, rng, seeds):
+        """z for photos of these seeds (B,) -> (B, noise_size), uniform in [-1, 1]."""
 
-        def draw(number):
-            return jax.random.uniform(jax.random.fold_in(rng, number), (self.network.noise_size,), minval=-1.0)
+        def draw(seed):
+            return jax.random.uniform(jax.random.fold_in(rng, seed), (self.network.noise_size,), minval=-1.0)
 
-        return jax.vmap(draw)(numbers)
+        return jax.vmap(draw)(seeds)
 
-    def _generate(self, state, luma, noise):
+    def _discriminate(self, state, yuv) -> Any:
+        return self.network.apply(_variables(state), yuv, method='discriminate')
+
+    def _generate(self, state, luma, noise) -> Any:
         return self.network.apply(_variables(state), luma, noise, method='generate')
 
     def _run(self, params, statistics, method, *inputs):
@@ -148,29 +154,29 @@ class Adversarial:
         output, new = self.network.apply(variables, *inputs, method=method, train=True, mutable=['batch_stats'])
         return output, {**statistics, **new['batch_stats']}
 
-    def _update(self, state, name, loss_of, yuv, noise):
+    def _update(self, state, name, loss_fn, yuv, noise):
         """One optimizer step of one of the two networks; gradients and statistics are averaged over AXIS."""
 
-        def of_part(part):
-            (_, (measured, statistics)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params[name], *part)
-            return grads, measured, statistics
+        def gradients(part):
+            (_, (metrics, statistics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params[name], *part)
+            return grads, metrics, statistics
 
-        grads, measured, statistics = mean_over_batch(of_part, (yuv, noise), self.accumulation_steps)
+        grads, metrics, statistics = mean_over_batch(gradients, (yuv, noise), self.accumulation_steps)
         updates, opt_state = self.optimizer.update(grads, state.opt_state[name], state.params[name])
         state = state.replace(
             params={**state.params, name: optax.apply_updates(state.params[name], updates)},
             model_state={**state.model_state, name: statistics},
             opt_state={**state.opt_state, name: opt_state},
         )
-        return state, measured
+        return state, metrics
 
 
 def _variables(state):
     return {'params': state.params, 'batch_stats': state.model_state}
 
 
-def _share(truths):
-    return jnp.mean(truths.astype(jnp.float32))
+def _share(is_so):
+    return jnp.mean(is_so.astype(jnp.float32))
 
 
 def _yuv(lab):

@@ -1,16 +1,25 @@
 """Losses, one float32 per photo, (B,): their mean over any number of equal devices is the mean over the global batch."""
 
+from collections.abc import Collection
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 
 
-def color_error(prediction, target, reduction: str, delta: float | None = None, weight=None):
+def color_error(
+    prediction: jax.Array,
+    target: jax.Array,
+    reduction: str,
+    delta: float | None = None,
+    weight: jax.Array | None = None,
+) -> jax.Array:
     """Error of a* and b*, both (B, H, W, 2) in the network's range -> (B,).
 
     Args:
         reduction: 'sum' over pixels and channels is, of squared errors, the squared Frobenius norm (Iizuka et al. 2016,
-            eq. 5); 'mean' is what the reimplementations take.
+            eq. 5); the reimplementations use 'mean'.
         delta: None squares errors; otherwise twice Huber's loss (1964): e^2 up to delta, 2 delta |e| - delta^2 beyond.
         weight: of each pixel, (B, H, W); None for 1.
     """
@@ -21,18 +30,18 @@ def color_error(prediction, target, reduction: str, delta: float | None = None, 
     return reduce(each, axis=(1, 2, 3))
 
 
-def absolute_error(prediction, target):
+def absolute_error(prediction: jax.Array, target: jax.Array) -> jax.Array:
     """Mean over pixels and channels of the absolute error, both (B, H, W, C) -> (B,)."""
     return jnp.mean(jnp.abs(prediction - target), axis=(1, 2, 3))
 
 
-def cross_entropy(logits, labels):
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Softmax cross entropy: logits (B, classes), labels int32 (B,) -> (B,); 0 for a photo without a label (-1)."""
     each = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
     return jnp.where(labels >= 0, each, 0.0)
 
 
-def kernel_l2(params, excluded=()):
+def kernel_l2(params: Any, excluded: Collection[str] = ()) -> jax.Array:
     """Sum of the squares of all kernels (not of biases or batch norm) -> a scalar, to be weighted and added to a loss.
 
     excluded: names; a kernel whose path holds one of them is left out.

@@ -4,7 +4,9 @@ import math
 
 import jax
 import optax
+from ml_collections import ConfigDict
 
+from jaxcolor.config import check_section
 from jaxcolor.errors import UserError
 
 OPTIMIZERS = {
@@ -40,15 +42,14 @@ SCHEDULES = {
 }
 
 
-def peak_rate(config, batch_size: int) -> float:
-    """The learning rate of section `optimizer`, scaled to a global batch size."""
-    if config.base_batch_size < 1:
-        raise UserError(f'optimizer.base_batch_size must be at least 1, not {config.base_batch_size}.')
+def peak_rate(config: ConfigDict, batch_size: int) -> float:
+    """The learning rate of section `optimizer`, scaled to a global batch size. Raises UserError."""
+    check_section('optimizer', config)
     scaling = _lookup(SCALINGS, config.scaling, 'optimizer.scaling')
     return config.learning_rate * scaling(batch_size / config.base_batch_size)
 
 
-def schedule(config, steps: int, batch_size: int):
+def schedule(config: ConfigDict, steps: int, batch_size: int) -> optax.Schedule:
     """The learning rate by step that section `optimizer` describes: a linear warm-up, then the named schedule."""
     peak = peak_rate(config, batch_size)
     rate = _lookup(SCHEDULES, config.schedule, 'optimizer.schedule')(config, peak, steps)
@@ -58,7 +59,7 @@ def schedule(config, steps: int, batch_size: int):
     return jax.numpy_dtype_promotion('standard')(rate)
 
 
-def build(config, steps: int, batch_size: int):
+def build(config: ConfigDict, steps: int, batch_size: int) -> optax.GradientTransformation:
     """The gradient transformation that section `optimizer` describes, for `steps` steps of `batch_size` photos each.
 
     Raises:

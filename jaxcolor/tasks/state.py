@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """A pytree; every leaf is an array.
 
     step: int32 (), the steps done. params: the trained float32 parameters. model_state: the networks' other collections
