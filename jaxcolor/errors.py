@@ -2,6 +2,11 @@
 
 import functools
 import sys
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec('P')
+R = TypeVar('R')
 
 
 class UserError(Exception):
@@ -12,11 +17,11 @@ class UserError(Exception):
     """
 
 
-def one_line_errors(command):
+def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Decorates a command's entry point: UserError becomes `jaxcolor: error: ...` on stderr and exit code 1."""
 
     @functools.wraps(command)
-    def wrapped(*args, **kwargs):
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return command(*args, **kwargs)
         except UserError as error:

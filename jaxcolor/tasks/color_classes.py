@@ -5,6 +5,8 @@ likely each color is, rare colors weigh more in training, and the result is a me
 """
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ import optax
 
 from jaxcolor import color
 from jaxcolor.errors import UserError
-from jaxcolor.tasks.ab_task import AbTask, resize
+from jaxcolor.tasks.ab_task import AbTask, Batch, Outputs, resize
 
 
 @functools.cache
@@ -43,7 +45,7 @@ class ColorClasses(AbTask):
     weighted a little differently.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         classes = len(class_centers())
         if getattr(self.network, 'color_classes', 0) != classes or self.network.decoder != 'nearest':
@@ -51,18 +53,20 @@ class ColorClasses(AbTask):
                 f'task.name=color_classes is for the network ltbc with model.color_classes={classes}, model.decoder=nearest.'
             )
 
-    def init_statistics(self):
+    def init_statistics(self) -> dict[str, Any]:
         """{'color_prior': {'share': float32 (Q,)}}, adding up to 1."""
         classes = len(class_centers())
         return {'color_prior': {'share': jnp.full((classes,), 1 / classes, jnp.float32)}}
 
-    def update_statistics(self, model_state, outputs, batch, step):
+    def update_statistics(
+        self, model_state: Mapping[str, Any], outputs: Outputs, batch: Batch, step: jax.Array
+    ) -> Mapping[str, Any]:
         """Moves the prior's running mean by the batch's share of each class."""
         share = jnp.mean(self._soft_classes(outputs, batch), axis=(0, 1, 2))
         prior = model_state['color_prior']['share']
         return {**model_state, 'color_prior': {'share': prior + (share - prior) / (step.astype(jnp.float32) + 2)}}
 
-    def loss_terms(self, outputs, batch, model_state):
+    def loss_terms(self, outputs: Outputs, batch: Batch, model_state: Mapping[str, Any]) -> dict[str, jax.Array]:
         """{'color_loss': (B,)}"""
         soft = self._soft_classes(outputs, batch)
         share = model_state['color_prior']['share']
@@ -71,7 +75,7 @@ class ColorClasses(AbTask):
         each = weights[jnp.argmax(soft, axis=-1)] * optax.softmax_cross_entropy(outputs['color_logits'], soft)
         return {'color_loss': jnp.mean(each, axis=(1, 2))}
 
-    def decode(self, outputs, size, model_state):
+    def decode(self, outputs: Outputs, size: tuple[int, int], model_state: Mapping[str, Any]) -> jax.Array:
         """The annealed mean (eq. 5) times the gain, a*b* (B, *size, 2).
 
         Likelihoods are rebalanced first, as the loss may be, at no cost to the training (logit adjustment: Menon et al.,

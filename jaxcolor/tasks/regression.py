@@ -1,24 +1,27 @@
 """Regression of a* and b*, with or without classification of the scene: the task of all reports but the GAN's."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from jaxcolor import color
 from jaxcolor.errors import UserError
 from jaxcolor.tasks import losses
-from jaxcolor.tasks.ab_task import AbTask, resize
+from jaxcolor.tasks.ab_task import AbTask, Batch, Outputs, resize
 
 
 class Regression(AbTask):
     """Error of a*b* (squared by default) + alpha * cross entropy of the class + kernel L2 (Iizuka et al. 2016, eq. 5)."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.activation = self.network.output_activation
         if getattr(self.network, 'color_classes', 0):
             raise UserError('model.color_classes is for task.name=color_classes; set it to 0 for a regression.')
 
-    def loss_terms(self, outputs, batch, model_state):
+    def loss_terms(self, outputs: Outputs, batch: Batch, model_state: Mapping[str, Any]) -> dict[str, jax.Array]:
         """{'color_loss': (B,)}"""
         target = color.normalize_ab(color.decode_lab(batch['lab'])[..., 1:], self.activation)
         ab = outputs['ab']
@@ -38,7 +41,7 @@ class Regression(AbTask):
             weight = 1 + self.settings.chroma_weight / 100 * chroma
         return losses.color_error(ab, target, self.settings.reduction, delta, weight)
 
-    def decode(self, outputs, size, model_state):
+    def decode(self, outputs: Outputs, size: tuple[int, int], model_state: Mapping[str, Any]) -> jax.Array:
         """The network's output times the gain -> a*b* (B, *size, 2)."""
         ab = color.denormalize_ab(outputs['ab'], self.activation) * self.settings.chroma_gain
         if self.settings.loss_resolution == 'output':
