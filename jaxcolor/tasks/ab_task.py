@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 from jaxcolor import color
 from jaxcolor.models.layers import upsample
@@ -37,7 +38,7 @@ class AbTask:
 
     def __init__(
         self,
-        settings: Mapping[str, Any],
+        settings: ConfigDict,
         network: nn.Module,
         optimizer: optax.GradientTransformation,
         schedule: Callable[[Any], Any],
@@ -194,7 +195,7 @@ def _variables(state):
     return {'params': state.params, **state.model_state}
 
 
-def resize(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+def resize(x: jax.Array, size: tuple[int, ...]) -> jax.Array:
     """(B, H, W, C) -> (B, *size, C): whole factors by mean down and by repetition up, others linearly."""
     B, H, W, C = x.shape
     h, w = size

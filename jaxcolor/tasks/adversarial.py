@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from ml_collections import ConfigDict
 
 from jaxcolor import color
 from jaxcolor.errors import UserError
@@ -30,7 +31,7 @@ class Adversarial:
 
     def __init__(
         self,
-        settings: Mapping[str, Any],
+        settings: ConfigDict,
         network: nn.Module,
         optimizer: optax.GradientTransformation,
         schedule: Callable[[Any], Any],
