@@ -170,7 +170,7 @@ def test_recipe_is_its_report_s_and_builds(name, variant):
 
 @pytest.mark.parametrize('name', ['ltbc', 'ltbc_deconv', 'deepcolor', 'cgan'])
 def test_an_unknown_variant_is_refused_with_those_that_there_are(name):
-    with pytest.raises(ValueError, match="no variant 'x'; there are"):
+    with pytest.raises(UserError, match="no variant 'x'; there are"):
         recipe(name, 'x')
 
 
