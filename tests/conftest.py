@@ -4,8 +4,11 @@ import gc
 import os
 import tempfile
 
+# Flags from outside are kept, such as another instruction set (--xla_cpu_max_isa=AVX2); pytest's workers inherit them.
+FLAGS = ' '.join(flag for flag in os.environ.get('XLA_FLAGS', '').split() if 'host_platform_device_count' not in flag)
 # Most of the suite's time is XLA's: unoptimized code compiles in half of it.
-FLAGS = '--xla_backend_optimization_level=0'
+if 'backend_optimization_level' not in FLAGS:
+    FLAGS = f'{FLAGS} --xla_backend_optimization_level=0'.strip()
 os.environ['XLA_FLAGS'] = f'{FLAGS} --xla_force_host_platform_device_count=8'
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['MPLBACKEND'] = 'agg'
