@@ -8,6 +8,9 @@ from skimage.color import lab2rgb, rgb2lab
 
 from jaxcolor import color
 
+# What float32 costs: f(X) and f(Y), both up to 1, are off by some 16 roundings when log2 and exp2 have powered twice, and a*
+# is 500 times their difference.
+ROUNDING = 500 * 16 * float(np.finfo(np.float32).eps)
 BOTH = pytest.mark.parametrize('array', [np.asarray, jnp.asarray], ids=['numpy', 'jax'])
 
 
@@ -16,7 +19,7 @@ def test_lab_agrees_with_scikit_image_on_photos(photos, array):
     for photo in photos[::4]:
         ours = np.asarray(color.rgb_to_lab(array(photo)))
         assert ours.dtype == np.float32
-        assert np.abs(ours - rgb2lab(photo)).max() < 4e-4
+        assert np.abs(ours - rgb2lab(photo)).max() < ROUNDING
 
 
 @BOTH
@@ -34,13 +37,13 @@ def test_lab_and_rgb_invert_each_other_on_every_gray_and_corner():
     for rgb in (grays, corners):
         assert (color.to_uint8(color.lab_to_rgb(color.rgb_to_lab(rgb))) == rgb).all()
     lab = color.rgb_to_lab(grays)
-    assert np.abs(lab[:, 1:]).max() < 0.02  # gray has no color
-    assert abs(lab[255, 0] - 100) < 1e-3
+    assert np.abs(lab[:, 1:]).max() < 0.005 + ROUNDING  # gray has no color, but for the digits of the standard's matrix
+    assert abs(lab[255, 0] - 100) < ROUNDING
 
 
 def test_inside_jit_equals_outside(photos):
     photo = photos[0]
-    np.testing.assert_allclose(jax.jit(color.rgb_to_lab)(photo), color.rgb_to_lab(photo), atol=3e-4)
+    np.testing.assert_allclose(jax.jit(color.rgb_to_lab)(photo), color.rgb_to_lab(photo), rtol=0, atol=ROUNDING)
 
 
 def test_uint8_lab_is_within_its_stated_error(photos):
@@ -48,8 +51,9 @@ def test_uint8_lab_is_within_its_stated_error(photos):
     stored = color.encode_lab(lab)
     assert stored.dtype == np.uint8
     error = np.abs(color.decode_lab(stored) - lab)
-    assert error[..., 0].max() <= 0.2
-    assert error[..., 1:].max() <= 0.5
+    # Half a step of each, 100 / 255 and 1.
+    assert error[..., 0].max() <= 50 / 255 + ROUNDING
+    assert error[..., 1:].max() <= 0.5 + ROUNDING
     assert (color.encode_lab(color.decode_lab(stored)) == stored).all()
 
 
@@ -71,7 +75,8 @@ def test_normalizations_invert_exactly(activation):
 @BOTH
 def test_yuv_inverts_and_is_bounded(photos, array):
     yuv = color.rgb_to_yuv(array(photos[0]))
-    assert 0 <= float(yuv.min()) <= float(yuv.max()) <= 1
+    rounding = 4 * np.finfo(np.float32).eps
+    assert -rounding <= float(yuv.min()) <= float(yuv.max()) <= 1 + rounding
     assert (np.asarray(color.to_uint8(color.yuv_to_rgb(yuv))) == photos[0]).all()
     gray = color.rgb_to_yuv(array(np.full((1, 3), 77, np.uint8)))
-    np.testing.assert_allclose(np.asarray(gray), [[77 / 255, 0.5, 0.5]], atol=1e-5)
+    np.testing.assert_allclose(np.asarray(gray), [[77 / 255, 0.5, 0.5]], rtol=0, atol=1e-5)
