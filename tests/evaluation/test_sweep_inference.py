@@ -13,7 +13,7 @@ from jaxcolor.runtime import logs
 
 def test_a_gain_goes_from_gray_through_what_was_trained_to_more(trained, tmp_path):
     run = shutil.copytree(trained, tmp_path / 'run')
-    rows = tune(run, 'task.chroma_gain', [0.0, 1.0, 3.0])
+    rows = sweep_inference(run, 'chroma_gain', [0.0, 1.0, 3.0])
     assert rows['0']['psnr'] == pytest.approx(rows['0']['psnr_gray'], abs=1e-3) and rows['0']['chroma_kept'] == 0
     measured = logs.read_metrics(trained)[-1]
     for name in ('psnr', 'ab_rmse', 'colorfulness'):

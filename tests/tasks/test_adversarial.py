@@ -165,8 +165,10 @@ def test_a_photo_s_figures_depend_on_nothing_but_the_photo(task, state, lab):
     for name, values in whole.items():
         np.testing.assert_allclose(moved[name], values[order], rtol=1e-4, err_msg=name)
         np.testing.assert_allclose(alone[name], values[4:5], rtol=1e-4, err_msg=name)
-    np.testing.assert_allclose(moved_colors, colors[order], atol=1e-2)
-    np.testing.assert_allclose(alone_colors, colors[4:5], atol=1e-2)
+    # U and V in float32, and a*b* of them, which grow up to a hundredfold what rounding does to dark pixels.
+    rounding = 1e-4 * np.abs(colors).max()
+    np.testing.assert_allclose(moved_colors, colors[order], rtol=0, atol=rounding)
+    np.testing.assert_allclose(alone_colors, colors[4:5], rtol=0, atol=rounding)
     # The colors are those of the figures: U and V of the answer are as far from the photo's as the loss says.
     yuv = color.rgb_to_yuv(color.lab_to_rgb(color.decode_lab(lab)))
     assert np.abs(colors[0] - colors[4]).max() > 0.5
