@@ -70,9 +70,10 @@ def test_the_photo_keeps_its_own_lightness(colorizer):
     before = color.rgb_to_lab(np.asarray(photo))[..., 0]
     result = np.asarray(colorizer(photo))
     inside = ((result > 0) & (result < 255)).all(axis=-1)
-    error = np.abs(color.rgb_to_lab(result)[..., 0] - before)[inside]
+    # Of the result half a step darker and half a step lighter, with a thousandth for float32.
+    low, high = (color.rgb_to_lab((result + half) / np.float32(255))[..., 0] for half in np.float32([-0.5, 0.5]))
     assert inside.mean() > 0.7
-    assert error.max() < 0.7
+    assert (low[inside] - 1e-3 < before[inside]).all() and (before[inside] < high[inside] + 1e-3).all()
 
 
 def test_only_the_lightness_is_looked_at(colorizer):
@@ -93,7 +94,8 @@ def test_the_network_sees_a_photo_as_in_training(colorizer, side):
         record = open_photo(data.getvalue(), shorter_side=colorizer.size, max_megapixels=1)
     lab = center_crop(color.encode_lab(color.rgb_to_lab(np.asarray(record))), colorizer.size)
     assert colorizer.size == 64
-    np.testing.assert_allclose(colorizer.preprocess(photo)[0, ..., 0], color.decode_lab(lab)[..., 0], atol=1.0)
+    # Three steps of L* in 8 bits: resizing rounds rows and then columns, here as RGB and there as Lab.
+    np.testing.assert_allclose(colorizer.preprocess(photo)[0, ..., 0], color.decode_lab(lab)[..., 0], rtol=0, atol=300 / 255)
 
 
 def test_colors_come_out(colorizer):
