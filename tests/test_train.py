@@ -60,7 +60,9 @@ def test_stop_and_resume_is_bit_identical(tiny_config, tmp_path, capsys):
 def test_a_set_held_on_the_devices_trains_the_same(tiny_config, trained, tmp_path):
     tiny_config.data.placement = 'device'
     train(tiny_config, tmp_path)
-    assert_identical(state_of(tmp_path, 4, tiny_config)[0].params, state_of(trained, 4, tiny_config)[0].params)
+    # Another program, whose rounding may differ and grows from step to step; with other photos losses differ by far more.
+    found, expected = ([row['loss'] for row in logs.read_metrics(run) if 'loss' in row] for run in (tmp_path, trained))
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
 def test_batches_go_on_where_the_iterator_stood(tiny_config, shards):
@@ -312,11 +314,11 @@ def test_it_begins_as_another_run_or_an_exported_model(tiny_config, trained, tmp
 
     drawn = state.replace(params=jax.tree.map(np.zeros_like, state.params), ema=whole.weights())
     export(trained, tmp_path / 'model')
-    for source, rounding in ((trained, 0), (tmp_path / 'model', 1e-3)):
+    for source, rounding in ((trained, 0), (tmp_path / 'model', 2**-11)):  # half a step of half precision
         begun = runs.init_from(source, drawn)
         for tree in (begun.weights(), begun.ema):
             for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(whole.weights()), strict=True):
-                np.testing.assert_allclose(a, b, rtol=rounding, atol=rounding / 1000)
+                np.testing.assert_allclose(a, b, rtol=rounding, atol=rounding * 2**-14)
 
     tiny_config.model.width = 0.25
     with pytest.raises(UserError, match='another network: model_state.*there'):

@@ -84,7 +84,7 @@ def test_frechet_distance_is_its_formula():
     root = scipy.linalg.sqrtm(cov_a @ cov_b).real
     expected = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(cov_a + cov_b - 2 * root)
     assert metrics.frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
-    assert metrics.frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+    assert metrics.frechet_distance(a, a) == pytest.approx(0, abs=1e-6 * np.trace(cov_a))
 
 
 def test_weights_say_which_inception_they_are_of(inception, tmp_path):
@@ -147,7 +147,7 @@ def test_lpips_rises_with_what_is_lost(photos):
     kept = [jnp.asarray(color.lab_to_rgb(lab * np.array([1, part, part], np.float32))) for part in (1, 0.5, 0)]
     lpips = perceptual.load_lpips()
     same, faded, gray = (np.asarray(lpips(photo, kept[0])['lpips']) for photo in kept)
-    assert (same == 0).all() and (faded > 0.005).all() and (gray > 1.5 * faded).all()
+    assert (same <= 1e-6 * gray).all() and (faded > 0.005).all() and (gray > 1.5 * faded).all()
 
 
 @pytest.mark.torch
