@@ -78,8 +78,12 @@ def test_the_temperature_goes_from_the_mean_to_the_likeliest(config):
     likely = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     np.testing.assert_allclose(of[1.0], likely @ class_centers(), rtol=0, atol=ROUNDING)
     annealed = likely ** (1 / 0.38)
-    np.testing.assert_allclose(of[0.38], annealed @ class_centers() / annealed.sum(axis=-1, keepdims=True), rtol=0, atol=ROUNDING)
-    np.testing.assert_allclose(of[0.01], class_centers()[logits.argmax(axis=-1)], rtol=0, atol=0.5)  # what others still weigh
+    np.testing.assert_allclose(
+        of[0.38], annealed @ class_centers() / annealed.sum(axis=-1, keepdims=True), rtol=0, atol=ROUNDING
+    )
+    np.testing.assert_allclose(
+        of[0.01], class_centers()[logits.argmax(axis=-1)], rtol=0, atol=0.5
+    )  # what others still weigh
     config.task.chroma_gain = 1.5
     gained = tasks.build(config).decode({'color_logits': jnp.asarray(logits)}, (2, 2), EVEN)
     np.testing.assert_allclose(gained, 1.5 * of[0.01], rtol=0, atol=ROUNDING)

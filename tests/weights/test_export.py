@@ -205,7 +205,9 @@ def test_a_model_of_several_runs_answers_with_their_mean(trained, model, tmp_pat
         task.predict(each, lightness[1:], global_features=own)
         for each, own in zip((state, runs.load(other)[2]), styles, strict=True)
     )
-    np.testing.assert_allclose(both.predict(joined, lightness[1:], global_features=style), expected / 2, rtol=0, atol=ROUNDING)
+    np.testing.assert_allclose(
+        both.predict(joined, lightness[1:], global_features=style), expected / 2, rtol=0, atol=ROUNDING
+    )
 
 
 def test_only_networks_of_one_kind_are_joined(trained, model, tmp_path):
