@@ -4,9 +4,17 @@ from typing import Any
 
 # Today's names of fields that were renamed, by section.
 _RENAMED = {'task': {'answer_rebalance': 'inference_rebalance'}}
-# Fields that came later, by section and the section's name ('' for any), with the value that means "as before".
+# Fields that came later, by section and the section's name ('' for any), with the value that means "as before". It is the
+# behavior of that time, which today's default in config.py need not be.
 _ADDED: dict[tuple[str, str], dict[str, Any]] = {
-    ('model', 'ltbc'): {'global_dropout': 0.0, 'color_classes': 0, 'members': 1},
+    ('model', 'ltbc'): {
+        'dense_widths': [1024, 512, 256],
+        'decoder': 'nearest',
+        'global_dropout': 0.0,
+        'color_classes': 0,
+        'members': 1,
+    },
+    ('extractor', ''): {'name': '', 'weights': '', 'cached': False},
     ('task', 'regression'): {
         'error': 'squared',
         'huber_delta': 10.0,
@@ -15,8 +23,16 @@ _ADDED: dict[tuple[str, str], dict[str, Any]] = {
         'mirror': False,
     },
     ('task', 'color_classes'): {'inference_rebalance': 1.0, 'chroma_gain': 1.0, 'mirror': False},
-    ('data', ''): {'brightness': 0.0},
-    ('train', ''): {'init_from': '', 'init_redraw': [], 'ema': 0.0},
+    ('optimizer', ''): {'scaling': 'none', 'base_batch_size': 128},
+    ('data', ''): {
+        'flip_vertical': False,
+        'resized_crop': 0.0,
+        'rotate': 0.0,
+        'shift': 0.0,
+        'brightness': 0.0,
+        'placement': 'host',
+    },
+    ('train', ''): {'accumulation_steps': 1, 'heartbeat': 30, 'init_from': '', 'init_redraw': [], 'ema': 0.0},
 }
 
 
@@ -34,4 +50,6 @@ def migrate(config: dict[str, Any]) -> dict[str, Any]:
         for kind in {'', section.get('name', '')}:
             section = _ADDED.get((name, kind), {}) | section
         migrated[name] = section
+    if 'model' in migrated:  # the section `extractor` itself came later
+        migrated.setdefault('extractor', dict(_ADDED['extractor', '']))
     return migrated
