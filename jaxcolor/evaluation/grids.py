@@ -1,4 +1,4 @@
-"""Picture grids: rows of photos, labeled."""
+"""Grids of photos with labeled rows."""
 
 from collections.abc import Mapping
 from os import PathLike
@@ -11,7 +11,7 @@ from jaxcolor import color, files
 
 
 def save_grid(rows: Mapping[str, np.ndarray], path: str | PathLike) -> None:
-    """Writes a PNG: a labeled row each of photos side by side, {label: float RGB (B, H, W, 3) in [0, 1]}."""
+    """Writes rows of photos, {label: float RGB (B, H, W, 3) in [0, 1]}, to a PNG."""
     widest = max(ImageDraw.Draw(Image.new('L', (1, 1))).textlength(label, font_size=16) for label in rows)
     margin = max(64, int(widest) + 12)
     B, H, W, _ = next(iter(rows.values())).shape

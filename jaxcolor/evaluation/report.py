@@ -1,154 +1,152 @@
-"""What an evaluation tells: tables with intervals, a verdict, and a picture of the chroma that got lost."""
+"""Reports of an evaluation: tables with confidence intervals, gains over the baselines, and a picture of the chroma."""
 
 import json
+from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jaxcolor import files
 from jaxcolor.evaluation import metrics
+from jaxcolor.evaluation.evaluator import PhotoMetrics
+from jaxcolor.evaluation.metrics import METRICS
 
-# What the table calls each figure, with its unit.
-TITLES = {
-    'photos': 'photos',
-    'loss': 'loss',
-    'color_loss': 'color loss',
-    'class_loss': 'class loss',
-    'ab_rmse': 'ab RMSE',
-    'ab_rmse_photo': "mean of photos' ab RMSE",
-    'psnr': 'PSNR (dB)',
-    'psnr_gray': 'PSNR of gray (dB)',
-    'ssim': 'SSIM',
-    'lpips': 'LPIPS',
-    'fid': 'FID',
-    'ab_auc': 'AuC of ab errors',
-    'ab_auc_balanced': 'AuC, colors balanced',
-    'larger_channel_agreement': 'larger-of-a,b agreement',
-    'colorfulness': 'colorfulness',
-    'colorfulness_true': 'colorfulness of the truth',
-    'colorfulness_absolute': "colorfulness, DDColor's",
-    'colorfulness_absolute_true': "colorfulness of the truth, DDColor's",
-    'colorfulness_absolute_delta': "difference of DDColor's",
-    'chroma_kept': "chroma, part of the truth's",
-    'top1': 'class found',
-    'top5': 'class among first 5',
-}
-# Figures of single photos whose means have an interval; the root of the first stands in the table as 'ab_rmse'.
-_OF_PHOTOS = (
-    'ab_squared_error',
-    'ab_rmse_photo',
-    'psnr',
-    'ssim',
-    'lpips',
-    'ab_auc',
-    'colorfulness',
-    'colorfulness_absolute',
-    'top1',
-    'top5',
-)
-# Of these, by which a network is held against the baselines: what is better, and what it is called.
-_JUDGED = {'ab_squared_error': (-1, 'squared ab error'), 'psnr': (1, 'PSNR'), 'lpips': (-1, 'LPIPS')}
-# Classes in the picture of the chroma: those of the most photos.
-_MOST_CLASSES = 20
+Interval = tuple[float, float]
+Gain = tuple[float, float, float]  # mean, and its interval's low and high
+Photos = Mapping[str, np.ndarray]  # {name: (N,)} of `Evaluator.per_photo_metrics`
+
+# Classes in the picture of the chroma: those with most photos.
+_MAX_CLASSES = 20
 
 
-def table(columns: dict[str, dict[str, float]], intervals: dict[str, dict[str, tuple[float, float]]] | None = None) -> str:
-    """{column: {name: value}} -> a Markdown table, a row a figure; arguments as those of `cells`."""
+def table(columns: Mapping[str, Mapping[str, float]], intervals: Mapping[str, Mapping[str, Interval]] | None = None) -> str:
+    """The `cells` as a Markdown table."""
     return _markdown(cells(columns, intervals))
 
 
 def cells(
-    columns: dict[str, dict[str, float]], intervals: dict[str, dict[str, tuple[float, float]]] | None = None
+    columns: Mapping[str, Mapping[str, float]], intervals: Mapping[str, Mapping[str, Interval]] | None = None
 ) -> list[list[str]]:
-    """{column: {name: value}} -> the cells of a table, the head first and then a row a figure.
+    """Cells of a table: a header row, then one row per metric.
 
     Args:
-        intervals: {column: {name: (low, high)}}, for those that have one.
+        columns: {column: {name: value}}.
+        intervals: {column: {name: (low, high)}}, for the metrics that have one.
     """
-    names = [name for name in TITLES if any(name in row for row in columns.values())]
-    names += sorted({name for row in columns.values() for name in row} - set(names))
-    rows = [['', *columns], *([TITLES.get(name, name)] for name in names)]
+    names = [name for name in METRICS if any(name in values for values in columns.values())]
+    names += sorted({name for values in columns.values() for name in values} - set(names))
+    rows = [['', *columns], *([METRICS[name].title if name in METRICS else name] for name in names)]
     for row, name in zip(rows[1:], names, strict=True):
         for column, values in columns.items():
             cell = f'{values[name]:.5g}' if name in values else ''
-            low_high = (intervals or {}).get(column, {}).get(name)
-            row.append(cell + (f' ({low_high[0]:.4g} to {low_high[1]:.4g})' if low_high else ''))
+            interval = (intervals or {}).get(column, {}).get(name)
+            row.append(cell + (f' ({interval[0]:.4g} to {interval[1]:.4g})' if interval else ''))
     return rows
 
 
-def intervals(photos) -> dict[str, tuple[float, float]]:
-    """Figures of single photos -> 95 % intervals of their means over photos, {name: (low, high)}."""
-    found = {}
-    for name in _OF_PHOTOS:
-        values = metrics.known(name, photos.get(name, np.array([])))
-        if len(values) > 1:
-            found[name] = metrics.interval(values)
-    if 'ab_squared_error' in found:
-        found['ab_rmse'] = tuple(value**0.5 for value in found.pop('ab_squared_error'))
-    return found
+def intervals(photos: Photos) -> dict[str, Interval]:
+    """Confidence intervals of the means over photos, {name: (low, high)}; 'ab_rmse' has that of 'ab_squared_error'."""
+    result = {}
+    for name, metric in METRICS.items():
+        if metric.has_interval and name in photos:
+            values = metrics.drop_unlabeled(name, photos[name])
+            if len(values) > 1:
+                result[name] = metrics.confidence_interval(values)
+    if 'ab_squared_error' in result:
+        low, high = result.pop('ab_squared_error')
+        result['ab_rmse'] = low**0.5, high**0.5
+    return result
 
 
-def gains(measured, of=slice(None)) -> dict[str, dict[str, tuple[float, float, float]]]:
-    """By how much the network is better than each baseline, photo by photo.
+def gains(photos: Photos, reference: Photos, index: Any = slice(None)) -> dict[str, Gain]:
+    """Mean gains per photo over a reference, positive where `photos` are better.
 
     Args:
-        measured: as `write` takes it.
-        of: which photos, an index of their arrays.
+        photos: of the network.
+        reference: of a baseline or another network, on the same photos.
+        index: selects some of the photos.
 
     Returns:
-        {baseline: {name: (mean, low, high)}}, with the 95 % interval of the mean over photos; nothing of a single photo.
+        {name: (mean, low, high)} with the 95 % confidence interval, of the metrics that have `better`; {} for one photo.
     """
-    network, found = measured['network'][0], {}
-    for rival in list(measured)[1:]:
-        found[rival] = {}
-        for name, (sign, _) in _JUDGED.items():
-            if name in network and len(network[name][of]) > 1:
-                gain = sign * (network[name][of] - measured[rival][0][name][of])
-                found[rival][name] = (float(gain.mean()), *metrics.interval(gain))
-    return found
+    result = {}
+    for name, metric in METRICS.items():
+        if metric.better and name in photos and len(photos[name][index]) > 1:
+            gain = metric.better * (photos[name][index] - reference[name][index])
+            result[name] = (float(gain.mean()), *metrics.confidence_interval(gain))
+    return result
 
 
-def verdict(found) -> list[str]:
-    """`gains` -> a sentence for each baseline that the network is not better than beyond chance."""
-    return [
-        f'This network is not better than "{rival}" by {_JUDGED[name][1]}: it gains {mean:.4g} a photo '
-        f'(95 % interval {low:.4g} to {high:.4g}).'
-        for rival, of_rival in found.items()
-        for name, (mean, low, high) in of_rival.items()
+def conclusions(gains_over: Mapping[str, Mapping[str, Gain]]) -> list[str]:
+    """A sentence for each baseline and metric in which the network is not significantly better, or one that it always is.
+
+    Args:
+        gains_over: {baseline: `gains`}.
+    """
+    sentences = [
+        f'The network is not significantly better than "{baseline}" in {METRICS[name].title}: '
+        f'mean gain {mean:.4g} (95 % interval {low:.4g} to {high:.4g}).'
+        for baseline, of_baseline in gains_over.items()
+        for name, (mean, low, high) in of_baseline.items()
         if not low > 0
     ]
+    titles = ', '.join(METRICS[name].title for name in _gain_metrics(gains_over))
+    return sentences or [f'The network is significantly better than every baseline in {titles}.']
 
 
-def gains_table(found) -> str:
-    """`gains` -> a Markdown table."""
-    figures = [name for name in _JUDGED if any(name in of_rival for of_rival in found.values())]
-    rows = [['gain a photo over', *(_JUDGED[name][1] for name in figures)]]
-    rows += [[rival, *(_with_interval(of_rival[name]) for name in figures)] for rival, of_rival in found.items()]
+def gains_table(gains_over: Mapping[str, Mapping[str, Gain]]) -> str:
+    """{baseline: `gains`} as a Markdown table."""
+    names = _gain_metrics(gains_over)
+    rows = [['mean gain over', *(METRICS[name].title for name in names)]]
+    rows += [[baseline, *(_format(of_baseline[name]) for name in names)] for baseline, of_baseline in gains_over.items()]
     return _markdown(rows)
 
 
-def classes_table(measured, classes) -> str:
-    """Figures of every class of photos, and the gain over no color, as a Markdown table; '' for fewer than two classes."""
-    network, gray = measured['network'][0], measured['gray'][0]
+def classes_table(network: Photos, gray: Photos, classes: Sequence[str]) -> str:
+    """Metrics by class and the gain over no color, as a Markdown table; '' for fewer than two classes.
+
+    Args:
+        network: photos of the network.
+        gray: photos of the baseline 'gray'.
+        classes: names by label.
+    """
     labels = network.get('label', np.array([], np.int32))
-    rows = [['class', 'photos', 'PSNR (dB)', 'gain over gray (dB)', 'ab RMSE', 'of gray', 'colorfulness', "truth's"]]
-    for number in sorted(set(labels[labels >= 0].astype(int).tolist())):
-        of = labels == number
-        gain = gains(measured, of)['gray'].get('psnr')
-        errors = [np.mean(photos['ab_squared_error'][of], dtype=np.float64) ** 0.5 for photos in (network, gray)]
-        psnr, *colorful = (network[name][of].mean() for name in ('psnr', 'colorfulness', 'colorfulness_true'))
-        cells = [f'{value:.4g}' for value in (psnr, *errors, *colorful)]
-        rows.append([classes[number], f'{of.sum()}', cells[0], _with_interval(gain) if gain else '', *cells[1:]])
+    rows = [
+        [
+            'class',
+            'photos',
+            'PSNR (dB)',
+            'gain over gray (dB)',
+            'ab RMSE',
+            'ab RMSE of gray',
+            'colorfulness',
+            'colorfulness of truth',
+        ]
+    ]
+    for label in sorted(set(labels[labels >= 0].astype(int).tolist())):
+        index = labels == label
+        gain = gains(network, gray, index).get('psnr')
+        errors = [np.mean(photos['ab_squared_error'][index], dtype=np.float64) ** 0.5 for photos in (network, gray)]
+        psnr, *colorfulness = (network[name][index].mean() for name in ('psnr', 'colorfulness', 'colorfulness_true'))
+        psnr, *others = [f'{value:.4g}' for value in (psnr, *errors, *colorfulness)]
+        rows.append([classes[label], f'{index.sum()}', psnr, _format(gain) if gain else '', *others])
     return _markdown(rows) if len(rows) > 2 else ''
 
 
-def _with_interval(mean_low_high):
-    mean, low, high = mean_low_high
+def _gain_metrics(gains_over):
+    """Names of the metrics that any of the gains has, in the order of METRICS."""
+    return [name for name in METRICS if any(name in of_baseline for of_baseline in gains_over.values())]
+
+
+def _format(gain):
+    mean, low, high = gain
     return f'{mean:.4g} ({low:.4g} to {high:.4g})'
 
 
 def _markdown(rows):
-    """Rows of cells, the head first -> a Markdown table; all columns but the first are set to the right."""
+    """Rows of cells, the header first -> a Markdown table; all columns but the first are right-aligned."""
     widths = [max(10, *(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
     lines = []
     for row in rows:
@@ -158,59 +156,81 @@ def _markdown(rows):
     return '\n'.join([lines[0], rule, *lines[1:]])
 
 
-def write_report(path, about, rows, measured, classes) -> str:
-    """Writes an evaluation to PATH.json, PATH.md and PATH_chroma.png.
+def write_report(
+    path: str | PathLike,
+    about: Mapping[str, Any],
+    columns: Mapping[str, Mapping[str, float]],
+    measurements: Mapping[str, PhotoMetrics],
+    classes: Sequence[str],
+) -> str:
+    """Writes PATH.json, PATH.md and PATH_chroma.png.
 
     Args:
-        about: {'run', 'step', 'photos'[, 'fid']}: what was measured, and by whose weights.
-        rows: {column: {name: value}}, the network first.
-        measured: {column: what `Evaluator.photos` gives}.
-        classes: names that labels index.
+        path: without suffix.
+        about: {'run', 'step', 'photos'[, 'fid']}: the model, the photos, and the weights of the FID.
+        columns: {'network', 'gray', ...: {name: value}}, the network first.
+        measurements: {'network', 'gray', ...: `Evaluator.per_photo_metrics`}.
+        classes: names by label.
 
     Returns:
-        What there is to say: the table, the verdict, the picture.
+        The report as text.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    ranges = {column: intervals(photos) for column, (photos, _) in measured.items()}
-    found = gains(measured)
-    content = {**about, 'figures': rows, 'intervals': ranges, 'gains': found}
+    intervals_of = {column: intervals(photos) for column, (photos, _) in measurements.items()}
+    network, sums = measurements['network']
+    gains_over = {name: gains(network, photos) for name, (photos, _) in measurements.items() if name != 'network'}
+    content = {**about, 'figures': columns, 'intervals': intervals_of, 'gains': gains_over}
     files.write_text(path.with_suffix('.json'), json.dumps(content, indent=1) + '\n')
-    draw_chroma(f'{path}_chroma.png', *measured['network'], classes)
-    beats = 'By ab error, PSNR and LPIPS where measured, this network beats every baseline here.'
-    is_enough = rows['network']['photos'] > 1
-    sentences = (verdict(found) or [beats]) if is_enough else ['One photo says nothing of what the network is worth.']
-    text = f'{about["run"]}, step {about["step"]}, on {about["photos"]} (95 % intervals over photos):'
+    draw_chroma(f'{path}_chroma.png', network, sums, classes)
+    sections = [
+        f'{about["run"]}, step {about["step"]}, on {about["photos"]} (in brackets: 95 % confidence intervals over photos):',
+        table(columns, intervals_of),
+    ]
+    count = columns['network']['photos']
+    if count > 1:
+        sentences = conclusions(gains_over)
+        sections.append(gains_table(gains_over))
+    else:
+        sentences = ['One photo is too few to compare the network with the baselines.']
     if 'fid' in about:
-        sentences.append(f'FID by {about["fid"]}, over {rows["network"]["photos"]:.0f} photos.')
-    tables = [table(rows, ranges), gains_table(found) if is_enough else '', classes_table(measured, classes)]
-    text = '\n\n'.join([text, *filter(None, tables), '\n'.join(sentences)])
+        sentences.append(f'FID: {about["fid"]}, {count:.0f} photos.')
+    if by_class := classes_table(network, measurements['gray'][0], classes):
+        sections.append(by_class)
+    text = '\n\n'.join([*sections, '\n'.join(sentences)])
     files.write_text(path.with_suffix('.md'), text + '\n')
-    return f'{text}\n\nchroma kept: {path}_chroma.png'
+    return f'{text}\n\nchroma by lightness and class: {path}_chroma.png'
 
 
-def draw_chroma(path, photos, sums, classes) -> None:
-    """Draws how much chroma the network gives, and the truth has, by lightness and by class."""
+def draw_chroma(path: str | PathLike, photos: Photos, sums: Mapping[str, np.ndarray], classes: Sequence[str]) -> None:
+    """Draws the chroma of the network and of the truth by lightness, and their ratio by class.
+
+    Args:
+        path: of the PNG.
+        photos: of the network.
+        sums: the sums of `Evaluator.per_photo_metrics`.
+        classes: names by label.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), layout='constrained')
     left, right = figure.subplots(1, 2)
     predicted, true, pixels = sums['chroma_by_lightness'].T
-    seen = pixels > 0
-    middles = (np.arange(len(pixels)) + 0.5) * 100 / len(pixels)
+    occurs = pixels > 0
+    centers = (np.arange(len(pixels)) + 0.5) * 100 / len(pixels)
     for values, label in ((true, 'truth'), (predicted, 'network')):
-        left.plot(middles[seen], values[seen] / pixels[seen], marker='o', label=label)
-    left.set(xlabel='L* of the pixel', ylabel='mean chroma', title='by lightness', xlim=(0, 100), ylim=(0, None))
+        left.plot(centers[occurs], values[occurs] / pixels[occurs], marker='o', label=label)
+    left.set(xlabel='L*', ylabel='mean chroma', title='by lightness', xlim=(0, 100), ylim=(0, None))
     left.legend()
-    kept = {}
+    ratios = {}
     labels = photos.get('label', np.array([], np.int32)).astype(np.int32)
-    for number in sorted(set(labels[labels >= 0]), key=lambda n: -np.sum(labels == n))[:_MOST_CLASSES]:
-        of_class = labels == number
-        kept[classes[number]] = photos['chroma'][of_class].sum() / max(photos['chroma_true'][of_class].sum(), 1e-6)
-    kept['all'] = photos['chroma'].sum() / max(photos['chroma_true'].sum(), 1e-6)
-    right.barh(list(kept), list(kept.values()))
+    for label in sorted(set(labels[labels >= 0]), key=lambda n: -np.sum(labels == n))[:_MAX_CLASSES]:
+        index = labels == label
+        ratios[classes[label]] = photos['chroma'][index].sum() / max(photos['chroma_true'][index].sum(), 1e-6)
+    ratios['all'] = photos['chroma'].sum() / max(photos['chroma_true'].sum(), 1e-6)
+    right.barh(list(ratios), list(ratios.values()))
     right.axvline(1, color='gray', linewidth=1)
-    right.set(xlabel="chroma, part of the truth's", title='by class of photo')
+    right.set(xlabel=METRICS['chroma_kept'].title, title='by class')
     right.invert_yaxis()
     with files.atomic(path) as temporary:
         figure.savefig(temporary, dpi=100, format='png')

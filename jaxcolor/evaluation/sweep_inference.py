@@ -1,9 +1,8 @@
-"""Colorfulness against error, over an inference-time setting of a trained network.
+"""Colorfulness against error over an inference setting of a trained network, which needs no further training.
 
-A mean of what a pixel may be is grayer than any of it. `temperature` (task `color_classes`) draws it towards the likeliest
-color, `inference_rebalance` (of the same task) towards rare ones, `chroma_gain` multiplies it; none needs another training.
-Choose on validation photos, then report others. The curves of several models are drawn together, into the first one's
-folder.
+The expected color of a pixel is grayer than its possible colors. `temperature` (task `color_classes`) moves it towards the
+most likely color, `inference_rebalance` (same task) towards rare ones, `chroma_gain` multiplies it. Choose a setting on
+validation photos and report it on others.
 """
 
 import copy
@@ -14,67 +13,74 @@ from jaxcolor import files, tasks
 from jaxcolor.errors import UserError
 from jaxcolor.evaluation import report
 from jaxcolor.evaluation.evaluate import open_shards_for
-from jaxcolor.evaluation.evaluator import Evaluator, aggregate
+from jaxcolor.evaluation.evaluator import Evaluator
 from jaxcolor.runtime.parallel import DataParallel
 from jaxcolor.weights import runs
 
+# Fields of the config's section `task` that change predictions only.
 FIELDS = ('temperature', 'inference_rebalance', 'chroma_gain')
 
 
 def sweep_inference(
     model: str | Path, field: str, values: Sequence[float], data: str = '', split: str = 'validation'
 ) -> dict[str, dict[str, float]]:
-    """Evaluates a model with each value of a setting; writes RUN/evaluation/tune_FIELD_SPLIT.md and .png, its curve.
+    """Evaluates a model with each value of a setting; writes RUN/evaluation/tune_FIELD_SPLIT.md (table) and .png (curve).
 
     Args:
         model: a run directory or an exported model.
-        field: one of FIELDS, of the config's section `task`.
-        values: to try.
-        data: the shard set's folder; '' takes the one that the run was trained on.
+        field: one of FIELDS.
+        values: of the field.
+        data: folder of the shard set; '' takes the one that the run was trained on.
+        split: of the shard set.
 
     Returns:
-        {'0.38': {name: figure}, ...}
+        {value as text, e.g. '0.38': {name of METRICS: mean over photos}}.
 
     Raises:
-        UserError: no run; a field that its task does not have or that needs another training; a value that it refuses; no
-            such shard set or split.
+        UserError: the run, shard set or split is missing; the task lacks the field or refuses a value.
     """
     parallel = DataParallel()
     config, _, state = runs.load(model, sharding=parallel.replicated)
     if field not in FIELDS or field not in config.task:
-        raise UserError(f'--field: {field!r} is no inference-time setting of {model}; there are {", ".join(FIELDS)}.')
-    tasks_by_value, rows = {}, {}
-    for value in values:  # all of them, before any is evaluated: one may be refused
-        own = copy.deepcopy(config)
-        with own.unlocked():
-            own.task[field] = value
-        tasks_by_value[f'{value:g}'] = tasks.build(own)
+        raise UserError(f'--field: {field!r} is not an inference setting of {model}; its task may have {", ".join(FIELDS)}.')
+    tasks_by_value = {}
+    for value in values:  # a bad value is reported before the first is evaluated
+        changed = copy.deepcopy(config)
+        with changed.unlocked():
+            changed.task[field] = value
+        tasks_by_value[f'{value:g}'] = tasks.build(changed)
     shards, folder = open_shards_for(model, config, data), runs.evaluation_folder(model)
     shards.records(split)
-    for value, task in tasks_by_value.items():
-        evaluator = Evaluator(task, parallel, shards, config)
-        rows[value] = aggregate(*evaluator.per_photo_metrics(state, evaluator.batches(split)))
-    table = f'{model}, step {int(state.step)}, on {shards.path}, {split}, by task.{field}:\n\n{report.table(rows)}'
-    files.write_text(folder / f'tune_{field}_{split}.md', table + '\n')
-    draw(folder / f'tune_{field}_{split}.png', field, {str(model): rows})
-    print(table)
-    return rows
+    columns = {
+        value: Evaluator(task, parallel, shards, config).evaluate(state, split) for value, task in tasks_by_value.items()
+    }
+    text = f'{model}, step {int(state.step)}, on {shards.path}, {split}, by task.{field}:\n\n{report.table(columns)}'
+    files.write_text(folder / f'tune_{field}_{split}.md', text + '\n')
+    draw(folder / f'tune_{field}_{split}.png', field, {str(model): columns})
+    print(text)
+    return columns
 
 
-def draw(path: str | Path, field: str, measured: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-    """Draws `sweep_inference` of each model, {model: {value: figures}}, as curves into the PNG file `path`."""
+def draw(path: str | Path, field: str, results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+    """Draws one curve per model, colorfulness over ab RMSE.
+
+    Args:
+        path: of the PNG.
+        field: that was swept.
+        results: {model: `sweep_inference`}.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4.5), layout='constrained')
     axes = figure.subplots()
-    for model, rows in measured.items():
-        points = [(row['ab_rmse'], row['colorfulness'] / row['colorfulness_true']) for row in rows.values()]
+    for model, columns in results.items():
+        points = [(means['ab_rmse'], means['colorfulness'] / means['colorfulness_true']) for means in columns.values()]
         axes.plot(*zip(*points, strict=True), marker='o', label=model)
-        for label, point in zip(rows, points, strict=True):
-            axes.annotate(label, point, textcoords='offset points', xytext=(5, -10))
-    if len(measured) > 1:
+        for value, point in zip(columns, points, strict=True):
+            axes.annotate(value, point, textcoords='offset points', xytext=(5, -10))
+    if len(results) > 1:
         axes.legend()
-    axes.set(xlabel='ab RMSE', ylabel="colorfulness, part of the truth's", title=f'over task.{field}')
+    axes.set(xlabel='ab RMSE', ylabel='colorfulness / colorfulness of truth', title=f'task.{field}')
     with files.atomic(path) as temporary:
         figure.savefig(temporary, dpi=90, format='png')
 
@@ -82,9 +88,20 @@ def draw(path: str | Path, field: str, measured: Mapping[str, Mapping[str, Mappi
 def sweep_models(
     models: Sequence[str], field: str, values: Sequence[float], data: str = '', split: str = 'validation'
 ) -> None:
-    """`sweep_inference` of each model, and one picture of several. Raises UserError."""
-    measured = {model: sweep_inference(model, field, values, data, split) for model in models}
-    if len(measured) > 1:
+    """Runs `sweep_inference` for each model, and draws the curves of several models together in the first one's folder.
+
+    Args:
+        models: run directories or exported models.
+        field: as in `sweep_inference`.
+        values: as in `sweep_inference`.
+        data: as in `sweep_inference`.
+        split: as in `sweep_inference`.
+
+    Raises:
+        UserError: as `sweep_inference`.
+    """
+    results = {model: sweep_inference(model, field, values, data, split) for model in models}
+    if len(results) > 1:
         path = runs.evaluation_folder(models[0]) / f'tune_{field}_{split}_compared.png'
-        draw(path, field, measured)
-        print(f'The curves of all: {path}')
+        draw(path, field, results)
+        print(f'curves of all models: {path}')

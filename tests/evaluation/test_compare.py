@@ -1,4 +1,4 @@
-"""The comparison page: whole, self-contained, and its figures those of the evaluation."""
+"""The comparison page: complete, self-contained, and with the metrics of the evaluation."""
 
 import base64
 import html
@@ -15,7 +15,7 @@ from jaxcolor.data.shards import open_shards
 from jaxcolor.evaluation.compare import compare_runs
 
 
-def test_the_page_holds_all_runs_and_photos(trained, shards, tmp_path):
+def test_page_shows_all_runs_and_photos(trained, shards, tmp_path):
     runs = [shutil.copytree(trained, tmp_path / name) for name in ('one', 'two <b>')]
     page = compare_runs(runs, '', 'validation')
     text = page.read_text()
@@ -23,18 +23,21 @@ def test_the_page_holds_all_runs_and_photos(trained, shards, tmp_path):
     assert '<html lang="en">' in text and '{{' not in text and '{%' not in text
     assert len(re.findall('<img alt="[^"]{4}', text)) == text.count('<img') == 1 + 4 * 6
     assert re.search('<form id="order"[^>]* hidden>', text)  # without JavaScript there is nothing to sort with
-    sections = re.findall(r'<section data-figures="(.*?)">(.*?)</section>', text, re.DOTALL)
+    sections = re.findall(r'<section data-metrics="(.*?)">(.*?)</section>', text, re.DOTALL)
     assert len(sections) == 4
     batch = next(pipeline.eval_batches(open_shards(shards), 'validation', batch_size=4, crop=64))
-    for i, (figures, body) in enumerate(sections):
+    for i, (values, body) in enumerate(sections):
         assert html.escape(batch['name'][i]) in body
-        figures = json.loads(html.unescape(figures))
-        assert figures['one'] == figures['two <b>'] and 5 < figures['one']['psnr'] < 50
+        values = json.loads(html.unescape(values))
+        assert values['one'] == values['two <b>'] and 5 < values['one']['psnr'] < 50
         pictures = [Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r'base64,(.*?)"', body)]
         assert [picture.size for picture in pictures] == [(64, 64)] * 6  # gray, 2 x (output, error), truth
         gray = np.asarray(pictures[0], np.int32)
         assert np.abs(gray - gray[..., :1]).max() < 8
-    assert 'two &lt;b&gt; gains 0 on one by PSNR' in text and '<b>' not in text
+    assert (
+        'Mean gain of two &lt;b&gt; over one in PSNR (dB): 0 (95 % interval 0 to 0, not significant).' in text
+        and '<b>' not in text
+    )
     markdown = page.with_suffix('.md').read_text()
     rows = [re.findall('<t[hd][^>]*>(.*?)</t[hd]>', row) for row in re.findall('<tr>(.*?)</tr>', text)]
     in_markdown = [line.strip('|').split('|') for line in markdown.splitlines() if line.startswith('| ')]

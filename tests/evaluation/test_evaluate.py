@@ -1,4 +1,4 @@
-"""Figures: every photo once whatever the batch, the same on 1 and 8 devices, the table, the grids."""
+"""Evaluation: metrics against references, every photo counted once on any number of devices, reports, example grids."""
 
 import json
 import shutil
@@ -17,9 +17,10 @@ from jaxcolor.data import pipeline
 from jaxcolor.data.shards import open_shards
 from jaxcolor.errors import UserError
 from jaxcolor.evaluation import baselines, metrics, report
-from jaxcolor.evaluation import evaluator as evaluation
+from jaxcolor.evaluation import evaluator as evaluator_module
 from jaxcolor.evaluation.compare import compare_runs
 from jaxcolor.evaluation.evaluate import evaluate_run
+from jaxcolor.evaluation.evaluator import Evaluator
 from jaxcolor.runtime import logs
 from jaxcolor.runtime.parallel import DataParallel
 from jaxcolor.tasks import losses
@@ -50,7 +51,7 @@ def test_psnr_agrees_with_scikit_image(photo_pair):
     assert (np.asarray(metrics.psnr(truth, truth)) > 90).all()
 
 
-def test_colorfulness_is_hasler_and_suesstrunk_s(photo_pair):
+def test_colorfulness_matches_hasler_and_suesstrunk(photo_pair):
     for photo, value in zip(photo_pair[0], metrics.colorfulness(photo_pair[0]), strict=True):
         r, g, b = np.moveaxis(255 * np.asarray(photo, np.float64), -1, 0)
         rg, yb = r - g, (r + g) / 2 - b
@@ -70,7 +71,7 @@ def test_ssim_agrees_with_scikit_image(photo_pair):
     np.testing.assert_allclose(metrics.ssim(photo_pair[1], photo_pair[1]), 1, rtol=0, atol=rounding)
 
 
-def test_auc_is_the_area_under_the_curve_of_zhang(photo_pair):
+def test_ab_auc_is_the_area_under_the_cumulative_curve(photo_pair):
     a, b = (color.rgb_to_lab(np.asarray(photo))[..., 1:] for photo in photo_pair)
     error = np.linalg.norm(a - b, axis=-1)
     thresholds = np.linspace(0, 150, 3001)
@@ -79,20 +80,20 @@ def test_auc_is_the_area_under_the_curve_of_zhang(photo_pair):
     np.testing.assert_allclose(metrics.ab_auc(a, b), np.trapezoid(curve, thresholds) / 150, rtol=0, atol=step)
 
 
-def test_balanced_auc_lets_every_color_count_alike(photo_pair):
+def test_balanced_ab_auc_weighs_every_color_equally(photo_pair):
     a, b = (color.rgb_to_lab(np.asarray(photo))[..., 1:] for photo in photo_pair)
     b = np.round(b) + np.float32(0.25)  # away from the edges of the classes, which rounding would take pixels across
     hits = {}
     for prediction, truth in zip(a.reshape(-1, 2), b.reshape(-1, 2), strict=True):
-        place = tuple(np.floor(truth / 10 + 0.5))
-        hits.setdefault(place, []).append(1 - min(np.linalg.norm(prediction - truth), 150) / 150)
+        color_bin = tuple(np.floor(truth / 10 + 0.5))
+        hits.setdefault(color_bin, []).append(1 - min(np.linalg.norm(prediction - truth), 150) / 150)
     expected = np.mean([np.mean(values) for values in hits.values()])
-    batch = [jnp.asarray(np.concatenate([x, 0 * x])) for x in (a, b)]  # blanks after the last photo
-    by_color = metrics.error_by_color(*batch, jnp.arange(4) < 2)
-    assert metrics.balanced_ab_auc(by_color) == pytest.approx(expected, abs=1e-5)
+    batch = [jnp.asarray(np.concatenate([x, 0 * x])) for x in (a, b)]  # padding after the last photo
+    sums = metrics.error_by_color(*batch, jnp.arange(4) < 2)
+    assert metrics.balanced_ab_auc(sums) == pytest.approx(expected, abs=1e-5)
 
 
-def test_chroma_is_told_by_lightness(photo_pair):
+def test_chroma_by_lightness(photo_pair):
     a, b = (color.rgb_to_lab(np.asarray(photo)) for photo in photo_pair)
     b = np.round(b) + np.float32(0.25)  # away from the edges of the bands, which rounding would take pixels across
     sums = metrics.chroma_by_lightness(*map(jnp.asarray, (a[..., 1:], b[..., 1:], b[..., :1])), jnp.array([True, False]))
@@ -102,55 +103,57 @@ def test_chroma_is_told_by_lightness(photo_pair):
         np.testing.assert_allclose(sums[band], [*of_band, inside.sum()], rtol=1e-3)
 
 
-def test_classes_found_among_the_first():
+def test_top_k_accuracy():
     rng = np.random.default_rng(0)
     logits, label = rng.standard_normal((50, 9)).astype(np.float32), rng.integers(-1, 9, 50).astype(np.int32)
     for k in (1, 5):
-        found = np.asarray(losses.top_k_accuracy(jnp.asarray(logits), jnp.asarray(label), k))
-        first = np.argsort(-logits, axis=1)[:, :k]
-        np.testing.assert_array_equal(found[label >= 0], (first == label[:, None]).any(axis=1)[label >= 0])
-        assert np.isnan(found[label < 0]).all()
+        accuracy = np.asarray(losses.top_k_accuracy(jnp.asarray(logits), jnp.asarray(label), k))
+        top = np.argsort(-logits, axis=1)[:, :k]
+        np.testing.assert_array_equal(accuracy[label >= 0], (top == label[:, None]).any(axis=1)[label >= 0])
+        assert np.isnan(accuracy[label < 0]).all()
 
 
-def test_the_interval_is_scipy_s_bootstrap():
+def test_confidence_interval_agrees_with_scipy_bootstrap():
     values = np.random.default_rng(1).gamma(2.0, size=80)
     expected = scipy.stats.bootstrap((values,), np.mean, method='percentile', n_resamples=9999, rng=2).confidence_interval
     # An end of 2000 samples has a standard error of 1.5 % of the width.
-    np.testing.assert_allclose(metrics.interval(values), expected, rtol=0, atol=0.06 * (expected.high - expected.low))
+    np.testing.assert_allclose(
+        metrics.confidence_interval(values), expected, rtol=0, atol=0.06 * (expected.high - expected.low)
+    )
 
 
-def test_figures_of_several_processes_come_in_the_order_of_the_photos(monkeypatch):
-    """Photos are dealt to processes in turns, and gathered one process after the other."""
+def test_photos_of_several_processes_are_gathered_in_order(monkeypatch):
+    """Photos are dealt to the processes in turns, but arrive process by process."""
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
     gathered = {'psnr': np.array([0, 2, 4, 1, 3, 5])}
     monkeypatch.setattr('jax.experimental.multihost_utils.process_allgather', lambda each, tiled: gathered)
-    np.testing.assert_array_equal(evaluation._in_order({})['psnr'], np.arange(6))
+    np.testing.assert_array_equal(evaluator_module._gather({})['psnr'], np.arange(6))
 
 
-def test_the_mean_color_is_that_of_the_training_photos(shards):
+def test_baselines_of_the_training_photos(shards):
     records = open_shards(shards).records('train')
     training = baselines.TrainingPhotos(records, 64)
     batch = next(pipeline.eval_batches(open_shards(shards), 'train', batch_size=20, crop=64))
     expected = color.decode_lab(batch['lab'])[..., 1:].mean(axis=(0, 1, 2))
-    for found in training.mean_color(batch).reshape(-1, 2)[::999]:
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)  # float32 means of steps of 1, up to 128
+    for ab in training.mean_color(batch).reshape(-1, 2)[::999]:
+        np.testing.assert_allclose(ab, expected, rtol=0, atol=1e-3)  # float32 means of steps of 1, up to 128
     np.testing.assert_array_equal(training.nearest(batch), color.decode_lab(batch['lab'])[..., 1:])
 
 
-def test_agreement_is_keras_accuracy_of_two_channels():
+def test_larger_channel_agreement_is_keras_accuracy():
     truth = jnp.array([[[[1.0, 0.0], [0.0, 1.0], [5.0, -5.0], [2.0, 3.0]]]])
     prediction = jnp.array([[[[0.2, 0.1], [9.0, 1.0], [-1.0, -2.0], [0.0, 0.5]]]])
     assert float(metrics.larger_channel_agreement(prediction, truth)[0]) == 0.75
 
 
-def test_every_photo_counts_once_whatever_the_batch_and_the_devices(tiny_config, shards):
+def test_every_photo_counts_once_for_any_batch_size_and_devices(tiny_config, shards):
     task = tasks.build(tiny_config)
     state = jax.jit(task.init)(jax.random.PRNGKey(0))
     rows = []
     for batch_size, devices in [(20, 1), (7, 1), (64, 8)]:
         tiny_config.train.batch_size = batch_size
         parallel = DataParallel(devices=jax.devices()[:devices])
-        evaluator = evaluation.Evaluator(task, parallel, open_shards(shards), tiny_config)
+        evaluator = Evaluator(task, parallel, open_shards(shards), tiny_config)
         rows.append(evaluator.evaluate(parallel.replicate(state), 'train'))
     assert rows[0]['photos'] == 20
     for row in rows[1:]:
@@ -159,22 +162,22 @@ def test_every_photo_counts_once_whatever_the_batch_and_the_devices(tiny_config,
             assert row[name] == pytest.approx(value, rel=ONCE, abs=ONCE), name
 
 
-def test_a_network_that_says_gray_scores_as_gray(tiny_config, shards):
+def test_gray_predictions_score_as_gray(tiny_config, shards):
     task = tasks.build(tiny_config)
     state = jax.jit(task.init)(jax.random.PRNGKey(0))
     zeroed = jax.tree.map(jnp.zeros_like, state.params['output'])  # sigmoid(0) is a* = b* = 0
     state = state.replace(params={**state.params, 'output': zeroed})
     parallel = DataParallel()
-    row = evaluation.Evaluator(task, parallel, open_shards(shards), tiny_config).evaluate(parallel.replicate(state), 'train')
+    row = Evaluator(task, parallel, open_shards(shards), tiny_config).evaluate(parallel.replicate(state), 'train')
     assert row['psnr'] == pytest.approx(row['psnr_gray'], abs=DECIBEL)
     batch = next(pipeline.eval_batches(open_shards(shards), 'train', batch_size=20, crop=64))
-    of_photos = np.square(color.decode_lab(batch['lab'])[..., 1:]).mean(axis=(1, 2, 3))
-    assert row['ab_rmse'] == pytest.approx(of_photos.mean() ** 0.5, rel=1e-4)
-    assert row['ab_rmse_photo'] == pytest.approx((of_photos**0.5).mean(), rel=1e-4)
+    errors = np.square(color.decode_lab(batch['lab'])[..., 1:]).mean(axis=(1, 2, 3))
+    assert row['ab_rmse'] == pytest.approx(errors.mean() ** 0.5, rel=1e-4)
+    assert row['ab_rmse_photo'] == pytest.approx((errors**0.5).mean(), rel=1e-4)
     assert row['colorfulness'] < 0.5 < 30 < row['colorfulness_true']
 
 
-def test_the_command_prints_the_table_and_draws_the_grid(trained, tmp_path, command):
+def test_command_writes_report_and_grids(trained, tmp_path, command):
     expected = logs.read_metrics(trained)[-1]
     shutil.copytree(trained, tmp_path / 'run')
     code, out, err = command('evaluate', f'--model={tmp_path / "run"}', '--splits=validation,train')
@@ -189,9 +192,11 @@ def test_the_command_prints_the_table_and_draws_the_grid(trained, tmp_path, comm
         assert figures['gray']['psnr'] == pytest.approx(figures['network']['psnr_gray'], abs=DECIBEL)
         assert figures['gray']['chroma_kept'] == 0
         assert Image.open(tmp_path / 'run' / 'evaluation' / f'{split}_worst.png').size == (64 + 2 * 64, 3 * 64)
-        for rival, gains in content['gains'].items():
+        for baseline, gains in content['gains'].items():
             mean, low, high = gains['psnr']
-            assert mean == pytest.approx(figures['network']['psnr'] - figures[rival]['psnr'], abs=1e-4) and low < mean < high
+            assert (
+                mean == pytest.approx(figures['network']['psnr'] - figures[baseline]['psnr'], abs=1e-4) and low < mean < high
+            )
         for column in figures:
             for name, (low, high) in intervals[column].items():
                 assert low <= figures[column][name] <= high
@@ -200,51 +205,52 @@ def test_the_command_prints_the_table_and_draws_the_grid(trained, tmp_path, comm
         row = next(line for line in table.splitlines() if 'PSNR (dB)' in line)
         assert float(row.split('|')[2].split()[0]) == pytest.approx(figures['network']['psnr'], rel=1e-3)
         assert Image.open(tmp_path / 'run' / 'evaluation' / f'{split}_chroma.png').size == (1100, 450)
-    # On 8 devices, what the command found on one.
+    # 8 devices give the numbers of the command's one.
     on_eight = evaluate_run(shutil.copytree(trained, tmp_path / 'again'), '', ['train'])['train']
     assert on_eight.keys() == figures.keys()
     for column, row in figures.items():
         assert on_eight[column] == pytest.approx(row, rel=ONCE, abs=ONCE)
     # On the training photos the nearest one is the photo itself.
     assert figures['nearest photo']['ab_rmse'] == 0
-    assert 'not better than "nearest photo" by squared ab error' in out
+    assert 'not significantly better than "nearest photo" in squared ab error' in out
 
 
-def test_gains_are_photo_by_photo_and_by_class():
+def test_gains_over_a_baseline_and_by_class():
     network = {'psnr': [25.0, 27, 24, 22], 'ab_squared_error': [50.0, 70, 100, 100], 'colorfulness': [9.0, 11, 4, 6]}
     gray = {'psnr': [20.0, 22, 24, 26], 'ab_squared_error': [80.0, 120, 49, 49], 'colorfulness': [0.0] * 4}
-    of_all = {'label': [1, 1, 0, 0], 'colorfulness_true': [30.0] * 4}
-    measured = {
-        name: ({key: np.array(values) for key, values in (figures | of_all).items()}, {})
-        for name, figures in (('network', network), ('gray', gray))
-    }
-    mean, low, high = report.gains(measured)['gray']['psnr']
+    truth = {'label': [1, 1, 0, 0], 'colorfulness_true': [30.0] * 4}
+    network, gray = ({key: np.array(values) for key, values in (photos | truth).items()} for photos in (network, gray))
+    mean, low, high = report.gains(network, gray)['psnr']
     assert mean == 1.5 and -4 <= low < mean < high <= 5
-    assert report.gains(measured)['gray']['ab_squared_error'][0] == pytest.approx(-5.5)
-    assert report.gains(measured, np.array([1, 1, 0, 0], bool))['gray'] == {
+    assert report.gains(network, gray)['ab_squared_error'][0] == pytest.approx(-5.5)
+    assert report.gains(network, gray, np.array([1, 1, 0, 0], bool)) == {
         'psnr': (5, 5, 5),
         'ab_squared_error': (40, pytest.approx(30), pytest.approx(50)),
     }
-    said = report.verdict(report.gains(measured))
-    assert len(said) == 2 and 'not better than "gray" by squared ab error: it gains -5.5 a photo' in said[0]
-    table = report.classes_table(measured, 'ab')
+    sentences = report.conclusions({'gray': report.gains(network, gray)})
+    assert len(sentences) == 2
+    assert 'not significantly better than "gray" in squared ab error: mean gain -5.5 ' in sentences[0]
+    better = dict.fromkeys(('ab_squared_error', 'psnr'), (1.0, 0.5, 1.5))
+    sentences = report.conclusions({'gray': better})
+    assert sentences == ['The network is significantly better than every baseline in squared ab error, PSNR (dB).']
+    table = report.classes_table(network, gray, 'ab')
     lines = [[cell.strip() for cell in line.strip('|').split('|')] for line in table.splitlines()]
     assert lines[2][:2] == ['a', '2'] and lines[2][4:] == ['10', '7', '5', '30']
     assert lines[3] == ['b', '2', '26', '5 (5 to 5)', '7.746', '10', '10', '30']
-    one = {name: ({key: values[:2] for key, values in photos.items()}, {}) for name, (photos, _) in measured.items()}
-    assert report.classes_table(one, 'ab') == ''
+    one_class = [{key: values[:2] for key, values in photos.items()} for photos in (network, gray)]
+    assert report.classes_table(*one_class, 'ab') == ''
 
 
-def test_examples_are_spread_and_the_worst_are_worst(tiny_config, shards):
+def test_example_photos(tiny_config, shards):
     tiny_config.train.grid_photos = 3
-    evaluator = evaluation.Evaluator(None, DataParallel(), open_shards(shards), tiny_config)
+    evaluator = Evaluator(None, DataParallel(), open_shards(shards), tiny_config)
     assert evaluator.spread('train').tolist() == [0, 10, 19] and len(evaluator.spread('validation')) == 3
     assert evaluator.worst({'ab_squared_error': np.array([3.0, 9, 1, 5])}).tolist() == [1, 3, 0]
     tiny_config.train.grid_photos = 30
     assert evaluator.spread('validation').tolist() == [0, 1, 2, 3]
 
 
-def test_bad_evaluations_are_one_sentence(trained, tmp_path, cli):
+def test_bad_input_gives_one_sentence(trained, tmp_path, cli):
     code, _, err = cli('evaluate', f'--model={trained}', '--splits=validation,holiday')
     assert_one_sentence(code, err, 'holiday', 'validation')
     with pytest.raises(UserError, match=f'{tmp_path} is no run directory'):

