@@ -141,7 +141,7 @@ def predictor(colorizer: Colorizer) -> PredictAb:
         gray = color.lab_to_rgb(color.gray_lab(color.decode_lab(lab)[..., :1]))
         ab = colorizer.predict_ab(colorizer.preprocess(Image.fromarray(color.to_uint8(gray))))[0]
         planes = [Image.fromarray(np.ascontiguousarray(ab[..., i])) for i in range(2)]
-        return np.stack([plane.resize((W, H), Image.Resampling.BICUBIC) for plane in planes], axis=-1)
+        return np.stack([np.asarray(plane.resize((W, H), Image.Resampling.BICUBIC)) for plane in planes], axis=-1)
 
     return lambda batch: np.stack([predict_one(lab) for lab in batch['lab']])
 

@@ -1,11 +1,12 @@
-"""Coloring many photos: reading, the network and writing overlap; one bad photo stops none of the others."""
+"""Colors files and folders of photos: reading, the network and writing overlap; a bad photo does not stop the others."""
 
 import collections
 import os
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -17,40 +18,48 @@ from jaxcolor.inference.recompose import join
 from jaxcolor.prepare.decode import FORMATS, SUFFIXES, pillow_unguarded
 from jaxcolor.runtime.logs import Progress
 
-# Photos that are read ahead of the network, and as many that are written behind it.
-_AHEAD = min(8, os.cpu_count() or 1)
-# Pixels of the photos that are read ahead, that wait for others of their shape, and that are written: as many each,
-# unless one photo has more. It bounds the memory that scans take.
-_MOST_PIXELS = 2**27
+# Photos read ahead of the network, and as many written behind it.
+_QUEUE_PHOTOS = min(8, os.cpu_count() or 1)
+# Total pixels of the photos read ahead, of those waiting for a full batch, and of those being written; a single larger
+# photo is let through. It bounds the memory that scans take.
+_MAX_PIXELS = 2**27
 
 
 def plan_outputs(inputs: Iterable[str | PathLike], out: str | PathLike) -> list[tuple[Path, Path]]:
-    """Photos and folders -> (photo, path of its result) for every photo.
+    """Lists the photos and where their results go.
 
-    Photos of a folder keep their paths below it. Formats that cannot be written become PNG.
+    Args:
+        inputs: photos and folders, which are searched for photos.
+        out: folder for the results. Photos of a folder keep their paths below it; formats that cannot be written become
+            PNG.
+
+    Returns:
+        (photo, path of its result) of every photo.
 
     Raises:
-        UserError: a missing input, a folder without photos, two results of one name, a result on top of its photo.
+        UserError: an input is missing, a folder has no photos, two results have one path, or a result would overwrite its
+            photo.
     """
-    out, pairs = Path(out), []
-    for given in map(Path, inputs):
-        if given.is_dir():
-            found = sorted(p for p in given.rglob('*') if p.suffix.lower() in SUFFIXES and not p.name.startswith('.'))
-            if not found:
-                raise UserError(f'the folder {given} holds no photos ({", ".join(sorted(SUFFIXES))}).')
-            pairs += [(photo, out / photo.relative_to(given)) for photo in found]
-        elif given.exists():
-            pairs.append((given, out / given.name))
+    out = Path(out)
+    pairs: list[tuple[Path, Path]] = []
+    for path in map(Path, inputs):
+        if path.is_dir():
+            photos = sorted(p for p in path.rglob('*') if p.suffix.lower() in SUFFIXES and not p.name.startswith('.'))
+            if not photos:
+                raise UserError(f'the folder {path} holds no photos ({", ".join(sorted(SUFFIXES))}).')
+            pairs += [(photo, out / photo.relative_to(path)) for photo in photos]
+        elif path.exists():
+            pairs.append((path, out / path.name))
         else:
-            raise UserError(f'{given} does not exist.')
+            raise UserError(f'{path} does not exist.')
     pairs = [(p, t if t.suffix.lower() in OUTPUT_FORMATS else t.with_name(f'{t.name}.png')) for p, t in pairs]
-    source_of = {}
+    photo_of: dict[Path, Path] = {}
     for photo, target in pairs:
-        if target in source_of:
-            raise UserError(f'{source_of[target]} and {photo} would both be written to {target}; color them apart.')
-        source_of[target] = photo
+        if target in photo_of:
+            raise UserError(f'{photo_of[target]} and {photo} would both be written to {target}; color them separately.')
+        photo_of[target] = photo
         if target.exists() and target.samefile(photo):
-            raise UserError(f'{photo} would be written over; name another folder with --out.')
+            raise UserError(f'{photo} would be overwritten; name another folder with --out.')
     return pairs
 
 
@@ -65,41 +74,42 @@ def colorize(
     quiet: bool = False,
     batch_size: int | None = None,
 ) -> list[str]:
-    """Colors photos, each independently of the others. They are read and written in threads beside the network.
+    """Colors photos, each independently of the others.
 
     Args:
-        pairs: (photo, path of its result), as `plan_outputs` gives them.
-        style: `Colorizer.global_features` of another photo, for all of them.
-        variants: results of a photo; several go to NAME-1, NAME-2, ...
-        max_megapixels: larger photos are refused.
-        quiet: no progress.
-        batch_size: photos of one shape that go through the network together; the remaining ones go one by one.
+        colorizer: the network.
+        pairs: (photo, path of its result), from `plan_outputs`.
+        style: `Colorizer.global_features` of another photo, float32 (1, G), for all photos.
+        variants: results per photo; several are written to NAME-1, NAME-2, ...
+        max_megapixels: refuses larger photos.
+        quiet: hides the progress.
+        batch_size: photos of one shape that the network colors together; leftovers go one by one.
 
     Returns:
-        A sentence for each photo that failed.
+        An error message for each photo that failed.
 
     Raises:
-        UserError: several variants are asked of a network that knows only one.
+        UserError: several variants from a network that takes no noise.
     """
     if variants > 1 and not colorizer.task.takes_noise:
-        raise UserError('--variants: this network gives a photo one result; a cgan takes noise and gives many.')
+        raise UserError('--variants: this network has one result per photo; only a cgan takes noise and has several.')
     batch_size = batch_size or colorizer.batch_size
     progress = Progress(len(pairs), 'photos', quiet=quiet)
-    failures = []
-    waiting = collections.defaultdict(list)  # photos by the shape that the network sees them in
-    written = _Queue()
+    failures: list[str] = []
+    waiting = collections.defaultdict[tuple[int, ...], list[_Photo]](list)  # by the shape of the network's input
+    writing = _Queue()
 
-    def read(pair):
-        image = read_photo(pair[0], max_megapixels)
-        return *pair, image, colorizer.preprocess(image)
+    def read(photo: Path, target: Path) -> _Photo:
+        image = read_photo(photo, max_megapixels)
+        return _Photo(photo, target, image, colorizer.preprocess(image))
 
-    def write(photo, target, image, predictions):
+    def write(photo: _Photo, predictions: Sequence[np.ndarray]) -> None:
         for number, ab in enumerate(predictions, start=1):
-            name = target if variants == 1 else target.with_stem(f'{target.stem}-{number}')
-            write_photo(join(image, ab), name, read_exif(photo))
+            path = photo.target if variants == 1 else photo.target.with_stem(f'{photo.target.stem}-{number}')
+            write_photo(join(photo.image, ab), path, read_exif(photo.path))
 
-    def settle(future):
-        """The result of a thread, or None where it failed."""
+    def result_of(future: Future) -> Any:
+        """The result of a thread, or None if it failed."""
         try:
             return future.result()
         except UserError as error:
@@ -107,72 +117,84 @@ def colorize(
             progress.say(f'jaxcolor: error: {error}')
             return None
 
-    def finish(futures):
+    def finish(futures: Iterable[Future]) -> None:
         for future in futures:
-            settle(future)
+            result_of(future)
             progress.update()
 
-    def color(group):
-        lightness = np.concatenate([lightness for *_, lightness in group])
+    def color(batch: list[_Photo]) -> None:
+        lightness = np.concatenate([photo.lightness for photo in batch])
         predictions = [colorizer.predict_ab(lightness, style, variant) for variant in range(variants)]
-        for i, (photo, target, image, _) in enumerate(group):
-            pixels = image.width * image.height
-            finish(written.that_make_room_for(pixels))
-            written.append((pool.submit(write, photo, target, image, [ab[i] for ab in predictions]), pixels))
-        group.clear()
+        for i, photo in enumerate(batch):
+            finish(writing.make_room(photo.pixels))
+            writing.append((pool.submit(write, photo, [ab[i] for ab in predictions]), photo.pixels))
 
-    def color_one_by_one(groups):
-        for group in groups.values():
-            for photo in group:
+    def color_one_by_one() -> None:
+        for photos in waiting.values():
+            for photo in photos:
                 color([photo])
-        groups.clear()
+        waiting.clear()
 
-    with ThreadPoolExecutor(_AHEAD) as pool:
-        for future in _ahead(pool, read, pairs):
-            photo = settle(future)
+    with ThreadPoolExecutor(_QUEUE_PHOTOS) as pool:
+        for future in _read_ahead(pool, read, pairs):
+            photo = result_of(future)
             if photo is None:
                 progress.update()
                 continue
-            group = waiting[photo[-1].shape]
+            group = waiting[photo.lightness.shape]
             group.append(photo)
             if len(group) == batch_size:
                 color(group)
-            elif sum(image.width * image.height for group in waiting.values() for *_, image, _ in group) > _MOST_PIXELS:
-                color_one_by_one(waiting)
-        color_one_by_one(waiting)
-        finish(written.all())
+                group.clear()
+            elif sum(photo.pixels for photos in waiting.values() for photo in photos) > _MAX_PIXELS:
+                color_one_by_one()
+        color_one_by_one()
+        finish(writing.take_all())
     progress.close()
     return failures
 
 
-class _Queue(collections.deque):
-    """Work under way in threads, oldest first: (future, pixels of its photo)."""
+class _Photo(NamedTuple):
+    """A photo between reading and writing."""
 
-    def that_make_room_for(self, pixels):
-        """Takes out and yields futures until one more photo fits."""
-        while self and (len(self) >= _AHEAD or sum(size for _, size in self) + pixels > _MOST_PIXELS):
+    path: Path
+    target: Path
+    image: Image.Image
+    lightness: np.ndarray  # the network's input, (1, h, w, 1)
+
+    @property
+    def pixels(self) -> int:
+        return self.image.width * self.image.height
+
+
+class _Queue(collections.deque[tuple[Future, int]]):
+    """Photos being read or written in threads, oldest first: (future, pixels)."""
+
+    def make_room(self, pixels: int) -> Iterator[Future]:
+        """Removes and yields futures until a photo of so many pixels fits."""
+        while self and (len(self) >= _QUEUE_PHOTOS or sum(size for _, size in self) + pixels > _MAX_PIXELS):
             yield self.popleft()[0]
 
-    def all(self):
-        """Takes out and yields every future."""
+    def take_all(self) -> Iterator[Future]:
+        """Removes and yields all futures."""
         while self:
             yield self.popleft()[0]
 
 
-def _ahead(pool, read, pairs):
-    """Futures of reading every photo, in order; some are under way before they are asked for."""
-    under_way = _Queue()
-    for pair in pairs:
-        pixels = _pixels(pair[0])
-        yield from under_way.that_make_room_for(pixels)
-        under_way.append((pool.submit(read, pair), pixels))
-    yield from under_way.all()
+def _read_ahead(pool, read, pairs):
+    """Yields a future per photo, in order, while later photos are already being read."""
+    reading = _Queue()
+    for photo, target in pairs:
+        pixels = _pixels(photo)
+        yield from reading.make_room(pixels)
+        reading.append((pool.submit(read, photo, target), pixels))
+    yield from reading.take_all()
 
 
 def _pixels(path):
-    """How many pixels a photo will have, from the head of its file; 0 where that cannot be read."""
+    """The number of pixels in the header of a photo; 0 if it cannot be read."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(path, formats=tuple(FORMATS)) as image:
             return image.width * image.height
-    except Exception:  # whatever is wrong with it, reading it will say so
+    except Exception:  # reading the photo reports what is wrong with it
         return 0

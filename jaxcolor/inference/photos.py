@@ -1,7 +1,8 @@
-"""Photo files: reading one for the network, writing the result."""
+"""Reads photo files and writes the results."""
 
 import os
 from pathlib import Path
+from typing import Any
 
 from PIL import ExifTags, Image, ImageCms
 
@@ -9,7 +10,7 @@ from jaxcolor import files
 from jaxcolor.errors import UserError
 from jaxcolor.prepare.decode import FORMATS, RejectedError, open_photo
 
-# Formats that results keep, by suffix; others become PNG.
+# Formats of results, by suffix; other photos become PNG.
 OUTPUT_FORMATS = {'.jpg': 'JPEG', '.jpeg': 'JPEG', '.png': 'PNG', '.webp': 'WEBP', '.tif': 'TIFF', '.tiff': 'TIFF'}
 _MIN_SIDE = 2
 _EXIF_KEPT = [ExifTags.Base[name] for name in ('ImageDescription', 'Make', 'Model', 'DateTime', 'Artist', 'Copyright')]
@@ -17,7 +18,18 @@ _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
 
 
 def read_photo(path: str | os.PathLike, max_megapixels: float) -> Image.Image:
-    """A file -> an upright photo in sRGB, RGB or RGBA. Call it inside `pillow_unguarded()`. Raises UserError."""
+    """Reads a photo. Call it inside `pillow_unguarded()`.
+
+    Args:
+        path: of the file.
+        max_megapixels: refuses larger photos.
+
+    Returns:
+        The upright photo in sRGB, mode RGB or RGBA.
+
+    Raises:
+        UserError: the file cannot be read, is not a photo, or is too large or too small.
+    """
     try:
         image = open_photo(Path(path).read_bytes(), max_megapixels=max_megapixels, keep_alpha=True)
     except OSError as error:
@@ -31,29 +43,40 @@ def read_photo(path: str | os.PathLike, max_megapixels: float) -> Image.Image:
 
 
 def write_photo(image: Image.Image, path: str | os.PathLike, exif: bytes | None = None) -> None:
-    """Writes a photo atomically, in the format of its suffix, one of OUTPUT_FORMATS. Raises UserError."""
+    """Writes a photo atomically.
+
+    Args:
+        image: RGB or RGBA in sRGB.
+        path: with a suffix of OUTPUT_FORMATS, which sets the format.
+        exif: encoded EXIF data of the file.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     path = Path(path)
-    kind = OUTPUT_FORMATS[path.suffix.lower()]
-    options = {'quality': 95, 'subsampling': 0} if kind == 'JPEG' else {'quality': 95} if kind == 'WEBP' else {}
+    file_format = OUTPUT_FORMATS[path.suffix.lower()]
+    options: dict[str, Any] = {'quality': 95} if file_format in ('JPEG', 'WEBP') else {}
+    if file_format == 'JPEG':
+        options['subsampling'] = 0
     if exif:
         options['exif'] = exif
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.atomic(path) as temporary:
-            image.save(temporary, kind, icc_profile=_SRGB, **options)
+            image.save(temporary, file_format, icc_profile=_SRGB, **options)
     except OSError as error:
         raise UserError(f'{path} cannot be written ({error.strerror or error}).') from None
 
 
 def read_exif(path: str | os.PathLike) -> bytes | None:
-    """The EXIF data to keep: who took the photo, when and with what; None where there is none.
+    """The encoded EXIF data that hold for the result, too: author, date, camera, position; None if there are none.
 
-    The rest (orientation, sizes, offsets) would be wrong for the result.
+    The others (orientation, sizes, offsets) would be wrong.
     """
-    with Image.open(path, formats=FORMATS) as image:
-        of_photo, kept = image.getexif(), Image.Exif()
-        kept.update({tag: of_photo[tag] for tag in _EXIF_KEPT if tag in of_photo})
+    with Image.open(path, formats=tuple(FORMATS)) as image:
+        exif, kept = image.getexif(), Image.Exif()
+        kept.update({tag: exif[tag] for tag in _EXIF_KEPT if tag in exif})
         for directory in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
-            if entries := of_photo.get_ifd(directory):
+            if entries := exif.get_ifd(directory):
                 kept.get_ifd(directory).update(entries)
         return kept.tobytes() if kept else None

@@ -1,4 +1,4 @@
-"""Coloring photographs: every kind of file, what is kept of them, and what is refused."""
+"""Coloring photos: formats and modes, what results keep of their photos, bad input."""
 
 import io
 import os
@@ -25,7 +25,7 @@ def colorizer(trained):
 
 
 def colored(colorizer, image, tmp_path, name, **save):
-    """Saves an image under a name, colors that file, and returns the result."""
+    """Saves an image as a file, colors the file, and returns the result."""
     source = tmp_path / 'in' / name
     source.parent.mkdir(exist_ok=True)
     image.save(source, **save)
@@ -53,10 +53,10 @@ def _profile(image):
 
 
 @pytest.mark.parametrize('name', ['a.jpg', 'a.jpeg', 'a.png', 'a.webp', 'a.tif', 'a.bmp', 'a.gif'])
-def test_every_format_keeps_its_kind_where_it_can(colorizer, tmp_path, name):
+def test_every_format(colorizer, tmp_path, name):
     result = colored(colorizer, Image.open(FISH).convert('L'), tmp_path, name)
-    kinds = {'jpg': 'JPEG', 'jpeg': 'JPEG', 'png': 'PNG', 'webp': 'WEBP', 'tif': 'TIFF', 'bmp': 'PNG', 'gif': 'PNG'}
-    assert result.format == kinds[name.split('.')[1]]
+    formats = {'jpg': 'JPEG', 'jpeg': 'JPEG', 'png': 'PNG', 'webp': 'WEBP', 'tif': 'TIFF', 'bmp': 'PNG', 'gif': 'PNG'}
+    assert result.format == formats[name.split('.')[1]]
 
 
 @pytest.mark.parametrize('size', [(2, 2), (3, 500), (500, 3), (33, 57), (640, 480)])
@@ -64,8 +64,8 @@ def test_any_size_and_aspect(colorizer, size):
     assert colorizer(Image.open(FISH).resize(size)).size == size
 
 
-def test_the_photo_keeps_its_own_lightness(colorizer):
-    """At full resolution: wherever the color fits into sRGB, L* is the photo's to within 8-bit rounding."""
+def test_lightness_is_kept_at_full_resolution(colorizer):
+    """Where the color is inside sRGB, L* differs by 8-bit rounding only."""
     photo = Image.open(FISH)
     before = color.rgb_to_lab(np.asarray(photo))[..., 0]
     result = np.asarray(colorizer(photo))
@@ -76,8 +76,8 @@ def test_the_photo_keeps_its_own_lightness(colorizer):
     assert (low[inside] - 1e-3 < before[inside]).all() and (before[inside] < high[inside] + 1e-3).all()
 
 
-def test_only_the_lightness_is_looked_at(colorizer):
-    """A color photo and its own gray version are colored alike."""
+def test_colors_of_the_input_are_ignored(colorizer):
+    """A color photo and its gray version get the same colors."""
     photo = Image.open(FISH)
     lab = color.rgb_to_lab(np.asarray(photo))
     gray = Image.fromarray(color.to_uint8(color.lab_to_rgb(lab * np.array([1, 0, 0], np.float32))))
@@ -86,7 +86,7 @@ def test_only_the_lightness_is_looked_at(colorizer):
 
 
 @pytest.mark.parametrize('side', [40, 64, 200])
-def test_the_network_sees_a_photo_as_in_training(colorizer, side):
+def test_preprocess_matches_training_photos(colorizer, side):
     photo = Image.fromarray(np.random.default_rng(0).integers(80, 176, (side, side), np.uint8)).convert('RGB')
     data = io.BytesIO()
     photo.save(data, 'png')
@@ -98,12 +98,12 @@ def test_the_network_sees_a_photo_as_in_training(colorizer, side):
     np.testing.assert_allclose(colorizer.preprocess(photo)[0, ..., 0], color.decode_lab(lab)[..., 0], rtol=0, atol=300 / 255)
 
 
-def test_colors_come_out(colorizer):
+def test_results_have_color(colorizer):
     lab = color.rgb_to_lab(np.asarray(colorizer(Image.open(FISH).convert('L'))))
     assert np.abs(lab[..., 1:]).mean() > 1
 
 
-def test_recompose_is_seamless_between_strips(monkeypatch):
+def test_recompose_has_no_seams_between_strips(monkeypatch):
     photo = Image.open(FISH)
     ab = 60 * np.random.default_rng(0).standard_normal((16, 24, 2)).astype(np.float32)
     whole = np.asarray(recompose(photo, ab))
@@ -112,7 +112,7 @@ def test_recompose_is_seamless_between_strips(monkeypatch):
     assert np.abs(difference).max() <= 1
 
 
-def test_recomposing_with_the_true_colors_gives_the_photo():
+def test_recompose_with_the_true_colors_gives_the_photo():
     photo = Image.open(FISH)
     lab = color.rgb_to_lab(np.asarray(photo))
     assert (np.asarray(recompose(photo, lab[..., 1:])) == np.asarray(photo)).all()
@@ -126,7 +126,7 @@ def test_transparency_is_kept(colorizer, tmp_path):
     assert (np.asarray(result.getchannel('A')) == np.asarray(alpha)).all()
 
 
-def test_a_rotated_photo_comes_out_upright(colorizer, tmp_path):
+def test_rotated_photo_becomes_upright(colorizer, tmp_path):
     photo = Image.open(FISH)
     upright = np.asarray(colorizer(photo))
     exif = Image.Exif()
@@ -138,14 +138,14 @@ def test_a_rotated_photo_comes_out_upright(colorizer, tmp_path):
     assert ExifTags.Base.Orientation not in result.getexif()
 
 
-def test_style_gives_the_mood_of_another_photo(colorizer):
+def test_style_of_another_photo(colorizer):
     photo, other = Image.open(FISH), Image.open(PHOTOS / 'train' / 'farm_animals-horse.jpg')
     own = np.asarray(colorizer(photo), np.int32)
     assert np.abs(np.asarray(colorizer(photo, colorizer.global_features(photo)), np.int32) - own).max() <= 1
     assert np.abs(np.asarray(colorizer(photo, colorizer.global_features(other)), np.int32) - own).max() > 1
 
 
-def test_folders_keep_their_shape(colorizer, tmp_path):
+def test_folders_keep_their_structure(colorizer, tmp_path):
     (tmp_path / 'in' / 'deep').mkdir(parents=True)
     for name in ('a.jpg', 'deep/a.jpg', 'deep/b.png', 'notes.txt'):
         Image.open(FISH).save(tmp_path / 'in' / name, 'PNG' if name.endswith('png') else 'JPEG')
@@ -157,20 +157,20 @@ def test_folders_keep_their_shape(colorizer, tmp_path):
     }
 
 
-def test_plans_that_would_lose_something_are_refused(tmp_path):
+def test_outputs_that_would_overwrite_files_are_refused(tmp_path):
     for folder in ('one', 'two'):
         (tmp_path / folder).mkdir()
         Image.open(FISH).save(tmp_path / folder / 'a.jpg')
     with pytest.raises(UserError, match='would both be written'):
         plan_outputs([tmp_path / 'one' / 'a.jpg', tmp_path / 'two' / 'a.jpg'], tmp_path / 'out')
-    with pytest.raises(UserError, match='would be written over'):
+    with pytest.raises(UserError, match='would be overwritten'):
         plan_outputs([tmp_path / 'one'], tmp_path / 'one')
     (tmp_path / 'empty').mkdir()
     with pytest.raises(UserError, match='holds no photos'):
         plan_outputs([tmp_path / 'empty'], tmp_path / 'out')
 
 
-def test_photos_in_batches_come_out_as_by_themselves(colorizer, tmp_path):
+def test_batches_do_not_change_results(colorizer, tmp_path):
     photo = Image.open(FISH).convert('L')
     (tmp_path / 'in').mkdir()
     for i in range(5):
@@ -184,7 +184,7 @@ def test_photos_in_batches_come_out_as_by_themselves(colorizer, tmp_path):
         assert np.abs(one - one[..., :1]).max() > 1
 
 
-def test_bad_photos_are_one_sentence_each_and_the_others_are_colored(trained, tmp_path, command):
+def test_bad_photos_give_one_sentence_each_and_others_are_colored(trained, tmp_path, command):
     bad = tmp_path / 'bad'
     bad.mkdir()
     (bad / 'cut.jpg').write_bytes(FISH.read_bytes()[:3000])
@@ -207,7 +207,7 @@ def test_bad_photos_are_one_sentence_each_and_the_others_are_colored(trained, tm
     assert '1 of 5' in out
 
 
-def test_bad_commands_are_one_sentence(trained, tmp_path, cli):
+def test_bad_commands_give_one_sentence(trained, tmp_path, cli):
     for arguments, part in [
         ([f'--model={trained}', tmp_path / 'none.jpg'], 'none.jpg'),
         ([f'--model={tmp_path}', FISH], 'no run directory'),
@@ -218,14 +218,14 @@ def test_bad_commands_are_one_sentence(trained, tmp_path, cli):
         assert_one_sentence(code, err, part)
 
 
-def test_only_the_limit_of_the_command_holds_for_a_folder_of_large_photos(colorizer, tmp_path, monkeypatch):
-    """Pillow refuses photos of twice its own limit, which is the whole process's, whatever the threads do."""
+def test_pillows_own_size_limit_does_not_apply(colorizer, tmp_path, monkeypatch):
+    """Pillow refuses photos of twice its limit, a global variable shared by all threads."""
     (tmp_path / 'in').mkdir()
     for i in range(12):
         Image.open(FISH).save(tmp_path / 'in' / f'{i}.jpg')
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
-    # As few pixels under way as can be: one photo in each queue.
-    monkeypatch.setattr('jaxcolor.inference.colorize._MOST_PIXELS', 1000)
+    # One photo in each queue.
+    monkeypatch.setattr('jaxcolor.inference.colorize._MAX_PIXELS', 1000)
     assert colorize(colorizer, plan_outputs([tmp_path / 'in'], tmp_path / 'out'), quiet=True) == []
     assert Image.MAX_IMAGE_PIXELS == 1000
     assert len(list((tmp_path / 'out').iterdir())) == 12

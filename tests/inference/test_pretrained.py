@@ -1,4 +1,4 @@
-"""The model that comes with the package: what a new user gets without naming one."""
+"""The default model, which comes with the package."""
 
 import shutil
 import tomllib
@@ -22,28 +22,28 @@ def colorizer():
     return jaxcolor.load()
 
 
-def test_photos_that_nobody_trained_on_come_nearer_to_their_colors(colorizer, photos):
-    """Of the bundled photos, by squared ab error, most do, and all together; and none is left gray."""
+def test_unseen_photos_get_closer_to_their_colors_than_gray(colorizer, photos):
+    """By squared ab error, over all bundled photos and for most of them; none stays gray."""
     errors = []
     for photo in photos:
         gray = Image.fromarray(photo).convert('L').convert('RGB')
-        found, truth = (color.rgb_to_lab(np.asarray(image))[..., 1:] for image in (colorizer(gray), photo))
-        errors.append((np.mean((found - truth) ** 2), np.mean(truth**2)))
-        assert np.abs(found).mean() > 2
-    ours, of_gray = np.array(errors).T
-    assert ours.mean() < of_gray.mean() and np.mean(ours < of_gray) > 0.5
+        ab, truth = (color.rgb_to_lab(np.asarray(image))[..., 1:] for image in (colorizer(gray), photo))
+        errors.append((np.mean((ab - truth) ** 2), np.mean(truth**2)))
+        assert np.abs(ab).mean() > 2
+    model_errors, gray_errors = np.array(errors).T
+    assert model_errors.mean() < gray_errors.mean() and np.mean(model_errors < gray_errors) > 0.5
 
 
-def test_its_colors_do_not_come_from_the_photo_s(colorizer, photos):
+def test_colors_of_the_input_are_ignored(colorizer, photos):
     photo = Image.fromarray(photos[0])
-    # L*'s own gray, so that the network sees the same.
+    # Gray of the same L*, so that the network's input is the same.
     lab = color.rgb_to_lab(photos[0]) * np.array([1, 0, 0], np.float32)
     gray = Image.fromarray(color.to_uint8(color.lab_to_rgb(lab)))
-    ours, theirs = (np.asarray(colorizer(image), np.int32) for image in (gray, photo))
-    assert np.abs(ours - theirs).mean() < 2
+    results = [np.asarray(colorizer(image), np.int32) for image in (gray, photo)]
+    assert np.abs(results[0] - results[1]).mean() < 2
 
 
-def test_it_is_what_its_card_says():
+def test_model_card_matches_the_model():
     card = (FOLDER / 'README.md').read_text(encoding='utf-8')
     about, config = store.read_metadata(FOLDER), runs.read_config(store.DEFAULT_MODEL)
     assert f'{int(about["parameters"]):,} parameters' in card
@@ -53,40 +53,40 @@ def test_it_is_what_its_card_says():
     for field in ('temperature', 'inference_rebalance', 'chroma_gain'):
         assert f'`task.{field}={config.task[field]:g}`' in card
     assert f'`task.mirror={config.task.mirror}`' in card
-    assert not config.data.shards and not config.train.init_from  # no places on the machine that trained it
+    assert not config.data.shards and not config.train.init_from  # no paths of the machine that trained it
 
 
-def test_the_package_carries_it():
+def test_package_contains_the_model():
     patterns = tomllib.loads((ROOT / 'pyproject.toml').read_text())['tool']['setuptools']['package-data']['jaxcolor']
     package = Path(jaxcolor.__file__).parent
-    carried = {path for pattern in patterns for path in package.glob(pattern)}
-    assert {FOLDER / 'config.json', FOLDER / store.WEIGHTS, FOLDER / 'README.md'} <= carried
+    included = {path for pattern in patterns for path in package.glob(pattern)}
+    assert {FOLDER / 'config.json', FOLDER / store.WEIGHTS, FOLDER / 'README.md'} <= included
 
 
-def test_the_command_takes_it_where_none_is_named(photos, tmp_path, command, cli):
+def test_command_uses_the_default_model(photos, tmp_path, command, cli):
     Image.fromarray(photos[0]).convert('L').save(tmp_path / 'gray.png')
     code, out, err = command('colorize', tmp_path / 'gray.png', f'--out={tmp_path / "out"}')
     assert code == 0 and '1 of 1 photos colored' in out, err
-    made = Image.open(tmp_path / 'out' / 'gray.png')
-    assert made.mode == 'RGB' and made.size == photos[0].shape[1::-1]
+    result = Image.open(tmp_path / 'out' / 'gray.png')
+    assert result.mode == 'RGB' and result.size == photos[0].shape[1::-1]
     code, _, err = cli('evaluate', f'--model={store.DEFAULT_MODEL}')
-    assert_one_sentence(code, err, 'without the photos of its training', '--data=SHARDS')
+    assert_one_sentence(code, err, 'without its training photos', '--data=SHARDS')
 
 
-@pytest.mark.parametrize('damage', ['weights cut', 'weights gone', 'config gone', 'all gone', 'config of another'])
-def test_damage_is_one_sentence(damage, tmp_path, monkeypatch):
+@pytest.mark.parametrize('damage', ['weights truncated', 'no weights', 'no config', 'no folder', 'other config'])
+def test_damaged_model_gives_one_sentence(damage, tmp_path, monkeypatch):
     folder = Path(shutil.copytree(FOLDER, tmp_path / store.DEFAULT_MODEL))
     monkeypatch.setattr(store, '_PRETRAINED', tmp_path)
     match damage:
-        case 'weights cut':
+        case 'weights truncated':
             (folder / store.WEIGHTS).write_bytes((folder / store.WEIGHTS).read_bytes()[:100_000])
-        case 'weights gone':
+        case 'no weights':
             (folder / store.WEIGHTS).unlink()
-        case 'config gone':
+        case 'no config':
             (folder / 'config.json').unlink()
-        case 'all gone':
+        case 'no folder':
             shutil.rmtree(folder)
-        case 'config of another':
+        case 'other config':
             (folder / 'config.json').write_text((folder / 'config.json').read_text().replace('"seed": ', '"seed": 1'))
     with pytest.raises(UserError, match='install') as caught:
         jaxcolor.load()

@@ -171,7 +171,7 @@ def test_an_export_overwrites_models_alone(trained, model, tmp_path):
 
 
 def test_it_is_evaluated_on_photos_that_are_named(trained, model, shards):
-    with pytest.raises(UserError, match='without the photos of its training'):
+    with pytest.raises(UserError, match='without its training photos'):
         evaluate_run(model, '', ['validation'])
     figures = evaluate_run(model, shards, ['validation'])['validation']
     # The training photos of that set stand for its own, which it does not know.
