@@ -1,17 +1,17 @@
-"""Color spaces: sRGB, CIE L*a*b*, YUV, their storage in 8 bits, and what a network's outputs mean.
+"""Color spaces: sRGB, CIE L*a*b*, YUV, 8-bit storage, and the scaling of a network's inputs and outputs.
 
 Every function takes a NumPy array or a JAX array (traced ones too) and returns the same kind, float32 unless it says
 otherwise. The last axis holds the channels. sRGB is IEC 61966-2-1, the white point is D65 (2 degrees), as in
 scikit-image. L* lies in [0, 100]; a* and b* of sRGB colors lie in [-86.2, 98.3] and [-107.9, 94.5].
 """
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Functions return the kind of array that they are given.
+# A function returns the kind of array that it takes.
 Array = TypeVar('Array', np.ndarray, jax.Array)
 
 # IEC 61966-2-1: linear sRGB -> CIE XYZ, and the D65 white that maps to L* = 100, a* = b* = 0.
@@ -27,13 +27,14 @@ _F_KNEE = np.float32((6 / 29) ** 3)
 _F_SLOPE = np.float32((29 / 6) ** 2 / 3)
 _F_OFFSET = np.float32(16 / 116)
 
-# BT.601 analogue YUV on gamma-encoded RGB: |U| <= 0.436, |V| <= 0.615.
+# BT.601 analog YUV on gamma-encoded RGB: |U| <= 0.436, |V| <= 0.615.
 _TO_YUV = np.array([[0.299, -0.14713, 0.615], [0.587, -0.28886, -0.51499], [0.114, 0.436, -0.10001]], np.float32)
 _FROM_YUV = np.linalg.inv(_TO_YUV.astype(np.float64)).astype(np.float32)
 _UV_MAX = np.array([0.436, 0.615], np.float32)
 
 
-def _numpy_like(x):
+def _numpy_like(x: np.ndarray | jax.Array) -> Any:
+    """The array module of x: `jax.numpy` or `numpy`."""
     return jnp if isinstance(x, jax.Array) else np
 
 
@@ -43,15 +44,15 @@ def _as_unit_float(rgb, xp):
 
 
 def _mix(x, matrix):
-    """Channels times a 3x3 matrix. Under XLA not as a product of matrices: that is four times slower on CPUs, and TF32 on
-    GPUs."""
+    """Multiplies the channels (..., 3) by a 3x3 matrix."""
     if isinstance(x, jax.Array):
+        # As a matrix product XLA takes four times as long on CPUs, and computes in TF32 on GPUs.
         return sum(x[..., i, None] * matrix[i] for i in range(3))
     return np.matmul(x, matrix)
 
 
 def _pow(x, exponent, xp):
-    """x ** exponent for x > 0. On XLA's CPU backend this form takes an eighth of the time of `**` and of `cbrt`."""
+    """x ** exponent for x > 0; an eighth of the time of `**` and of `cbrt` on XLA's CPU backend."""
     return xp.exp2(np.float32(exponent) * xp.log2(x))
 
 
@@ -66,7 +67,7 @@ def srgb_to_linear(rgb: Array) -> Array:
 
 
 def linear_to_srgb(linear: Array) -> Array:
-    """Linear light -> gamma-encoded sRGB, both in [0, 1]; what lies outside is clipped."""
+    """Linear light -> gamma-encoded sRGB, both in [0, 1]; values outside are clipped."""
     xp = _numpy_like(linear)
     linear = xp.clip(linear, np.float32(0), np.float32(1))
     curve = np.float32(1.055) * _pow(xp.maximum(linear, np.float32(0.003)), 1 / 2.4, xp) - np.float32(0.055)
@@ -145,36 +146,41 @@ def normalize_l(lightness: Array) -> Array:
     return lightness / np.float32(100)
 
 
-# How a network's bounded output stands for a*, b*: ab = output * scale + offset.
-# sigmoid: (0, 1) <-> (-128, 128); tanh: (-1, 1) <-> (-128, 128); linear: free, in units of 128.
+# Scale and offset by output activation: ab = output * scale + offset.
+# sigmoid: (0, 1) <-> (-128, 128); tanh: (-1, 1) <-> (-128, 128); linear: unbounded, in units of 128.
 AB_RANGE = {'sigmoid': (256.0, -128.0), 'tanh': (128.0, 0.0), 'linear': (128.0, 0.0)}
 
 
 def normalize_ab(ab: Array, activation: str) -> Array:
-    """a*, b* -> the range of a network whose output activation is one of AB_RANGE. `denormalize_ab` inverts it."""
+    """a*b* -> the output range of a network.
+
+    Args:
+        ab: float, any shape.
+        activation: the network's output activation, a key of AB_RANGE.
+    """
     scale, offset = AB_RANGE[activation]
     return (ab - np.float32(offset)) / np.float32(scale)
 
 
 def denormalize_ab(output: Array, activation: str) -> Array:
-    """A network's output -> a*, b*."""
+    """A network's output -> a*b*; the inverse of `normalize_ab`."""
     scale, offset = AB_RANGE[activation]
     return output * np.float32(scale) + np.float32(offset)
 
 
-# The grid of the a*b* plane of Zhang, Isola, Efros 2016, section 2.1: squares about whole tens from -110 to 110.
+# The a*b* grid of Zhang, Isola, Efros 2016, section 2.1: squares centered on multiples of 10 from -110 to 110.
 _BIN_SIDE, _BINS_PER_AXIS = 10, 23
 AB_BINS = _BINS_PER_AXIS**2
 
 
 def ab_bin(ab: np.ndarray | jax.Array) -> jax.Array:
-    """The square of 10 x 10 units of the a*b* plane that a color lies in: (..., 2) -> int32 (...) in [0, AB_BINS)."""
+    """The bin of each color on the 10 x 10 grid of the a*b* plane: float (..., 2) -> int32 (...) in [0, AB_BINS)."""
     index = jnp.floor(ab / _BIN_SIDE + 0.5).astype(jnp.int32) + _BINS_PER_AXIS // 2
     index = jnp.clip(index, 0, _BINS_PER_AXIS - 1)
     return index[..., 0] * _BINS_PER_AXIS + index[..., 1]
 
 
 def ab_bin_centers() -> np.ndarray:
-    """The a*b* in the middle of every `ab_bin`, float32 (AB_BINS, 2)."""
-    tens = _BIN_SIDE * (np.arange(_BINS_PER_AXIS, dtype=np.float32) - _BINS_PER_AXIS // 2)
-    return np.stack(np.meshgrid(tens, tens, indexing='ij'), axis=-1).reshape(-1, 2)
+    """The a*b* at the center of each bin of `ab_bin`, float32 (AB_BINS, 2)."""
+    centers = _BIN_SIDE * (np.arange(_BINS_PER_AXIS, dtype=np.float32) - _BINS_PER_AXIS // 2)
+    return np.stack(np.meshgrid(centers, centers, indexing='ij'), axis=-1).reshape(-1, 2)

@@ -1,4 +1,4 @@
-"""Color spaces against scikit-image, and exact inverses."""
+"""Color spaces against scikit-image; round trips."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def test_lab_agrees_with_scikit_image_on_photos(photos, array):
 
 
 @BOTH
-def test_rgb_from_lab_agrees_with_scikit_image_within_half_a_step(photos, array):
+def test_rgb_agrees_with_scikit_image_to_half_a_gray_level(photos, array):
     for photo in photos[::4]:
         lab = rgb2lab(photo).astype(np.float32)
         ours = np.asarray(color.lab_to_rgb(array(lab)))
@@ -31,7 +31,7 @@ def test_rgb_from_lab_agrees_with_scikit_image_within_half_a_step(photos, array)
         assert (np.asarray(color.to_uint8(array(ours))) == photo).all()
 
 
-def test_lab_and_rgb_invert_each_other_on_every_gray_and_corner():
+def test_rgb_lab_round_trip_of_every_gray_and_corner():
     grays = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
     corners = np.array([[r, g, b] for r in (0, 255) for g in (0, 255) for b in (0, 255)], np.uint8)
     for rgb in (grays, corners):
@@ -41,12 +41,12 @@ def test_lab_and_rgb_invert_each_other_on_every_gray_and_corner():
     assert abs(lab[255, 0] - 100) < ROUNDING
 
 
-def test_inside_jit_equals_outside(photos):
+def test_jit_gives_the_same_values(photos):
     photo = photos[0]
     np.testing.assert_allclose(jax.jit(color.rgb_to_lab)(photo), color.rgb_to_lab(photo), rtol=0, atol=ROUNDING)
 
 
-def test_uint8_lab_is_within_its_stated_error(photos):
+def test_uint8_lab_rounding_error_is_as_documented(photos):
     lab = color.rgb_to_lab(photos[0])
     stored = color.encode_lab(lab)
     assert stored.dtype == np.uint8
@@ -57,13 +57,13 @@ def test_uint8_lab_is_within_its_stated_error(photos):
     assert (color.encode_lab(color.decode_lab(stored)) == stored).all()
 
 
-def test_every_uint8_lab_inverts_exactly():
+def test_every_uint8_lab_value_round_trips():
     every = np.stack([np.arange(256, dtype=np.uint8)] * 3, axis=-1)
     assert (color.encode_lab(color.decode_lab(every)) == every).all()
 
 
 @pytest.mark.parametrize('activation', color.AB_RANGE)
-def test_normalizations_invert_exactly(activation):
+def test_ab_normalization_round_trips_exactly(activation):
     # Powers of two scale without rounding, so equality is exact.
     ab = np.arange(-128, 128, 0.25, dtype=np.float32)
     assert (color.denormalize_ab(color.normalize_ab(ab, activation), activation) == ab).all()
@@ -73,7 +73,7 @@ def test_normalizations_invert_exactly(activation):
 
 
 @BOTH
-def test_yuv_inverts_and_is_bounded(photos, array):
+def test_yuv_round_trips_and_is_bounded(photos, array):
     yuv = color.rgb_to_yuv(array(photos[0]))
     rounding = 4 * np.finfo(np.float32).eps
     assert -rounding <= float(yuv.min()) <= float(yuv.max()) <= 1 + rounding

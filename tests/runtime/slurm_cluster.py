@@ -50,7 +50,7 @@ def wait_until(true, seconds, why):
 
 
 class Slurm:
-    """A cluster of `tests/cluster/slurm.sh`, as long as the context."""
+    """A cluster of `tests/runtime/cluster/slurm.sh`, as long as the context."""
 
     def __init__(self, folder, nodes):
         name = f'j{os.getpid()}x{nodes}'
@@ -70,7 +70,7 @@ class Slurm:
 
     def __call__(self, *command):
         done = subprocess.run(
-            [ROOT / 'tests' / 'cluster' / 'slurm.sh', *map(str, command)],
+            [ROOT / 'tests' / 'runtime' / 'cluster' / 'slurm.sh', *map(str, command)],
             cwd=ROOT,
             env=self.environ,
             capture_output=True,

@@ -72,7 +72,7 @@ def test_killed_during_a_save_the_one_before_stands(tmp_path):
     digests, whole, leftovers = {}, {}, 0
     for moment in (0.1, 0.3, 0.5, 0.7, 0.9):
         saver = subprocess.Popen(
-            [sys.executable, ROOT / 'tests' / 'cluster' / 'save.py', tmp_path / 'run'],
+            [sys.executable, ROOT / 'tests' / 'runtime' / 'cluster' / 'save.py', tmp_path / 'run'],
             cwd=ROOT,
             env={**environment(), 'PYTHONPATH': str(ROOT)},
             stdout=subprocess.PIPE,

@@ -55,7 +55,7 @@ def test_the_jobset_is_valid_and_its_command_runs(tmp_path):
     import yaml
 
     jobset = yaml.safe_load((ROOT / 'launch' / 'k8s' / 'jobset.yaml').read_text())
-    jsonschema.validate(jobset, json.loads((ROOT / 'tests' / 'cluster' / 'jobset.schema.json').read_text()))
+    jsonschema.validate(jobset, json.loads((ROOT / 'tests' / 'runtime' / 'cluster' / 'jobset.schema.json').read_text()))
     (group,) = jobset['spec']['replicatedJobs']
     job = {'apiVersion': 'batch/v1', 'kind': 'Job', 'metadata': {'name': 'workers'}, **group['template']}
     kubernetes_validate.validate(job, '1.30', strict=True)
