@@ -23,7 +23,17 @@ LEGACY = ROOT / 'tests' / 'legacy'
 RUNS = ('regression', 'color_classes', 'cgan', 'deepcolor')
 EXPORTED = ('exported', 'ensemble', 'first_export')
 # Their commands, as make.sh has them, with today's names of the fields.
-SMALL = ['--config.data.shards=shards', '--config.data.crop=32', '--config.data.read_threads=1', '--config.train.log_every=4', '--config.train.batch_size=8', '--config.train.eval_every=1000', '--config.train.checkpoint_every=1000', '--config.train.grid_photos=2', '--config.train.cross_device_batch_norm=True']
+SMALL = [
+    '--config.data.shards=shards',
+    '--config.data.crop=32',
+    '--config.data.read_threads=1',
+    '--config.train.log_every=4',
+    '--config.train.batch_size=8',
+    '--config.train.eval_every=1000',
+    '--config.train.checkpoint_every=1000',
+    '--config.train.grid_photos=2',
+    '--config.train.cross_device_batch_norm=True',
+]
 COMMANDS = {
     'regression': (
         '--config=ltbc --config.train.steps=14 --config.name=regression --config.seed=5 '
