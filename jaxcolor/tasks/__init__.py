@@ -1,16 +1,4 @@
-"""What a network is trained for, by name.
-
-A task knows nothing of devices, files or loops. It has this interface:
-
-    init(rng) -> TrainState
-    train_step(state, batch) -> (TrainState, {name: scalar})           per device, averaged over `parallel.AXIS`
-    eval_step(state, batch) -> ({name: (B,)}, ab)                      per photo
-    predict(state, lightness, rng) -> ab                               (B, H, W, 1) L* -> (B, H, W, 2) a*b*
-    takes_noise                                                        whether predict's rng matters
-
-`batch` is {'lab': uint8 (B, H, W, 3) of `color.encode_lab`, 'label': int32 (B,), -1 where there is none} and, where they
-are cached, 'features': {name of the extractor: float (B, 1000)}.
-"""
+"""What a network is trained for, by name: losses, optimizers, the state, and the steps. `task.py` says what a task is."""
 
 from ml_collections import ConfigDict
 
@@ -22,6 +10,7 @@ from jaxcolor.tasks import optimizers
 from jaxcolor.tasks.adversarial import Adversarial
 from jaxcolor.tasks.color_classes import ColorClasses
 from jaxcolor.tasks.regression import Regression
+from jaxcolor.tasks.task import Task
 
 TASKS = {
     'regression': Regression,
@@ -30,7 +19,7 @@ TASKS = {
 }
 
 
-def build(config: ConfigDict) -> Regression | ColorClasses | Adversarial:
+def build(config: ConfigDict) -> Task:
     """The task of a config's section `task`, with the network of its section `model`.
 
     Raises:

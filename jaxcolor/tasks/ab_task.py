@@ -1,57 +1,36 @@
 """What the tasks share whose network maps L* to a*b*: the training step, evaluation and prediction."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
 from jaxcolor import color
 from jaxcolor.models.layers import upsample
 from jaxcolor.runtime.parallel import mean_over_batch
 from jaxcolor.tasks import losses
 from jaxcolor.tasks.state import TrainState, update_ema
+from jaxcolor.tasks.task import Batch, Task
 
-Batch = Mapping[str, Any]
 Outputs = Mapping[str, jax.Array]
 
 
-class AbTask:
+class AbTask(Task):
     """Base of `Regression` and `ColorClasses`, which give it `loss_terms` and `decode`.
 
+    The network maps L*/100 (B, H, W, 1), and an extractor's vector where there is one, to {name: output}.
+
     Args:
-        settings: the config's section `task`.
-        network: maps L*/100 (B, H, W, 1), and an extractor's vector where there is one, to {name: output}.
-        optimizer: Optax's.
-        schedule: the learning rate by step; only reported.
-        crop: pixels, side of the training photos.
         extractor: key of `extractors.NETWORKS`, '' for none.
         cached_features: whether a batch brings the extractor's vectors.
-        accumulation_steps: sequential parts of a device's batch.
-        ema: decay of the moving average of the weights, 0 for none.
+        others: as for `Task`.
     """
 
-    takes_noise = False  # a photo has one prediction
-
-    def __init__(
-        self,
-        settings: ConfigDict,
-        network: nn.Module,
-        optimizer: optax.GradientTransformation,
-        schedule: Callable[[Any], Any],
-        *,
-        crop: int,
-        extractor: str = '',
-        cached_features: bool = False,
-        accumulation_steps: int = 1,
-        ema: float = 0.0,
-    ):
-        self.settings, self.network, self.optimizer, self.schedule = settings, network, optimizer, schedule
-        self.crop, self.extractor, self.cached_features = crop, extractor, cached_features
-        self.accumulation_steps, self.ema = accumulation_steps, ema
+    def __init__(self, *args: Any, extractor: str = '', cached_features: bool = False, **others: Any):
+        super().__init__(*args, **others)
+        self.extractor, self.cached_features = extractor, cached_features
 
     # -- What a task defines ------------------------------------------------------------------------------------------
 

@@ -1,25 +1,21 @@
 """A generator of colors against a discriminator of photos, in YUV (Kraev, Safarani, Meyer; after arXiv:1702.06674)."""
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from ml_collections import ConfigDict
 
 from jaxcolor import color
 from jaxcolor.errors import UserError
 from jaxcolor.runtime.parallel import AXIS, mean_over_batch
 from jaxcolor.tasks import losses
 from jaxcolor.tasks.state import TrainState, update_ema
+from jaxcolor.tasks.task import Batch, Metrics, Task
 
-Metrics = dict[str, jax.Array]
 
-
-class Adversarial:
+class Adversarial(Task):
     """Cross-entropy GAN loss, plus an L1 term for the generator where settings.l1 asks for it.
 
     A step trains the discriminator on the batch's photos and on colors generated for them, then the generator against
@@ -29,21 +25,10 @@ class Adversarial:
 
     takes_noise = True  # other noise, other colors
 
-    def __init__(
-        self,
-        settings: ConfigDict,
-        network: nn.Module,
-        optimizer: optax.GradientTransformation,
-        schedule: Callable[[Any], Any],
-        *,
-        crop: int,
-        accumulation_steps: int = 1,
-        ema: float = 0.0,
-    ):
-        if network.size != crop:
-            raise UserError(f'model.size is {network.size}, data.crop {crop}: the GAN needs both the same.')
-        self.settings, self.network, self.optimizer, self.schedule = settings, network, optimizer, schedule
-        self.accumulation_steps, self.ema = accumulation_steps, ema
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if self.network.size != self.crop:
+            raise UserError(f'model.size is {self.network.size}, data.crop {self.crop}: the GAN needs both the same.')
 
     def init(self, rng: jax.Array) -> TrainState:
         """A fresh state. rng: uint32 (2,) key."""
@@ -55,7 +40,7 @@ class Adversarial:
         state = TrainState(jnp.zeros((), jnp.int32), params, statistics, opt_state, rng)
         return state.replace(ema=state.weights() if self.ema else ())
 
-    def train_step(self, state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState, Metrics]:
+    def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One half-step of the discriminator, one of the generator, of one device on its share of the batch."""
         yuv = _yuv(batch['lab'])
         # A photo's noise comes from its index in the global batch, so that the number of devices changes nothing.
@@ -111,7 +96,7 @@ class Adversarial:
 
         return self._update(state, 'generator', loss_fn, yuv, noise)
 
-    def eval_step(self, state: TrainState, batch: Mapping[str, Any]) -> tuple[Metrics, jax.Array]:
+    def eval_step(self, state: TrainState, batch: Batch) -> tuple[Metrics, jax.Array]:
         """Metrics of each photo, {name: (B,)}, and its generated a*b*, float32 (B, H, W, 2).
 
         `loss` is the mean absolute error in U and V: a GAN's own losses do not measure its progress.
