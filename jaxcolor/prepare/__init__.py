@@ -158,7 +158,8 @@ def _run(tasks, out, options, workers, progress):
         while True:
             # One shard ahead of the workers and no more, since a stream's photos wait on the disk.
             while len(pending) <= workers and (task := next(tasks, None)):
-                pending.add(pool.submit(_work, out, task, options))
+                with _interrupts_held():
+                    pending.add(pool.submit(_work, out, task, options))
             if not pending:
                 break
             finished, pending = wait(pending, _POLL_SECONDS, FIRST_COMPLETED)
@@ -185,6 +186,19 @@ def _pool(workers):
         except BaseException:
             ours.close()  # ends the workers; otherwise the pool waits for the shards at work
             raise
+
+
+@contextlib.contextmanager
+def _interrupts_held():
+    """Holds Ctrl-C back, also in processes that start meanwhile: one that still imports would print a traceback."""
+    if not hasattr(signal, 'pthread_sigmask'):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _POLL_SECONDS = 0.2  # between two looks at how many photos the workers have done

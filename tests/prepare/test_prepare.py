@@ -281,6 +281,17 @@ def test_stopped_command_leaves_no_workers(photos, tmp_path, sent):
     assert content(out) == content(tmp_path / 'fresh')
 
 
+def test_interrupt_while_workers_start(photos, tmp_path):
+    """One line, and no traceback of a worker that still imports."""
+    arguments = (photos, f'--out={tmp_path / "out"}', *FLAGS, '--workers=2')
+    process = subprocess.Popen(command(*arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not any('numpy' in Path(f'/proc/{worker}/maps').read_text() for worker in workers_of(process)):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == 'jaxcolor: interrupted\n'
+    assert process.returncode == 130
+
+
 def is_running(process_id):
     """Whether a process is there and no zombie."""
     try:
