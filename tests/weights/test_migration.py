@@ -7,15 +7,17 @@ import tarfile
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, assert_one_sentence, made_once
+from conftest import ROOT, made_once
 from helpers import state_of
 from PIL import Image
 
 from jaxcolor import config as fields
 from jaxcolor import tasks
 from jaxcolor.config import load_recipe
+from jaxcolor.errors import UserError
 from jaxcolor.inference.colorizer import Colorizer
 from jaxcolor.runtime.checkpoint import Checkpoints
+from jaxcolor.train import train
 from jaxcolor.weights import runs, store
 from jaxcolor.weights.migration import migrate
 
@@ -58,8 +60,8 @@ COMMANDS = {
         '--config.optimizer.name=rmsprop --config.optimizer.learning_rate=0.01 --config.optimizer.eps=1e-3'
     ),
     'deepcolor': (
-        '--config=deepcolor:3 --config.train.steps=2 --config.name=deepcolor --config.seed=8 '
-        '--config.model.width=0.06 --config.extractor.weights=random'
+        '--config=deepcolor:3 --config.train.steps=2 --config.name=deepcolor --config.seed=7 '
+        '--config.model.width=0.05 --config.extractor.weights=random'
     ),
 }
 
@@ -81,13 +83,15 @@ def recipe_of(name):
     return load_recipe(recipe.removeprefix('--config='), [*SMALL, *overrides])
 
 
-@pytest.mark.parametrize('name', ['regression', 'color_classes', 'cgan', 'deepcolor', *EXPORTED])
+@pytest.mark.parametrize('name', [*RUNS, *EXPORTED])
 def test_predictions_are_those_of_then(name, legacy):
     colorizer = Colorizer(legacy / name)
     with np.load(LEGACY / f'{name}.npz') as then:
         ab = jax.jit(colorizer.task.predict)(colorizer.state, then['lightness'], jax.random.PRNGKey(0))
         # Float32 through some twenty layers: errors of many roundings, in proportion to the largest value.
         np.testing.assert_allclose(ab, then['ab'], rtol=0, atol=2e-5 * np.abs(then['ab']).max())
+        if 'gray' not in then:
+            return  # at that time photos were reduced by another filter
         colored = np.asarray(colorizer(Image.fromarray(then['gray']).convert('RGB')), np.int32)
         assert np.abs(colored - then['colored']).max() <= 1  # a level, where it was rounded the other way
 
@@ -101,20 +105,19 @@ def test_the_same_command_continues_an_old_run(name, legacy, tmp_path):
     # The whole state is there, the optimizer's part too.
     with Checkpoints(run / 'checkpoints', read_only=True) as checkpoints:
         step = checkpoints.latest_step
-    state = state_of(run, step, config)
+    state, _ = state_of(run, step, config)
     assert int(state.step) == step
     assert jax.tree.leaves(state.opt_state)
 
 
-def test_an_old_run_trains_on_to_what_it_came_to_then(legacy, tmp_path, cli, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_an_old_run_trains_on_to_what_it_came_to_then(legacy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # its shard set is named by a relative path
     for name in ('regression', 'shards'):
         shutil.copytree(legacy / name, tmp_path / name)
-    code, _, err = cli('train', *COMMANDS['regression'].split(), *SMALL, '--workdir=regression')
-    assert code == 0, err
+    train(recipe_of('regression'), 'regression')
     rows = [json.loads(line) for line in (tmp_path / 'regression' / 'metrics.jsonl').read_text().splitlines()]
     last = {key: value for row in rows if row['step'] == 14 for key, value in row.items()}
-    state = state_of(tmp_path / 'regression', 14, runs.read_config('regression'))
+    state, _ = state_of(tmp_path / 'regression', 14, runs.read_config('regression'))
     leaves = {
         jax.tree_util.keystr(path, simple=True, separator='/'): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
@@ -132,14 +135,12 @@ def test_an_old_run_trains_on_to_what_it_came_to_then(legacy, tmp_path, cli, mon
                 )
 
 
-def test_another_config_is_refused_by_the_names_of_today(legacy, tmp_path, cli, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(legacy / 'color_classes', tmp_path / 'color_classes')
-    shutil.copytree(legacy / 'shards', tmp_path / 'shards')
-    words = (*COMMANDS['color_classes'].split(), *SMALL, '--workdir=color_classes', '--config.task.rebalance=0.75')
-    code, _, err = cli('train', *words)
-    assert_one_sentence(code, err, 'task.rebalance (0.5 there, 0.75 now)')
-    assert 'inference_rebalance' not in err
+def test_another_config_is_refused_by_the_names_of_today(legacy, tmp_path):
+    run = shutil.copytree(legacy / 'color_classes', tmp_path / 'color_classes')
+    config = recipe_of('color_classes')
+    config.task.rebalance = 0.75
+    with pytest.raises(UserError, match=r'another config: task\.rebalance \(0\.5 there, 0\.75 now\);'):
+        runs.create_or_check(run, config)
 
 
 def test_inference_settings_keep_their_values(legacy):
