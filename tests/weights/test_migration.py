@@ -91,7 +91,7 @@ def test_predictions_are_those_of_then(name, legacy):
         # Float32 through some twenty layers: errors of many roundings, in proportion to the largest value.
         np.testing.assert_allclose(ab, then['ab'], rtol=0, atol=2e-5 * np.abs(then['ab']).max())
         if 'gray' not in then:
-            return  # at that time photos were reduced by another filter
+            return  # at that time photos were shrunk by another filter
         colored = np.asarray(colorizer(Image.fromarray(then['gray']).convert('RGB')), np.int32)
         assert np.abs(colored - then['colored']).max() <= 1  # a level, where it was rounded the other way
 
