@@ -61,11 +61,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         if argv[0] == name:  # the others' arguments would import more than this command needs
             command.add_arguments(own)
             own.set_defaults(run=command.run)
-    args, fields = parser.parse_known_args(argv)
-    if fields and not hasattr(args, 'fields'):
-        parser.error(f'{fields[0]!r} is no argument of `jaxcolor {argv[0]}`')
-    if hasattr(args, 'fields'):
-        args.fields = fields
+    args, rest = parser.parse_known_args(argv)
+    takes_fields = hasattr(args, 'fields')
+    if unknown := [word for word in rest if not takes_fields or re.match(r'--(?!config\.)', word)]:
+        parser.error(f'{unknown[0]!r} is no argument of `jaxcolor {argv[0]}`')
+    if takes_fields:
+        args.fields = rest
     args.run(args)
 
 

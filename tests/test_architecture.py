@@ -273,7 +273,7 @@ def test_no_posix_module_is_needed(module):
     )
 
 
-@pytest.mark.parametrize('module', ['jaxcolor', 'jaxcolor.main', 'jaxcolor.prepare.command', 'jaxcolor.runtime.cluster'])
+@pytest.mark.parametrize('module', ['jaxcolor', 'jaxcolor.main', 'jaxcolor.runtime.cluster'])
 def test_importing_does_not_start_jax(module):
     """What is imported before a command runs loads no library that takes seconds to import."""
     none_of(
