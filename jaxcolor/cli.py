@@ -92,13 +92,13 @@ def _train_arguments(parser):
 
 def _train(args):
     config = _read_config(args)
-    place = _find_place(args)
+    process = _detect_process(args)
     _keep_compiled()
     from jaxcolor.runtime import cluster
     from jaxcolor.train import train
 
-    with cluster.leaves_at_once(place):
-        cluster.join(place, config.train.heartbeat)
+    with cluster.abort_on_error(process):
+        cluster.join(process, config.train.heartbeat)
         train(config, args.workdir or f'runs/{config.name}')
 
 
@@ -128,20 +128,20 @@ def _cluster_arguments(parser):
     group.add_argument('--process-id', type=int, metavar='I', help='this process, from 0 on')
 
 
-def _find_place(args):
+def _detect_process(args):
     from jaxcolor.runtime import cluster
 
-    return cluster.find_place(args.coordinator_address, args.num_processes, args.process_id)
+    return cluster.detect_process(args.coordinator_address, args.num_processes, args.process_id)
 
 
 def _keep_compiled():
     """Sets up JAX for a command: compiled programs are cached, and libraries' INFO messages are silenced."""
     from absl import logging
 
-    from jaxcolor.runtime.cache import keep_compiled
+    from jaxcolor.runtime.cache import enable_compilation_cache
 
     logging.set_verbosity(logging.WARNING)  # Orbax and JAX report every step of theirs at INFO
-    keep_compiled()
+    enable_compilation_cache()
 
 
 # -- evaluate ---------------------------------------------------------------------------------------------------------
@@ -167,16 +167,16 @@ def _evaluate(args):
         raise UserError('--protocol needs a folder: jaxcolor evaluate --model=RUN --protocol=NAME PHOTOS.')
     if args.photos and not args.protocol:
         raise UserError('PHOTOS go with --protocol=NAME; a shard set is --data=SHARDS.')
-    place = _find_place(args)
+    process = _detect_process(args)
     _keep_compiled()
     from jaxcolor.evaluation.compare import compare_runs
     from jaxcolor.evaluation.evaluate import evaluate_protocol, evaluate_run
     from jaxcolor.runtime import cluster
 
     metrics = {'lpips': args.lpips, 'fid': args.fid}
-    if place.count > 1:
-        cluster.join(place, heartbeat=30)
-    with cluster.leaves_at_once(place):
+    if process.count > 1:
+        cluster.join(process, heartbeat=30)
+    with cluster.abort_on_error(process):
         if args.compare:
             print(compare_runs([args.model, *args.compare], args.data, args.splits[0], **metrics))
         elif args.protocol:

@@ -15,13 +15,14 @@ from jaxcolor.config import check_section
 from jaxcolor.data import device, pipeline
 from jaxcolor.data.shards import ShardSet, open_shards
 from jaxcolor.errors import UserError
+from jaxcolor.evaluation.curves import draw_curves
 from jaxcolor.evaluation.evaluator import Evaluator
 from jaxcolor.evaluation.report import table
 from jaxcolor.prepare import bundled
 from jaxcolor.prepare.features import check_source
 from jaxcolor.runtime import cluster
 from jaxcolor.runtime.checkpoint import Checkpoints, abstract
-from jaxcolor.runtime.logs import MetricsLog, Progress, draw_curves
+from jaxcolor.runtime.logs import MetricsLog, Progress
 from jaxcolor.runtime.parallel import DataParallel
 from jaxcolor.tasks.optimizers import peak_rate
 from jaxcolor.tasks.state import TrainState
@@ -110,7 +111,7 @@ def _setup_data(config, run, task, parallel) -> _Data:
     """Opens the shards and claims the run directory; every process reads its share of each batch."""
     hp = config.train
     shards = open_shards(config.data.shards) if config.data.shards else None
-    cluster.on_first(runs.create_or_check, run, config)
+    cluster.run_on_main(runs.create_or_check, run, config)
     shards = shards or open_shards(bundled.prepare_for(config.data.crop, run / 'shards'))
     runs.check_classes(config, shards)
     share = {
@@ -180,7 +181,7 @@ def _tell_saved(checkpoints, progress) -> None:
 def _leave(checkpoints, step, progress) -> None:
     """Ends a preempted training once its checkpoint is on disk."""
     checkpoints.wait()
-    cluster.wait_for_all('preempted step saved')  # the launcher ends all when the first has ended
+    cluster.barrier('preempted step saved')  # the launcher ends all when the first has ended
     _tell_saved(checkpoints, progress)
     progress.say(f'SIGTERM: step {step} is saved; the same command resumes there.')
     sys.exit(cluster.EXIT_PREEMPTED)

@@ -28,6 +28,7 @@ from jaxcolor.benchmark.folder import beside_the_network
 from jaxcolor.benchmark.workload import Case, Workload, ceilings, measure
 from jaxcolor.errors import UserError
 from jaxcolor.models.cpu_kernels import CPU_KERNELS
+from jaxcolor.runtime.machine import processor
 
 # The recipes, and whether their extractors' features come cached.
 RECIPES = [
@@ -73,18 +74,10 @@ def machine() -> dict:
     devices = jax.devices()
     return {
         'device': f'{len(devices)} x {devices[0].device_kind}',
-        'host': f'{_processor()}, {os.cpu_count()} cores',
+        'host': f'{processor()}, {os.cpu_count()} cores',
         'versions': f'jax {jax.__version__}, Python {platform.python_version()}',
         'date': datetime.date.today().isoformat(),
     }
-
-
-def _processor():
-    try:
-        with open('/proc/cpuinfo', encoding='utf-8') as file:
-            return next(line.split(':', 1)[1].strip() for line in file if line.startswith('model name'))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def trace(case: Case, folder):

@@ -1,20 +1,22 @@
-"""What happens to a photo between its record and a training batch. Everything works on the uint8 Lab array as a whole,
-so lightness and color stay aligned."""
+"""Crops and random augmentation of training photos. All of it works on the whole uint8 Lab array, so that lightness and
+color stay aligned.
+"""
 
 import enum
 import math
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
 from jaxcolor.data.order import below
 
-# A crop of random size has a random aspect too (Szegedy et al., Going Deeper with Convolutions, 2015, section 6).
+# The aspect ratios of crops of random size (Szegedy et al., Going Deeper with Convolutions, 2015, section 6).
 ASPECT = (3 / 4, 4 / 3)
 
 
 class Draw(enum.IntEnum):
-    """The columns of random bits that a photo has. Each choice has its own: switching one on changes no other."""
+    """The columns of a photo's random bits, one for each choice, so that switching one on leaves the others as they are."""
 
     TOP = 0
     LEFT = 1
@@ -28,8 +30,8 @@ class Draw(enum.IntEnum):
     BRIGHTNESS = 9
 
 
-def enlarge_to(lab, crop):
-    """uint8 (H, W, 3) with a side shorter than `crop` -> enlarged until that side is `crop`; others as they are."""
+def enlarge_to(lab: np.ndarray, crop: int) -> np.ndarray:
+    """Enlarges a photo, uint8 (H, W, 3), whose shorter side is below `crop`, until that side is `crop`."""
     height, width = lab.shape[:2]
     scale = crop / min(height, width)
     if scale <= 1:
@@ -38,27 +40,28 @@ def enlarge_to(lab, crop):
     return np.asarray(Image.fromarray(lab).resize(size, Image.Resampling.BILINEAR))
 
 
-def center_crop(lab, crop):
-    """uint8 (H, W, 3) -> the (crop, crop, 3) in its middle; photos smaller than that are enlarged first."""
+def center_crop(lab: np.ndarray, crop: int) -> np.ndarray:
+    """The center of a photo: uint8 (H, W, 3) -> (crop, crop, 3). Smaller photos are enlarged first."""
     lab = enlarge_to(lab, crop)
     top, left = (lab.shape[0] - crop) // 2, (lab.shape[1] - crop) // 2
     return lab[top : top + crop, left : left + crop]
 
 
-def copy_mirrored(source, target):
-    """target = source flipped left to right. Plane by plane takes NumPy a sixth of the time of `source[:, ::-1]`."""
+def copy_mirrored(source: np.ndarray, target: np.ndarray) -> None:
+    """Writes `source` (H, W, 3), flipped left to right, into `target`."""
+    # Channel by channel takes NumPy a sixth of the time of `source[:, ::-1]`.
     for channel in range(3):
         target[..., channel] = source[:, ::-1, channel]
 
 
-def augment(lab, bits, data, out):
-    """Writes a random view of a photo.
+def augment(lab: np.ndarray, bits: np.ndarray, data: ConfigDict, out: np.ndarray) -> None:
+    """Writes a random crop of a photo, changed as the config says.
 
     Args:
         lab: uint8 Lab (H, W, 3).
-        bits: uint32 (len(Draw),), the photo's random numbers.
+        bits: uint32 (len(Draw),), the random numbers of the photo.
         data: the config's `data` section.
-        out: uint8 (crop, crop, 3), written to.
+        out: uint8 (crop, crop, 3), the result.
     """
     crop = data.crop
     lab = enlarge_to(lab, crop)
@@ -82,28 +85,28 @@ def augment(lab, bits, data, out):
 
 
 def _unit(bits):
-    """-> [0, 1)"""
+    """uint32 -> float in [0, 1)"""
     return float(bits) / 2**32
 
 
-def _around_zero(bits, most):
-    """-> [-most, most)"""
-    return (2 * _unit(bits) - 1) * most
+def _symmetric(bits, limit):
+    """uint32 -> float in [-limit, limit)"""
+    return (2 * _unit(bits) - 1) * limit
 
 
 def _move(lab, bits, data):
-    """Turns and shifts the photo; what comes in from outside is its mirror image."""
+    """Rotates and shifts the photo, which is mirrored at its edges."""
     height, width = lab.shape[:2]
-    angle = math.radians(_around_zero(bits[Draw.ROTATE], data.rotate))
-    down = _around_zero(bits[Draw.SHIFT_DOWN], data.shift) * height
-    right = _around_zero(bits[Draw.SHIFT_RIGHT], data.shift) * width
+    angle = math.radians(_symmetric(bits[Draw.ROTATE], data.rotate))
+    down = _symmetric(bits[Draw.SHIFT_DOWN], data.shift) * height
+    right = _symmetric(bits[Draw.SHIFT_RIGHT], data.shift) * width
     cos, sin = math.cos(angle), math.sin(angle)
-    # Where the turned and shifted frame reaches to, from the photo's center: that much has to be mirrored in.
+    # How far the rotated and shifted frame reaches from the center of the photo: so far the photo has to be padded.
     reach_y = (abs(sin) * width + abs(cos) * height) / 2 + abs(down) + abs(right)
     reach_x = (abs(cos) * width + abs(sin) * height) / 2 + abs(down) + abs(right)
     pad_y, pad_x = max(0, math.ceil(reach_y - height / 2) + 1), max(0, math.ceil(reach_x - width / 2) + 1)
     padded = np.pad(lab, ((pad_y, pad_y), (pad_x, pad_x), (0, 0)), 'symmetric')
-    # Pillow asks where each output pixel comes from: center, turn back, shift back.
+    # Pillow wants the inverse, from output to input pixels.
     x0, y0 = width / 2 + right, height / 2 + down
     matrix = (
         cos,
@@ -118,8 +121,10 @@ def _move(lab, bits, data):
 
 
 def _resized_crop(lab, bits, data):
-    """A box of random area and aspect, brought to the crop's size. It is never smaller than the crop and filtered by
-    Lanczos: networks find blurred photos another kind of photos, and having learnt from them leave sharp ones gray.
+    """A box of random area and aspect, resized to the crop.
+
+    The box is never smaller than the crop, and is filtered by Lanczos: networks trained on blurred photos leave sharp ones
+    gray.
     """
     height, width = lab.shape[:2]
     area = height * width * (data.resized_crop + _unit(bits[Draw.AREA]) * (1 - data.resized_crop))
@@ -134,12 +139,12 @@ def _resized_crop(lab, bits, data):
 
 
 def _brighten(lab, bits, data):
-    """Linear light times a factor k in [1 / (1 + brightness), 1 + brightness].
+    """Multiplies linear light by a random factor k in [1 / (1 + brightness), 1 + brightness].
 
-    In CIE Lab all of X, Y, Z times k is f times c = k^(1/3) (but for the blackest pixels, where f is a line), so a* and
-    b* are multiplied by c and L* + 16 too. Where that leaves sRGB, values are cut off at what uint8 Lab can hold.
+    In CIE Lab, multiplying X, Y, Z by k multiplies a*, b* and L* + 16 by c = k^(1/3), except for the darkest pixels, where
+    Lab is linear. Values outside the range of uint8 Lab are clipped.
     """
-    c = (1 + data.brightness) ** (_around_zero(bits[Draw.BRIGHTNESS], 1) / 3)
+    c = (1 + data.brightness) ** (_symmetric(bits[Draw.BRIGHTNESS], 1) / 3)
     level = np.arange(256)
     lightness = ((level / 2.55 + 16) * c - 16) * 2.55
     chroma = (level - 128) * c + 128

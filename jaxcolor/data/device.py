@@ -1,50 +1,57 @@
-"""A small set dataset on the device as a whole: batches are gathered, cropped and flipped inside the jitted step.
+"""A small dataset in device memory: batches are gathered, cropped and flipped inside the jitted step.
 
-The batches are the ones that `pipeline.train_batches` makes with the same seed, to the byte.
+They are byte for byte the batches of `pipeline.train_batches` with the same seed.
 """
+
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from ml_collections import ConfigDict
 
 from jaxcolor.config import check_section
 from jaxcolor.data import order
 from jaxcolor.data.augment import Draw, enlarge_to
+from jaxcolor.data.order import UInt32
+from jaxcolor.data.shards import ShardSet
 from jaxcolor.errors import UserError
 
-MOST_PIXELS = 2**31 - 1  # that an int32 can number: 6.4 GB
+Array = jax.Array | np.ndarray
+MAX_PIXELS = 2**31 - 1  # their indices are int32; 6.4 GB
 
 
 @struct.dataclass
 class DeviceDataset:
-    """The photos of a split, laid end to end. A pytree: pass it to the step as an argument, not by closure."""
+    """The photos of a split, one after the other. A pytree: pass it to the step as an argument, not by closure."""
 
-    pixels: jax.Array  # uint8 (pixels of all photos, 3), Lab
-    start: jax.Array  # int32 (N,), where each photo's pixels begin
-    height: jax.Array  # int32 (N,)
-    width: jax.Array  # int32 (N,)
-    label: jax.Array  # int32 (N,)
+    pixels: Array  # uint8 (pixels of all photos, 3), Lab
+    start: Array  # int32 (N,), the index of each photo's first pixel
+    height: Array  # int32 (N,)
+    width: Array  # int32 (N,)
+    label: Array  # int32 (N,)
 
 
-def to_device(shards, split, data, sharding=None):
-    """Reads a split whole and puts it on the device(s).
+def to_device(
+    shards: ShardSet, split: str, data: ConfigDict, sharding: jax.sharding.Sharding | None = None
+) -> DeviceDataset:
+    """Reads a whole split and puts it into device memory.
 
     Args:
-        shards: a `shards.ShardSet`.
-        split: which of its splits.
+        shards: the shard set.
+        split: its name.
         data: the config's `data` section; photos smaller than `data.crop` are enlarged.
         sharding: of the arrays, normally replicated; None means JAX's default device.
 
-    Returns:
-        A `DeviceDataset`.
-
     Raises:
-        UserError: the split is empty or too large, or `data` asks for more than crops and flips.
+        UserError: the split is empty or too large, or `data` asks for other augmentation than crops and flips.
     """
     check_section('data', data)
     if unsupported := [name for name in ('resized_crop', 'rotate', 'shift', 'brightness') if getattr(data, name)]:
-        raise UserError(f'data.placement=device only crops and flips; set data.{unsupported[0]}=0 or use the host')
+        raise UserError(
+            f'data.placement=device only crops and flips; set data.{unsupported[0]}=0 or use data.placement=host'
+        )
     records = shards.records(split)
     photos, labels, total = [], [], 0
     for i in range(len(records)):
@@ -52,7 +59,7 @@ def to_device(shards, split, data, sharding=None):
         photos.append(enlarge_to(photo['lab'], data.crop))
         labels.append(photo['label'])
         total += photos[-1].shape[0] * photos[-1].shape[1]
-        if total > MOST_PIXELS:
+        if total > MAX_PIXELS:
             raise UserError(f'the split {split!r} of {shards.path} has too many pixels for data.placement=device')
     height, width = np.array([photo.shape[:2] for photo in photos], np.int32).T
     start = (np.cumsum(height.astype(np.int64) * width) - height.astype(np.int64) * width).astype(np.int32)
@@ -60,71 +67,89 @@ def to_device(shards, split, data, sharding=None):
     return jax.device_put(DeviceDataset(pixels, start, height, width, np.array(labels, np.int32)), sharding)
 
 
-def position(first, length):
-    """A place in the endless global order (a Python int of any size) -> what `gather` takes: (epoch, place), uint32."""
-    return tuple(np.uint32(x) for x in divmod(first, length))
+def epoch_and_index(global_index: int, length: int) -> tuple[np.uint32, np.uint32]:
+    """An index into the endless global order of `length` photos -> (epoch, index in the epoch), as `gather` takes them."""
+    epoch, index = divmod(global_index, length)
+    return np.uint32(epoch), np.uint32(index)
 
 
-class DeviceBatches:
-    """Says which photos of a dataset set come next: the device's counterpart of `pipeline.train_batches`.
+class DeviceBatches(Iterator[dict[str, np.ndarray]]):
+    """Yields the arguments of `gather` for one batch after the other; the counterpart of `pipeline.train_batches`.
 
-    Yields {epoch, place, offsets: uint32 (B,)}, what `gather` takes, an entry a photo of this process; get_state and
-    set_state are those of the host's iterator, so that a run may change from one to the other.
+    They are {epoch, index, offsets: uint32 (B,)}, for the B photos of this process. The state is that of
+    `pipeline.TrainIterator`, so that a run may resume with the other placement.
+
+    Args:
+        dataset: the photos.
+        batch_size: photos of this process in a batch.
+        process_index: of this process.
+        process_count: of all processes.
     """
 
-    def __init__(self, dataset, *, batch_size, process_index=0, process_count=1):
+    def __init__(self, dataset: DeviceDataset, *, batch_size: int, process_index: int = 0, process_count: int = 1) -> None:
         self._length, self._next = len(dataset.label), 0
         self._global_batch_size = batch_size * process_count
         self._offsets = (process_index * batch_size + np.arange(batch_size)).astype(np.uint32)
 
-    def __next__(self):
-        epoch, place = position(self._next, self._length)
+    def __next__(self) -> dict[str, np.ndarray]:
+        epoch, index = epoch_and_index(self._next, self._length)
         self._next += self._global_batch_size
-        here = np.ones_like(self._offsets)
-        return {'epoch': epoch * here, 'place': place * here, 'offsets': self._offsets}
+        ones = np.ones_like(self._offsets)
+        return {'epoch': epoch * ones, 'index': index * ones, 'offsets': self._offsets}
 
-    def get_state(self):
+    def get_state(self) -> dict[str, int]:
+        """The number of photos that all processes have taken."""
         return {'global_next_index': self._next}
 
-    def set_state(self, state):
+    def set_state(self, state: Mapping[str, int]) -> None:
+        """Continues from a state of `get_state`."""
         self._next = int(state['global_next_index'])
 
 
-def gather(dataset, epoch, place, offsets, *, data, seed):
-    """A training batch, for use inside jit.
+def gather(
+    dataset: DeviceDataset,
+    epoch: UInt32,
+    index: UInt32,
+    offsets: UInt32,
+    *,
+    data: ConfigDict,
+    seed: int,
+) -> dict[str, jax.Array]:
+    """Gathers a training batch, inside jit.
 
     Args:
-        dataset: a `DeviceDataset` of N photos.
-        epoch, place: uint32 scalars of `position`, or (B,) of them: where this step's global batch begins.
-        offsets: uint32 (B,), which of the photos from there on this device gets: of device d, d * B + arange(B).
+        dataset: N photos.
+        epoch, index: uint32 scalars or (B,), where the step's global batch begins (`epoch_and_index`).
+        offsets: uint32 (B,), the photos of this device counted from there: d * B + arange(B) for device d.
         data: the config's `data` section: crop, flip, flip_vertical.
-        seed: a Python int, as for `pipeline.train_batches`.
+        seed: as for `pipeline.train_batches`.
 
     Returns:
         {lab: uint8 (B, crop, crop, 3), label: int32 (B,)}
     """
     length, crop = dataset.label.shape[0], data.crop
-    place = place + offsets  # (B,)
-    epoch = epoch + place // np.uint32(length)
-    place = place % np.uint32(length)
-    photo = order.permute(epoch, place, length, seed).astype(jnp.int32)
+    index = index + offsets  # (B,)
+    epoch = epoch + index // np.uint32(length)
+    index = index % np.uint32(length)
+    photo = order.permute(epoch, index, length, seed).astype(jnp.int32)
 
     def bits(column):
-        return order.random_bits(epoch, place, column, seed)
+        return order.random_bits(epoch, index, column, seed)
 
     height, width = dataset.height[photo], dataset.width[photo]
     top = order.below(bits(Draw.TOP), (height - np.int32(crop - 1)).astype(jnp.uint32)).astype(jnp.int32)
     left = order.below(bits(Draw.LEFT), (width - np.int32(crop - 1)).astype(jnp.uint32)).astype(jnp.int32)
     rows = columns = jnp.broadcast_to(jnp.arange(crop, dtype=jnp.int32), (len(offsets), crop))
     if data.flip_vertical:
-        rows = _reversed_where(bits(Draw.FLIP_VERTICAL), rows)
+        rows = _randomly_reversed(bits(Draw.FLIP_VERTICAL), rows)
     if data.flip:
-        columns = _reversed_where(bits(Draw.FLIP), columns)
-    rows = dataset.start[photo][:, None] + (top[:, None] + rows) * width[:, None]  # (B, crop), where each row begins
+        columns = _randomly_reversed(bits(Draw.FLIP), columns)
+    # The index of the first pixel of each row, (B, crop).
+    rows = dataset.start[photo][:, None] + (top[:, None] + rows) * width[:, None]
     columns = left[:, None] + columns  # (B, crop)
     return {'lab': dataset.pixels[rows[:, :, None] + columns[:, None, :]], 'label': dataset.label[photo]}
 
 
-def _reversed_where(bits, index):
-    """Reverses the rows of (B, n) whose random bits say so."""
-    return jnp.where((bits < np.uint32(2**31))[:, None], index[:, ::-1], index)
+def _randomly_reversed(bits, indices):
+    """Reverses each row of (B, n) with a probability of 1/2, by its random bits (B,)."""
+    return jnp.where((bits < np.uint32(2**31))[:, None], indices[:, ::-1], indices)

@@ -1,69 +1,86 @@
-"""Shards -> batches: shuffle, repeat, augment, shard by process, batch, prefetch, resume.
+"""Shards -> batches: shuffle, repeat, augment, share by process, batch, prefetch, resume.
 
-Which photo comes when, and every random choice about it, follows from the seed and its place in the endless global
-order (`order.py`), before that order is dealt out to processes, threads and workers. So none of their counts changes
-what a global batch holds. Grain reads ahead, in threads or in worker processes.
+The order of the photos and every random choice follow from the seed and the index in the endless global order
+(`order.py`), which is then divided among processes, threads and workers. So their numbers do not change what a global
+batch holds. Grain reads ahead, in threads or in worker processes.
 """
 
 import math
 import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict
 
 from jaxcolor.config import check_section
 from jaxcolor.data import augment, order
+from jaxcolor.data.shards import Records, ShardSet
 from jaxcolor.errors import UserError
 
-_GROUP = 16  # batches that are planned together, since NumPy's cost is by the call
+Batch = dict[str, Any]  # of arrays (B, ...) by name
+
+# The state of an iterator before its first batch.
+INITIAL_STATE = {'global_next_index': 0}
+_GROUP = 16  # batches whose random numbers are drawn together, since a call of NumPy costs more than its work
 
 
-class _Batches:
-    """Batch k of this process, for every k: what Grain reads, in any order and from several threads at once.
+class _TrainBatches:
+    """Batch k of this process, for every k: Grain's data source, read in any order and from several threads.
 
-    A batch is made as a whole: element by element, Grain's own overhead was half of the time.
+    An element is a whole batch: with single photos as elements, Grain's own overhead was half of the time.
     """
 
-    def __init__(self, records, data, seed, batch_size, process_index, process_count, first):
+    def __init__(
+        self,
+        records: Records,
+        data: ConfigDict,
+        seed: int,
+        batch_size: int,
+        process_index: int,
+        process_count: int,
+        first: int,
+    ) -> None:
+        """first: index in the global order that batch 0 of all processes starts at."""
         self._records, self._data, self._seed, self._batch_size = records, data, seed, batch_size
         self._process_index, self._process_count, self._first = process_index, process_count, first
-        self._plans = {}
+        self._groups: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
-    def __len__(self):
+    def __len__(self) -> int:
         return sys.maxsize // (self._batch_size * self._process_count) - self._first
 
-    def _plan(self, group):
-        """Photos (G, B) and their random bits (G, B, len(Draw)) of a group of batches."""
-        plan = self._plans.get(group)
-        if plan is None:
-            if len(self._plans) > 4:
-                self._plans.clear()
+    def _draw(self, group):
+        """The photos (_GROUP, B) and random bits (_GROUP, B, len(Draw)) of a group of batches."""
+        if group not in self._groups:
+            if len(self._groups) > 4:
+                self._groups.clear()
             batches = np.arange(_GROUP, dtype=np.int64)[:, None] + group * _GROUP
-            part = batches * self._process_count + self._process_index  # (G, 1), of the parts of all processes
-            places = (self._first + part * self._batch_size + np.arange(self._batch_size)).reshape(-1)
-            epoch, place = (x.astype(np.uint32) for x in np.divmod(places, len(self._records)))
-            photos = order.permute(epoch, place, len(self._records), self._seed)
-            bits = [order.random_bits(epoch, place, column, self._seed) for column in augment.Draw]
+            shares = batches * self._process_count + self._process_index  # (_GROUP, 1), among those of all processes
+            indices = (self._first + shares * self._batch_size + np.arange(self._batch_size)).reshape(-1)
+            epoch, index = (x.astype(np.uint32) for x in np.divmod(indices, len(self._records)))
+            photos = order.permute(epoch, index, len(self._records), self._seed)
+            bits = [order.random_bits(epoch, index, column, self._seed) for column in augment.Draw]
             shape = (_GROUP, self._batch_size)
-            plan = self._plans[group] = (photos.reshape(shape), np.stack(bits, -1).reshape(*shape, -1))
-        return plan
+            self._groups[group] = photos.reshape(shape), np.stack(bits, -1).reshape(*shape, -1)
+        return self._groups[group]
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> Batch:
         group, row = divmod(index, _GROUP)
-        photos, bits = (x[row] for x in self._plan(group))
+        photos, bits = (x[row] for x in self._draw(group))
         crop = self._data.crop
         lab = np.empty((self._batch_size, crop, crop, 3), np.uint8)
-        rest = []
-        for i, photo in enumerate(photos.tolist()):
-            photo = self._records[photo]
+        fields = []
+        for i, number in enumerate(photos.tolist()):
+            photo = self._records[number]
             augment.augment(photo.pop('lab'), bits[i], self._data, lab[i])
-            rest.append(photo)
-        return {'lab': lab, **_stack(rest, ('label', 'features'))}
+            fields.append(photo)
+        return {'lab': lab, **_stack(fields, ('label', 'features'))}
 
 
 def _stack(photos, keys):
-    """Fields of photos -> fields of a batch, for those of the keys that they have."""
+    """Stacks the fields of photos that are among the keys: list of {key: (...)} -> {key: (B, ...)}."""
     batch = {}
     for key in keys:
         if key in photos[0]:
@@ -72,67 +89,81 @@ def _stack(photos, keys):
     return batch
 
 
-# The state of an iterator that has given no batch yet.
-START = {'global_next_index': 0}
-
-
 class TrainIterator(grain.DatasetIterator):
-    """Endless batches whose state is the number of photos that all processes together have been through."""
+    """Endless batches. The state is the number of photos that all processes have taken.
 
-    def __init__(self, make_iterator, global_batch_size):
+    Args:
+        make_iterator: index in the global order -> iterator of the batches from there on.
+        global_batch_size: photos of all processes in a batch.
+    """
+
+    def __init__(self, make_iterator: Callable[[int], Any], global_batch_size: int) -> None:
         super().__init__()
         self._make_iterator, self._global_batch_size = make_iterator, global_batch_size
-        self._next, self._iterator = 0, None
+        self._next = 0
+        self._iterator: Any = None
 
-    def __next__(self):
+    def __next__(self) -> Batch:
         if self._iterator is None:
             self._iterator = self._make_iterator(self._next)
         batch = next(self._iterator)
         self._next += self._global_batch_size
         return batch
 
-    def get_state(self):
+    def get_state(self) -> dict[str, int]:
+        """The number of photos taken."""
         return {'global_next_index': self._next}
 
-    def set_state(self, state):
+    def set_state(self, state: Mapping[str, int]) -> None:
+        """Continues from a state of `get_state`."""
         self.close()
         self._next = int(state['global_next_index'])
 
-    def close(self):
-        """Ends the threads and worker processes; they start again with the next batch."""
+    def close(self) -> None:
+        """Stops the threads and worker processes; the next batch starts them again."""
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
 
 
-def train_batches(shards, *, split='train', batch_size, data, seed, process_index=0, process_count=1):
-    """Endless batches of random crops, the same for the same seed whatever reads them.
+def train_batches(
+    shards: ShardSet,
+    *,
+    split: str = 'train',
+    batch_size: int,
+    data: ConfigDict,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> TrainIterator:
+    """Endless batches of random crops, determined by the seed.
 
     Args:
-        shards: a `shards.ShardSet`.
-        split: which of its splits.
-        batch_size: photos a batch of this process.
+        shards: the shard set.
+        split: its name.
+        batch_size: photos of this process in a batch.
         data: the config's `data` section (jaxcolor/config.py).
-        seed: of the order and of every augmentation.
-        process_index, process_count: this process gets the process_index-th of process_count runs of neighbors of
-            each global batch: joined in the order of the processes they are the batch of a single one.
+        seed: of the order and of the augmentation.
+        process_index: which consecutive share of each global batch this process gets. The shares of all processes,
+            joined in order, are the batch of a single process.
+        process_count: number of shares.
 
     Returns:
-        A `grain.DatasetIterator` of {lab: uint8 (B, crop, crop, 3), label: int32 (B,)} and, where the records have
-        them, features: {name: (B, ...)}. `get_state()` is a small dict of ints, the same on every process; `set_state`
-        goes on with the very next photo, also on another number of processes or workers.
+        An iterator of {lab: uint8 (B, crop, crop, 3), label: int32 (B,)} and, where the records have them,
+        features: {name: (B, ...)}. Its state is a small dict of ints, the same on every process; from a state it continues
+        with the very next photo, also on another number of processes or workers.
 
     Raises:
-        UserError: the split is empty, a field of `data` makes no sense; while reading: a shard is damaged.
+        UserError: the split is empty, or a field of `data` is out of range; while reading: a shard is damaged.
     """
     check_section('data', data)
     records = shards.records(split)
     read_options = grain.ReadOptions(data.read_threads, max(data.prefetch, data.read_threads))
     if data.workers and not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # Grain hands absl's flags to its workers; a program without absl has none
+        flags.FLAGS.mark_as_parsed()  # Grain passes absl's flags to its workers; only absl's own programs parse them
 
     def make_iterator(first):
-        batches = _Batches(records, data, seed, batch_size, process_index, process_count, first)
+        batches = _TrainBatches(records, data, seed, batch_size, process_index, process_count, first)
         dataset = grain.MapDataset.source(batches).to_iter_dataset(read_options)
         if data.workers:
             dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(data.workers, data.prefetch))
@@ -142,42 +173,52 @@ def train_batches(shards, *, split='train', batch_size, data, seed, process_inde
 
 
 class _EvalBatches:
-    """Batch k of this process: center crops of its share of the photos, blanks after the last one."""
+    """Batch k of this process: center crops of its share of the photos, padded after the last one."""
 
-    def __init__(self, records, batch_size, crop, process_index, process_count):
+    def __init__(self, records: Records, batch_size: int, crop: int, process_index: int, process_count: int) -> None:
         self._records, self._batch_size, self._crop = records, batch_size, crop
         self._process_index, self._process_count = process_index, process_count
 
-    def __len__(self):
+    def __len__(self) -> int:
         return math.ceil(len(self._records) / (self._batch_size * self._process_count))
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> Batch:
         lab = np.zeros((self._batch_size, self._crop, self._crop, 3), np.uint8)
         mask = np.zeros(self._batch_size, bool)
-        photos = []
+        photos: list[dict[str, Any]] = []
         for i in range(self._batch_size):
-            place = (index * self._batch_size + i) * self._process_count + self._process_index
-            mask[i] = place < len(self._records)
+            number = (index * self._batch_size + i) * self._process_count + self._process_index
+            mask[i] = number < len(self._records)
             if mask[i]:
-                photos.append(self._records[place])
+                photos.append(self._records[number])
                 lab[i] = augment.center_crop(photos[-1].pop('lab'), self._crop)
             else:
-                blank = photos[0] if photos else self._records[0]  # for its fields and their shapes
-                photos.append({**blank, 'label': np.int32(-1), 'name': ''})
+                template = photos[0] if photos else self._records[0]  # for the shapes of its fields
+                photos.append({**template, 'label': np.int32(-1), 'name': ''})
         names = [photo['name'] for photo in photos]
         return {'lab': lab, 'mask': mask, 'name': names, **_stack(photos, ('label', 'features'))}
 
 
-def eval_batches(shards, split, *, batch_size, crop, process_index=0, process_count=1):
-    """Every photo of a split once, in order, as its center crop; photos smaller than the crop are enlarged.
+def eval_batches(
+    shards: ShardSet, split: str, *, batch_size: int, crop: int, process_index: int = 0, process_count: int = 1
+) -> Iterator[Batch]:
+    """The center crop of every photo of a split once, in order. Photos smaller than the crop are enlarged.
+
+    Args:
+        shards: the shard set.
+        split: its name.
+        batch_size: photos of this process in a batch.
+        crop: pixels, the side of the crop.
+        process_index: this process.
+        process_count: the number of processes that share the photos.
 
     Yields:
         {lab: uint8 (B, crop, crop, 3), label: int32 (B,), mask: bool (B,), name: list of B str} and, where the records
-        have them, features. Where the photos run out, mask is False, lab 0, label -1 and name ''. Every process yields
-        the same number of batches of the same shape.
+        have them, features: {name: (B, ...)}. Rows after the last photo are padding: mask False, lab 0, label -1, name ''.
+        Every process yields the same number of batches of the same shape.
 
     Raises:
-        UserError: the split is empty; while reading: a shard is damaged.
+        UserError: the split is empty, or a size is below 1; while reading: a shard is damaged.
     """
     if crop < 1 or batch_size < 1:
         raise UserError(f'evaluation needs a batch size and a crop of at least 1, not {batch_size} and {crop}')

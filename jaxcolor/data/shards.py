@@ -1,9 +1,8 @@
 """The shard set: a folder of ArrayRecord files and the `dataset.json` that describes them.
 
-A record is a header and the photo: 4 bytes with the header's length (little-endian), the header as a msgpack map of
-`name` (str), `label` (int, -1 for none), `height`, `width`, `encoding` (a key of ENCODINGS) and, where something was
-computed ahead of training, `features` (name -> {dtype, shape, bytes}); then, up to the end, the uint8 Lab photo of
-`color.encode_lab` in that encoding.
+A record is 4 bytes with the length of the header (little-endian), the header, and the photo. The header is a msgpack map of
+`name` (str), `label` (int, -1 for none), `height`, `width`, `encoding` (a key of ENCODINGS) and, for cached features,
+`features` (name -> {dtype, shape, bytes}). The photo is the uint8 Lab array of `color.encode_lab` in that encoding.
 """
 
 import bisect
@@ -14,8 +13,9 @@ import itertools
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -30,11 +30,11 @@ _RANDOM_ACCESS = {'options': 'readahead_buffer_size:0,max_parallelism:0', 'file_
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-    """How a record's bytes hold the photo, and how ArrayRecord packs records in turn."""
+    """How a photo is stored in a record, and how ArrayRecord compresses the record."""
 
-    encode: Callable[[np.ndarray], bytes]  # of uint8 (H, W, 3)
-    decode: Callable[[bytes, int, int], np.ndarray]  # of bytes, height, width
-    packing: str = 'uncompressed'
+    encode: Callable[[np.ndarray], bytes]  # uint8 (H, W, 3) -> bytes
+    decode: Callable[[Any, int, int], np.ndarray]  # buffer, H, W -> uint8 (H, W, 3)
+    compression: str = 'uncompressed'
 
 
 def _from_raw(data, height, width):
@@ -42,7 +42,7 @@ def _from_raw(data, height, width):
 
 
 def _to_jpeg(lab):
-    """L* goes where JPEG keeps Y, a* and b* where it keeps Cb and Cr, all at full resolution and as they are."""
+    """Stores L*, a*, b* as JPEG's Y, Cb, Cr, unconverted and at full resolution."""
     file = io.BytesIO()
     Image.frombytes('YCbCr', lab.shape[1::-1], lab.tobytes()).save(file, 'JPEG', quality=90, subsampling=0)
     return file.getvalue()
@@ -50,27 +50,47 @@ def _to_jpeg(lab):
 
 def _from_jpeg(data, height, width):
     image = Image.open(io.BytesIO(data), formats=['JPEG'])
-    image.draft('YCbCr', None)  # the planes as they are stored
+    image.draft('YCbCr', None)  # without a conversion to RGB
     return np.asarray(image)
 
 
 ENCODINGS = {
     'raw': Encoding(np.ndarray.tobytes, _from_raw),
-    'zstd': Encoding(np.ndarray.tobytes, _from_raw, packing='zstd:3'),
+    'zstd': Encoding(np.ndarray.tobytes, _from_raw, compression='zstd:3'),
     'jpeg': Encoding(_to_jpeg, _from_jpeg),
 }
 
 
-def encode_record(name, label, lab, encoding='raw', features=None):
-    """uint8 Lab (H, W, 3) and what is known of it -> the bytes of one record."""
-    header = {'name': name, 'label': label, 'height': lab.shape[0], 'width': lab.shape[1], 'encoding': encoding}
+def encode_record(
+    name: str,
+    label: int,
+    lab: np.ndarray,
+    encoding: str = 'raw',
+    features: Mapping[str, np.ndarray] | None = None,
+) -> bytes:
+    """Encodes a record.
+
+    Args:
+        name: of the photo.
+        label: of its class, -1 for none.
+        lab: uint8 Lab (H, W, 3).
+        encoding: a key of ENCODINGS.
+        features: {name of the extractor: array of any shape}.
+    """
+    header: dict[str, Any] = {
+        'name': name,
+        'label': label,
+        'height': lab.shape[0],
+        'width': lab.shape[1],
+        'encoding': encoding,
+    }
     if features:
         header['features'] = _pack_arrays(features)
     return _join(header, ENCODINGS[encoding].encode(lab))
 
 
-def add_to_record(data, features):
-    """The bytes of one record and {name: array} -> the bytes of that record with those features, the photo untouched."""
+def add_to_record(data: bytes, features: Mapping[str, np.ndarray]) -> bytes:
+    """Adds features, {name: array}, to the bytes of a record; the photo is not decoded."""
     end = 4 + int.from_bytes(data[:4], 'little')
     header = msgpack.unpackb(data[4:end])
     header['features'] = {**header.get('features', {}), **_pack_arrays(features)}
@@ -88,8 +108,8 @@ def _pack_arrays(arrays):
     }
 
 
-def decode_record(data):
-    """The bytes of one record -> {lab: uint8 (H, W, 3), label: int32, name: str[, features: {name: array}]}."""
+def decode_record(data: bytes) -> dict[str, Any]:
+    """The bytes of a record -> {lab: uint8 (H, W, 3), label: int32, name: str[, features: {name: array}]}."""
     end = 4 + int.from_bytes(data[:4], 'little')
     header = msgpack.unpackb(data[4:end])
     lab = ENCODINGS[header['encoding']].decode(memoryview(data)[end:], header['height'], header['width'])
@@ -114,17 +134,17 @@ def _array_record():
 
 
 def write_shard(path: str | os.PathLike, records: Iterable[bytes], encoding: str) -> None:
-    """Writes one ArrayRecord file; the caller names it and moves it in place.
+    """Writes records as an ArrayRecord file; not atomically, so give it a temporary path.
 
     Args:
         path: of the file.
-        records: what `encode_record` made.
-        encoding: a key of ENCODINGS; it says how the file is packed.
+        records: of `encode_record`.
+        encoding: a key of ENCODINGS, for the compression.
 
     Raises:
         UserError: this system has no array_record.
     """
-    writer = _array_record().ArrayRecordWriter(os.fspath(path), f'group_size:1,{ENCODINGS[encoding].packing}')
+    writer = _array_record().ArrayRecordWriter(os.fspath(path), f'group_size:1,{ENCODINGS[encoding].compression}')
     try:
         for record in records:
             writer.write(record)
@@ -133,56 +153,64 @@ def write_shard(path: str | os.PathLike, records: Iterable[bytes], encoding: str
 
 
 class Records:
-    """Random access to the photos of one split: `len(records)`, `records[i]` as `decode_record` gives them."""
+    """Random access to the photos of one split, `records[i]` as `decode_record` returns them.
 
-    def __init__(self, paths, counts):
-        self._paths = [os.fspath(path) for path in paths]
-        self._ends = list(itertools.accumulate(counts))
-        self.__setstate__({})
+    Picklable, and safe to read from several threads.
 
-    def __getstate__(self):
+    Args:
+        paths: of the shards.
+        counts: the number of photos in each.
+    """
+
+    def __init__(self, paths: Sequence[str | os.PathLike], counts: Sequence[int]) -> None:
+        self.__setstate__({'_paths': [os.fspath(path) for path in paths], '_ends': list(itertools.accumulate(counts))})
+
+    def __getstate__(self) -> dict[str, Any]:
         return {'_paths': self._paths, '_ends': self._ends}
 
-    def __setstate__(self, state):
-        self.__dict__.update(state)
-        self._readers, self._lock = {}, threading.Lock()  # opened when they are needed, in each process
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._paths: list[str] = state['_paths']
+        self._ends: list[int] = state['_ends']
+        # Each process opens its own readers when it needs them.
+        self._readers: dict[int, Any] = {}
+        self._lock = threading.Lock()
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self._ends[-1]
 
-    def __getitem__(self, index):
-        with self._naming_damage(index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        with self._report_damage(index):
             return decode_record(self._read(index))
 
-    def raw(self, index):
-        """The bytes of one record, as `encode_record` made them."""
-        with self._naming_damage(index):
+    def raw(self, index: int) -> bytes:
+        """The bytes of a record, as `encode_record` made them."""
+        with self._report_damage(index):
             return self._read(index)
 
     def _read(self, index):
-        shard, place = self._locate(index)
-        return self._reader(shard).read([place])[0]
+        shard, position = self._locate(index)
+        return self._reader(shard).read([position])[0]
 
     def _locate(self, index):
-        """The place of a photo: which shard, and which record in it."""
+        """The shard of a photo, and the position in the shard."""
         shard = bisect.bisect_right(self._ends, index)
         return shard, index - (self._ends[shard - 1] if shard else 0)
 
     @contextlib.contextmanager
-    def _naming_damage(self, index):
+    def _report_damage(self, index):
         if not 0 <= index < len(self):
             raise IndexError(index)
         try:
             yield
         except (RuntimeError, IndexError, KeyError, TypeError, ValueError, OSError, msgpack.UnpackException) as error:
-            shard, place = self._locate(index)
+            shard, position = self._locate(index)
             raise UserError(
-                f'record {place} in {self._paths[shard]} cannot be read ({type(error).__name__}: {str(error)[:120]}): '
+                f'record {position} in {self._paths[shard]} cannot be read ({type(error).__name__}: {str(error)[:120]}): '
                 f'the shard is damaged; prepare the set again'
             ) from error
 
     def _reader(self, shard):
-        """Readers serve several threads at once."""
+        """The reader of a shard, shared by all threads."""
         reader = self._readers.get(shard)
         if reader is None:
             with self._lock:
@@ -195,35 +223,36 @@ class Records:
 
 @dataclasses.dataclass(frozen=True)
 class ShardSet:
-    """An opened shard set. `meta` is its `dataset.json`; the shards are read when records are asked for."""
+    """An opened shard set. Shards are opened when their records are read."""
 
     path: Path
-    meta: dict
+    meta: dict[str, Any]  # the content of dataset.json
 
     @property
-    def classes(self):
-        """The names that labels index; empty where photos have no label."""
+    def classes(self) -> list[str]:
+        """Class names, indexed by labels; empty if the photos have no labels."""
         return self.meta['classes']
 
     @property
-    def counts(self):
-        """Photos by split."""
+    def counts(self) -> dict[str, int]:
+        """The number of photos by split."""
         return self.meta['counts']
 
-    def records(self, split):
-        """The photos of one split as a random-access source, picklable, safe to read from several threads."""
+    def records(self, split: str) -> Records:
+        """The photos of a split. Raises UserError if there are none."""
         shards = [shard for shard in self.meta['shards'] if shard['split'] == split and shard['photos']]
         if not shards:
-            held = ', '.join(f'{name} ({count})' for name, count in self.counts.items()) or 'nothing'
-            raise UserError(f'{self.path} holds no photos in the split {split!r}; it holds {held}')
+            splits = ', '.join(f'{name} ({count})' for name, count in self.counts.items()) or 'nothing'
+            raise UserError(f'{self.path} holds no photos in the split {split!r}; it holds {splits}')
         return Records([self.path / shard['file'] for shard in shards], [shard['photos'] for shard in shards])
 
 
-def open_shards(path):
-    """Opens the shard set in the folder `path`, checking that it is whole by the sizes of its files.
+def open_shards(path: str | os.PathLike) -> ShardSet:
+    """Opens the shard set in a folder and checks the sizes of its files.
 
     Raises:
-        UserError: no such folder, no or unreadable `dataset.json`, unknown version, a shard missing or cut short.
+        UserError: there is no such folder; its `dataset.json` is missing, unreadable or of another version; a shard is
+            missing or incomplete.
     """
     path = Path(path)
     if not path.is_dir():
@@ -232,7 +261,7 @@ def open_shards(path):
         meta = json.loads((path / SIDECAR).read_text(encoding='utf-8'))
         version = meta['version']
     except FileNotFoundError:
-        raise UserError(f'{path} is no finished shard set (no {SIDECAR}); run its prepare command again') from None
+        raise UserError(f'{path} is no finished shard set (no {SIDECAR}); run `jaxcolor prepare` again') from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f'{path / SIDECAR} cannot be read ({error}); prepare the set again') from None
     if version != VERSION:
@@ -243,6 +272,9 @@ def open_shards(path):
         file = path / shard['file']
         size = file.stat().st_size if file.exists() else None
         if size != shard['bytes']:
-            found = 'is missing' if size is None else f'has {size} bytes instead of {shard["bytes"]}'
-            raise UserError(f'the shard {file} {found}; copy it again or prepare the set again')
+            problem = 'is missing' if size is None else f'has {size} bytes instead of {shard["bytes"]}'
+            raise UserError(f'the shard {file} {problem}; copy it again or prepare the set again')
+    for source in meta.get('features', {}).values():
+        if 'flavour' in source:  # the key of earlier versions
+            source['flavor'] = source.pop('flavour')
     return ShardSet(path, meta)

@@ -20,5 +20,5 @@ def prepare_for(crop: int, out: str | Path) -> Path:
         print(f'No shards named (data.shards): training on the bundled photos, at {size} pixels.', flush=True)
         prepare(PHOTOS, out, size=size, quiet=True)
 
-    cluster.on_first(make)
+    cluster.run_on_main(make)
     return Path(out)

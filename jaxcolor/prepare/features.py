@@ -31,7 +31,7 @@ def add_features(shard_set, extractor, *, quiet=False):
         extractor: an `extractors.Extractor`.
 
     Returns:
-        The ShardSet with `meta['features'][extractor.name]`: {flavour, source}. One that has that already is returned
+        The ShardSet with `meta['features'][extractor.name]`: {flavor, source}. One that has that already is returned
         as it is.
 
     Raises:
@@ -89,7 +89,7 @@ def check_source(shard_set, extractor):
 
 
 def _about(extractor):
-    return {'flavour': extractor.flavour, 'source': extractor.source}
+    return {'flavor': extractor.flavour, 'source': extractor.source}
 
 
 def _vectors(run, extractor, photos):

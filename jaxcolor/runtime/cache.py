@@ -1,12 +1,13 @@
-"""What is kept on this machine between commands: downloaded weights, compiled programs."""
+"""The cache folder of this machine: downloaded weights and compiled programs."""
 
 import hashlib
 import os
-import platform
 from pathlib import Path
 
 import jax
 import pooch
+
+from jaxcolor.runtime.machine import processor_features
 
 
 def folder() -> Path:
@@ -14,25 +15,19 @@ def folder() -> Path:
     return Path(os.environ.get('JAXCOLOR_CACHE') or pooch.os_cache('jaxcolor'))
 
 
-def keep_compiled() -> None:
-    """Programs that took a second or more to compile are kept, so that starting the same training again compiles nothing.
+def enable_compilation_cache() -> None:
+    """Turns on JAX's persistent compilation cache, so that the same training compiles only the first time.
 
-    Where JAX was told a place of its own (JAX_COMPILATION_CACHE_DIR), or the folder cannot be written, nothing changes.
+    Programs that compile in less than a second are not cached (JAX's default). Nothing changes if JAX has a cache folder
+    already (JAX_COMPILATION_CACHE_DIR), or if the folder cannot be made.
     """
-    if jax.config.jax_compilation_cache_dir is not None:
+    if getattr(jax.config, 'jax_compilation_cache_dir', None) is not None:
         return
-    # A home directory can be shared by machines whose processors differ.
-    place = folder() / 'compiled' / hashlib.blake2b(_processor().encode(), digest_size=6).hexdigest()
+    # One folder for each kind of processor: several machines may share a home directory.
+    key = hashlib.blake2b(processor_features().encode(), digest_size=6).hexdigest()
+    path = folder() / 'compiled' / key
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
     except OSError:
         return
-    jax.config.update('jax_compilation_cache_dir', os.fspath(place))
-
-
-def _processor():
-    try:
-        with open('/proc/cpuinfo', encoding='utf-8') as file:
-            return next(line for line in file if line.startswith(('flags', 'Features')))
-    except (OSError, StopIteration):
-        return platform.processor() + platform.machine()
+    jax.config.update('jax_compilation_cache_dir', os.fspath(path))

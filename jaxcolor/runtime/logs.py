@@ -1,10 +1,12 @@
-"""What a run tells: progress, metrics as JSON lines and TensorBoard events, curves."""
+"""What a run reports: progress, and metrics as JSON lines and TensorBoard events."""
 
 import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, TextIO
 
 import tqdm
 
@@ -13,57 +15,72 @@ from jaxcolor.errors import UserError
 
 
 class Progress:
-    """Progress with rate and time left: a bar on a terminal, a plain line now and then in a log file.
+    """Progress with rate and time left: a bar on a terminal, a line every few seconds in a log file.
 
     Args:
-        total: units of the whole work.
-        unit: its name, in the plural ('steps', 'photos').
-        start: units done already.
-        items_per_unit, item: what the rate is told in, where that is not `unit`: images a step, say.
-        seconds: time between plain lines.
+        total: units of work.
+        unit: name of the unit, plural ('steps', 'photos').
+        start: units that are done already.
+        items_per_unit: items in a unit (images in a step); the rate is given in items.
+        item: name of an item, plural; `unit` by default.
+        seconds: between lines in a log file.
+        quiet: print nothing.
+        file: stderr by default.
     """
 
-    def __init__(self, total, unit, *, start=0, items_per_unit=1, item=None, seconds=10.0, quiet=False, file=None):
+    def __init__(
+        self,
+        total: int,
+        unit: str,
+        *,
+        start: int = 0,
+        items_per_unit: int = 1,
+        item: str | None = None,
+        seconds: float = 10.0,
+        quiet: bool = False,
+        file: TextIO | None = None,
+    ) -> None:
         self.total, self.unit, self.done, self.start = total, unit, start, start
         self.items_per_unit, self.item, self.seconds = items_per_unit, item or unit, seconds
         self.file = file or sys.stderr
         self.quiet = quiet
-        self.began = self.told = time.monotonic()
         self.note = ''
+        self._start_time = self._print_time = time.monotonic()
         self.bar = None
         if self.file.isatty() and not quiet:
             self.bar = tqdm.tqdm(total=total, initial=start, unit=f' {unit}', file=self.file, dynamic_ncols=True)
 
-    def restart_clock(self):
-        """Forgets the time so far, so that the rate leaves out compilation."""
-        self.began = self.told = time.monotonic()
+    def restart_clock(self) -> None:
+        """Measures the rate from now on, to leave out compilation."""
+        self._start_time = self._print_time = time.monotonic()
         self.start = self.done
 
-    def update(self, units=1, note=None):
-        """Counts units as done; `note` is shown behind the rate from now on."""
+    def update(self, units: int = 1, note: str | None = None) -> None:
+        """Counts units as done. `note` is shown after the rate from now on."""
         self.done += units
         self.note = self.note if note is None else note
         if self.bar is not None:
             self.bar.set_postfix_str(f'{self.rate:.4g} {self.item}/s {self.note}', refresh=False)
             self.bar.update(units)
-        elif not self.quiet and time.monotonic() - self.told > self.seconds:
-            self.told = time.monotonic()
+        elif not self.quiet and time.monotonic() - self._print_time > self.seconds:
+            self._print_time = time.monotonic()
             self.say(self.line())
 
     @property
-    def rate(self):
-        """Items a second since the clock was started."""
-        return (self.done - self.start) * self.items_per_unit / max(1e-9, time.monotonic() - self.began)
+    def rate(self) -> float:
+        """Items per second since the clock was started."""
+        return (self.done - self.start) * self.items_per_unit / max(1e-9, time.monotonic() - self._start_time)
 
-    def line(self):
-        """Where the work stands, in one line."""
-        left = (self.total - self.done) * self.items_per_unit / self.rate if self.rate else float('inf')
-        left = '?' if left == float('inf') else tqdm.tqdm.format_interval(left)
+    def line(self) -> str:
+        """The progress in one line."""
+        left = '?'
+        if self.rate:
+            left = tqdm.tqdm.format_interval((self.total - self.done) * self.items_per_unit / self.rate)
         share = 100 * self.done // max(1, self.total)
         return f'{self.done}/{self.total} {self.unit} ({share}%), {self.rate:.4g} {self.item}/s, {left} left {self.note}'
 
-    def say(self, text):
-        """Prints a line without tearing the bar."""
+    def say(self, text: str) -> None:
+        """Prints a line above the bar."""
         if self.quiet:
             return
         if self.bar is not None:
@@ -71,54 +88,50 @@ class Progress:
         else:
             print(text.rstrip(), file=self.file, flush=True)
 
-    def close(self):
-        """Ends the bar."""
+    def close(self) -> None:
+        """Closes the bar."""
         if self.bar is not None:
             self.bar.close()
 
 
 class MetricsLog:
-    """Appends `{"step": ..., name: value}` lines to a run's metrics.jsonl, and to TensorBoard where asked for.
+    """Appends lines {"step": ..., name: value} to a run's metrics.jsonl, and events for TensorBoard if asked for.
 
     Args:
         run: the run directory.
-        resume_step: lines after this step are dropped: a resumed run writes them again.
+        resume_step: lines after this step are dropped; the resumed run writes them again.
+        tensorboard: whether to write events to RUN/tensorboard, too.
+
+    Raises:
+        UserError: tensorboardX is not installed.
     """
 
-    def __init__(self, run, resume_step=0, tensorboard=False):
-        self.path = Path(run) / 'metrics.jsonl'
+    def __init__(self, run: str | os.PathLike, resume_step: int = 0, tensorboard: bool = False) -> None:
+        path = _metrics_path(run)
         kept = [row for row in read_metrics(run) if row['step'] <= resume_step]
-        files.write_text(self.path, ''.join(json.dumps(row) + '\n' for row in kept))
-        self.file = open(self.path, 'a', encoding='utf-8')  # noqa: SIM115
-        self.events = _tensorboard(run, resume_step) if tensorboard else None
+        files.write_text(path, ''.join(json.dumps(row) + '\n' for row in kept))
+        self._file = open(path, 'a', encoding='utf-8')  # noqa: SIM115
+        self._events = _open_tensorboard(run, resume_step) if tensorboard else None
 
-    def write(self, step, values):
-        """Writes one line; it is in the file when this returns."""
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes one line of scalars and flushes the file."""
         values = {name: float(value) for name, value in values.items()}
-        self.file.write(json.dumps({'step': int(step), **values}) + '\n')
-        self.file.flush()
-        if self.events is not None:
+        self._file.write(json.dumps({'step': int(step), **values}) + '\n')
+        self._file.flush()
+        if self._events is not None:
             for name, value in values.items():
-                self.events.add_scalar(name, value, int(step))
+                self._events.add_scalar(name, value, int(step))
 
-    def close(self):
+    def close(self) -> None:
         """Closes the files."""
-        self.file.close()
-        if self.events is not None:
-            self.events.close()
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
 
 
-def _tensorboard(run, resume_step):
-    try:
-        import tensorboardX
-    except ImportError:
-        raise UserError("train.tensorboard needs tensorboardX: pip install 'jaxcolor[tensorboard]'.") from None
-    return tensorboardX.SummaryWriter(os.fspath(Path(run) / 'tensorboard'), purge_step=resume_step + 1)
-
-
-def read_metrics(run) -> list[dict]:
-    """The lines of a run's metrics.jsonl; a last line that was cut short is left out."""
-    path = Path(run) / 'metrics.jsonl'
+def read_metrics(run: str | os.PathLike) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, up to the first incomplete one; none if there is no file."""
+    path = _metrics_path(run)
     rows = []
     for line in path.read_text(encoding='utf-8').splitlines() if path.exists() else []:
         try:
@@ -128,27 +141,13 @@ def read_metrics(run) -> list[dict]:
     return rows
 
 
-def draw_curves(run):
-    """Draws curves.png from metrics.jsonl: loss of training and evaluation, PSNR, chroma, learning rate."""
-    from matplotlib.figure import Figure
+def _metrics_path(run):
+    return Path(run) / 'metrics.jsonl'
 
-    rows = read_metrics(run)
-    panels = {
-        'loss': lambda name: name.rsplit('/')[-1] == 'loss' or name.endswith('_loss'),
-        'PSNR (dB)': lambda name: 'psnr' in name,
-        "chroma, part of the truth's": lambda name: name.endswith('/chroma_kept'),
-        'learning rate': lambda name: name.startswith('learning_rate'),
-    }
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    figure = Figure(figsize=(5 * len(panels), 4), layout='constrained')
-    for axes, (title, belongs) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        for name in filter(belongs, names):
-            points = [(row['step'], row[name]) for row in rows if name in row]
-            axes.plot(*zip(*points, strict=True), label=name, marker='o' if '/' in name else None, markersize=3)
-        axes.set(xlabel='step', title=title)
-        if title == 'loss' and axes.lines:
-            axes.set_yscale('log')
-        if axes.lines:
-            axes.legend(fontsize='small')
-    with files.atomic(Path(run) / 'curves.png') as temporary:
-        figure.savefig(temporary, dpi=100, format='png')
+
+def _open_tensorboard(run, resume_step):
+    try:
+        import tensorboardX
+    except ImportError:
+        raise UserError("train.tensorboard needs tensorboardX: pip install 'jaxcolor[tensorboard]'.") from None
+    return tensorboardX.SummaryWriter(os.fspath(Path(run) / 'tensorboard'), purge_step=resume_step + 1)

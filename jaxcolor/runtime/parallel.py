@@ -1,11 +1,11 @@
-"""Data parallelism: the mesh of all devices, and the mapping of a per-device step over it.
+"""Data parallelism: maps a step that is written for one device over the mesh of all devices.
 
-A step is written for one device: it sees its share of the batch, and `lax.pmean(..., AXIS)` is the mean over all.
+Inside a step, the batch is the device's share, and `lax.pmean(..., AXIS)` takes the mean over all devices.
 """
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,26 +18,25 @@ from jaxcolor.config import check_section
 
 AXIS = 'data'
 _REPLICATED, _SPLIT = PartitionSpec(), PartitionSpec(AXIS)
-_LEVEL = 'xla_backend_optimization_level'
+_OPTIMIZATION_LEVEL = 'xla_backend_optimization_level'
 
 
 @functools.cache
-def compiler_options(once: bool = False) -> dict | None:
-    """Options for `jax.jit` on this machine's devices.
+def compiler_options(fast_compile: bool = False) -> dict[str, Any] | None:
+    """Options for `jax.jit`: on CPUs, those that this jaxlib knows; None on other devices.
 
-    On CPUs, jaxlib 0.10 hands single convolutions to YNNPACK, which takes a third longer over them than XLA itself. A
-    jaxlib that does not know the option refuses it when it compiles, so it is tried on something small.
+    On CPUs, jaxlib 0.10 gives single convolutions to YNNPACK, which takes a third longer than XLA's own code.
 
     Args:
-        once: for a program that runs once, as the one that draws the parameters: optimized less, it compiles on CPUs in
-            a third of the time and runs as fast.
+        fast_compile: optimize less, for a program that runs once, such as the initialization of the parameters: on CPUs it
+            compiles in a third of the time and runs as fast.
     """
-    options = {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT'}
-    if once and _LEVEL not in os.environ.get('XLA_FLAGS', ''):
-        options[_LEVEL] = 1
     if jax.default_backend() != 'cpu':
         return None
-    try:
+    options: dict[str, Any] = {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT'}
+    if fast_compile and _OPTIMIZATION_LEVEL not in os.environ.get('XLA_FLAGS', ''):
+        options[_OPTIMIZATION_LEVEL] = 1
+    try:  # a jaxlib that does not know an option refuses it when it compiles
         jax.jit(lambda x: x + 1, compiler_options=options).lower(0.0).compile()
     except (jax.errors.JaxRuntimeError, ValueError):
         return None
@@ -45,34 +44,40 @@ def compiler_options(once: bool = False) -> dict | None:
 
 
 def mean_over_batch(function: Callable[[Any], Any], batch: Any, accumulation_steps: int = 1) -> Any:
-    """Inside a device's step: the mean of `function(part of the batch)` over all parts of all devices.
+    """The mean of `function(part)` over all parts of all devices, for use inside a step: gradient accumulation.
 
-    A device runs its parts one after the other in the memory of one: gradient accumulation. Of N parts, part i of device d
-    is what device `d * N + i` of N times as many devices would have, so the result is the same as theirs.
+    A device computes its parts one after the other, so that they need the memory of one. Part i of device d, of N parts
+    each, is the share of device `d * N + i` among N times as many devices: the result is the same as theirs.
 
     Args:
         function: takes a tree of arrays like `batch`, returns one of float arrays.
-        batch: this device's rows (B, ...) of every array.
-        accumulation_steps: parts of the batch, a divisor of B.
+        batch: the device's share, a tree of arrays (B, ...).
+        accumulation_steps: number of parts, a divisor of B.
+
+    Returns:
+        A tree as `function` returns it, the same on all devices.
     """
     if accumulation_steps == 1:
         return lax.pmean(function(batch), AXIS)
-    cut = jax.tree.map(lambda x: x.reshape(accumulation_steps, -1, *x.shape[1:]), batch)
-    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], cut))
+    parts = jax.tree.map(lambda x: x.reshape(accumulation_steps, -1, *x.shape[1:]), batch)
+    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    total, _ = lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, function(part)), None), zeros, cut)
+    total, _ = lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, function(part)), None), zeros, parts)
     return lax.pmean(jax.tree.map(lambda x: x / accumulation_steps, total), AXIS)
 
 
 class DataParallel:
-    """Maps per-device steps over devices: state is replicated, batches are split along their first axis.
+    """Maps per-device steps over devices: the state is replicated, batches are split along their first axis.
 
     Args:
         mapping: 'shard_map' (under jit) or 'pmap'; the numbers are the same.
-        devices: the devices to use, all by default.
+        devices: all by default.
+
+    Raises:
+        UserError: there is no such mapping.
     """
 
-    def __init__(self, mapping: str = 'shard_map', devices=None):
+    def __init__(self, mapping: str = 'shard_map', devices: Sequence[jax.Device] | None = None) -> None:
         check_section('train', {'mapping': mapping})
         devices = jax.devices() if devices is None else devices
         self.mapping = mapping
@@ -82,59 +87,66 @@ class DataParallel:
 
     @property
     def device_count(self) -> int:
-        """Devices of all processes."""
+        """The number of devices, of all processes."""
         return self.mesh.size
 
-    def create(self, make, *arguments):
-        """Runs `make(*arguments)` once, compiled, with its result on every device."""
-        return jax.jit(make, out_shardings=self.replicated, compiler_options=compiler_options(once=True))(*arguments)
+    def create(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The result of `function(*arguments)`, compiled and run once, replicated on every device."""
+        options = compiler_options(fast_compile=True)
+        return jax.jit(function, out_shardings=self.replicated, compiler_options=options)(*arguments)
 
-    def replicate(self, tree):
+    def replicate(self, tree: Any) -> Any:
         """Puts a copy of every array on every device."""
         return jax.device_put(tree, self.replicated)
 
-    def shard(self, batch):
-        """This process's rows of a batch (NumPy, first axis) -> global arrays, split over all devices in order."""
+    def shard(self, batch: Any) -> Any:
+        """This process's rows of a batch, a tree of NumPy arrays -> global arrays, split over all devices in order."""
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.split, np.asarray(x)), batch)
 
-    def map(self, step, outputs=(False, False), donate_state: bool = False):
-        """Compiles `step(state, batch, *replicated)` of one device into one of all devices.
+    def map(
+        self, step: Callable[..., tuple], outputs: Sequence[bool] = (False, False), donate_state: bool = False
+    ) -> Callable[..., tuple]:
+        """Compiles a step of one device into a step of all devices.
 
         Args:
-            step: takes the replicated state, the device's share of the batch and whatever more is replicated; returns a
-                tuple.
-            outputs: for each of the step's outputs, whether it is split along the batch (True) or equal on all devices.
-            donate_state: whether the state's memory is used for the new one, so that the caller's copy is gone.
+            step: (state, batch, *replicated) -> tuple; `batch` is the device's share, all else is replicated.
+            outputs: for each output, whether it is split along the batch (True) or equal on all devices (False).
+            donate_state: reuse the memory of the state; the caller's state can then no longer be used.
+
+        Returns:
+            The same function of global arrays.
         """
         donated = (0,) if donate_state else ()
-        if self.mapping == 'pmap':
-            axes = tuple(0 if is_split else None for is_split in outputs)
-            mapped = jax.pmap(
-                lambda state, batch, replicated: step(state, batch, *replicated),
-                AXIS,
-                in_axes=(None, 0, None),
-                out_axes=axes,
-                devices=list(self.mesh.devices),
-                donate_argnums=donated,
+        return (self._pmap if self.mapping == 'pmap' else self._shard_map)(step, outputs, donated)
+
+    def _pmap(self, step, outputs, donated):
+        mapped = jax.pmap(
+            lambda state, batch, replicated: step(state, batch, *replicated),
+            AXIS,
+            in_axes=(None, 0, None),
+            out_axes=tuple(0 if is_split else None for is_split in outputs),
+            devices=list(self.mesh.devices),
+            donate_argnums=donated,
+        )
+        n = self.device_count
+
+        def call(state, batch, *replicated):
+            batch = jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), batch)
+            results = mapped(state, batch, replicated)
+            return tuple(
+                jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), result) if is_split else result
+                for result, is_split in zip(results, outputs, strict=True)
             )
-            n = self.device_count
 
-            def call(state, batch, *replicated):
-                batch = jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), batch)
-                results = mapped(state, batch, replicated)
-                return tuple(
-                    jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), result) if is_split else result
-                    for result, is_split in zip(results, outputs, strict=True)
-                )
+        return call
 
-            return call
-        specs = tuple(_SPLIT if is_split else _REPLICATED for is_split in outputs)
-        # check_vma=False: a gradient inside is the device's own, as under pmap, and pmean'ing it is right for both.
+    def _shard_map(self, step, outputs, donated):
+        # check_vma=False: a gradient inside is the device's own, as under pmap, and pmean is right for both.
         mapped = jax.shard_map(
             lambda state, batch, replicated: step(state, batch, *replicated),
             mesh=self.mesh,
             in_specs=(_REPLICATED, _SPLIT, _REPLICATED),
-            out_specs=specs,
+            out_specs=tuple(_SPLIT if is_split else _REPLICATED for is_split in outputs),
             check_vma=False,
         )
         return jax.jit(

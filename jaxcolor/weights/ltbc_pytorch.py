@@ -94,4 +94,4 @@ def import_run(run, config: ConfigDict, weights) -> None:
         state = DataParallel().create(task.init, jax.random.PRNGKey(config.seed))
         state = state.replace(params=jax.tree.map(jax.numpy.asarray, params))
         state = state.replace(ema=state.weights() if config.train.ema else ())
-        checkpoints.save(0, state, pipeline.START, json.loads(config.to_json()))
+        checkpoints.save(0, state, pipeline.INITIAL_STATE, json.loads(config.to_json()))

@@ -100,7 +100,7 @@ def load_extractor(run: str | Path, config: ConfigDict) -> extractors.Extractor 
             kept.parent.mkdir(parents=True, exist_ok=True)
             imagenet.save_extractor(extractor, kept)
 
-    cluster.on_first(keep)
+    cluster.run_on_main(keep)
     return imagenet.import_extractor(name, kept)
 
 

@@ -1,5 +1,7 @@
 """Order, augmentation, batches from the host and from the device."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,8 +45,8 @@ def assert_same(batches, others):
 
 @pytest.mark.parametrize('length', [1, 2, 5, 20, 1000])
 def test_every_epoch_is_a_permutation_and_they_differ(length):
-    places = np.arange(length, dtype=np.uint32)
-    epochs = [order.permute(np.full_like(places, epoch), places, length, seed=3) for epoch in range(4)]
+    index = np.arange(length, dtype=np.uint32)
+    epochs = [order.permute(np.full_like(index, epoch), index, length, seed=3) for epoch in range(4)]
     for epoch in epochs:
         assert sorted(epoch.tolist()) == list(range(length))
     if length >= 20:
@@ -53,27 +55,27 @@ def test_every_epoch_is_a_permutation_and_they_differ(length):
 
 
 def test_order_and_random_bits_are_the_same_under_jit():
-    epoch, place = np.repeat(np.arange(3, dtype=np.uint32), 50), np.tile(np.arange(50, dtype=np.uint32), 3)
-    host = order.permute(epoch, place, 50, 9), order.random_bits(epoch, place, 2, 9)
-    jitted = jax.jit(lambda e, p: (order.permute(e, p, 50, 9), order.random_bits(e, p, 2, 9)))(epoch, place)
+    epoch, index = np.repeat(np.arange(3, dtype=np.uint32), 50), np.tile(np.arange(50, dtype=np.uint32), 3)
+    host = order.permute(epoch, index, 50, 9), order.random_bits(epoch, index, 2, 9)
+    jitted = jax.jit(lambda e, i: (order.permute(e, i, 50, 9), order.random_bits(e, i, 2, 9)))(epoch, index)
     for a, b in zip(host, jitted, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_random_bits_are_uniform_and_uncorrelated():
-    place = np.arange(20_000, dtype=np.uint32)
-    columns = np.stack([order.random_bits(np.full_like(place, 5), place, column, 1) for column in range(3)]) / 2**32
+    index = np.arange(20_000, dtype=np.uint32)
+    columns = np.stack([order.random_bits(np.full_like(index, 5), index, column, 1) for column in range(3)]) / 2**32
     assert np.abs(columns.mean(axis=1) - 0.5).max() < 0.01
     assert np.abs(np.corrcoef(columns) - np.eye(3)).max() < 0.03
     assert np.abs(np.corrcoef(columns[0, 1:], columns[0, :-1])[0, 1]) < 0.03
     drawn = order.below((columns[0] * 2**32).astype(np.uint32), np.uint32(7))
-    np.testing.assert_allclose(np.bincount(drawn) / len(place), 1 / 7, atol=0.01)
+    np.testing.assert_allclose(np.bincount(drawn) / len(index), 1 / 7, atol=0.01)
 
 
 # Training batches.
 
 
-def test_batches_have_the_promised_form(prepared):
+def test_shapes_and_dtypes_of_batches(prepared):
     batch = take(pipeline.train_batches(prepared, batch_size=6, data=settings(), seed=0), 1)[0]
     assert batch.keys() == {'lab', 'label'}
     assert batch['lab'].shape == (6, 40, 40, 3) and batch['lab'].dtype == np.uint8
@@ -81,7 +83,7 @@ def test_batches_have_the_promised_form(prepared):
 
 
 class Recorded:
-    """A shard set that remembers which photos were read, in order."""
+    """A shard set that records the names of the photos read."""
 
     def __init__(self, shards):
         self._records, self.names = shards.records('train'), []
@@ -149,6 +151,37 @@ def test_resume_on_another_number_of_processes(prepared):
             np.testing.assert_array_equal(np.concatenate([part[i]['lab'] for part in parts]), batch['lab'])
 
 
+def test_resuming_on_other_numbers_of_processes_shows_every_photo_once_an_epoch(tmp_path):
+    """2 processes, then 1, then 4, each resuming where the previous ones stopped."""
+    packed = [shards.encode_record(str(i), i, np.full((8, 8, 3), i, np.uint8)) for i in range(24)]
+    shards.write_shard(tmp_path / 'train-00000.arrayrecord', packed, 'raw')
+    size = (tmp_path / 'train-00000.arrayrecord').stat().st_size
+    shard = {'file': 'train-00000.arrayrecord', 'split': 'train', 'photos': 24, 'bytes': size}
+    meta = {'version': shards.VERSION, 'counts': {'train': 24}, 'classes': [str(i) for i in range(24)], 'shards': [shard]}
+    files.write_json(tmp_path / 'dataset.json', meta)
+    opened = shards.open_shards(tmp_path)
+
+    def stream(count, index):
+        share = {'batch_size': 4 // count, 'process_index': index, 'process_count': count}
+        return pipeline.train_batches(opened, data=settings(crop=8), seed=5, **share)
+
+    whole, position, seen = stream(1, 0), None, []
+    for count in (2, 1, 4):
+        streams = [stream(count, index) for index in range(count)]
+        for one in streams:
+            if position:
+                one.set_state(json.loads(position))
+        for _ in range(4):
+            labels = np.concatenate([next(one)['label'] for one in streams])
+            np.testing.assert_array_equal(labels, next(whole)['label'])
+            seen.append(labels)
+        positions = {json.dumps(one.get_state()) for one in streams}
+        assert len(positions) == 1
+        position = positions.pop()
+    for epoch in np.concatenate(seen).reshape(2, 24):
+        assert sorted(epoch) == list(range(24))
+
+
 def test_photos_smaller_than_the_crop_are_enlarged(prepared):
     batch = take(pipeline.train_batches(prepared, batch_size=4, data=settings(crop=60), seed=0), 1)[0]
     assert batch['lab'].shape == (4, 60, 60, 3) and batch['lab'][..., 0].std() > 10
@@ -175,7 +208,7 @@ def test_features_pass_through(tmp_path):
 @pytest.mark.parametrize(
     'changes', [{'resized_crop': 2}, {'rotate': -1}, {'brightness': -0.1}, {'crop': 0}, {'read_threads': 0}]
 )
-def test_fields_that_make_no_sense(prepared, changes):
+def test_fields_out_of_range_are_refused(prepared, changes):
     with pytest.raises(UserError, match=rf'data\.{next(iter(changes))}'):
         pipeline.train_batches(prepared, batch_size=4, data=settings(**changes), seed=0)
 
@@ -184,7 +217,7 @@ def test_fields_that_make_no_sense(prepared, changes):
 
 
 def bits_with(**columns):
-    """Random bits with the given columns set to parts of 2^32; 0.5 means no turn, no shift, no change."""
+    """Random bits with the given columns set to fractions of 2^32; 0.5 means no rotation, shift or change."""
     bits = np.full(len(augment.Draw), 2**31, np.uint32)
     for name, part in columns.items():
         bits[augment.Draw[name]] = round(part * (2**32 - 1))
@@ -199,7 +232,7 @@ def augmented(lab, bits, **changes):
 
 
 def picture(height=60, width=70):
-    """A smooth picture whose three planes are the same, so that a plane that moved by itself would show."""
+    """A smooth image with three equal channels, to detect a channel that moves by itself."""
     y, x = np.mgrid[:height, :width]
     plane = (100 + 60 * np.sin(y / 9) * np.cos(x / 11) + x).astype(np.uint8)
     return np.stack([plane] * 3, axis=-1)
@@ -224,7 +257,7 @@ def test_lightness_and_color_stay_aligned_through_every_change():
         np.testing.assert_array_equal(out[..., 0], out[..., 2])
 
 
-def test_shift_moves_by_the_part_that_was_drawn():
+def test_shift_moves_by_the_drawn_fraction():
     lab = picture(60, 60)
     out = augmented(lab, bits_with(SHIFT_DOWN=1.0, SHIFT_RIGHT=0.0), crop=60, shift=0.1)
     np.testing.assert_allclose(out[6:, :-6].astype(int), lab[:-6, 6:].astype(int), atol=1)
@@ -250,8 +283,8 @@ def test_resized_crop_enlarges_nothing():
 
 
 @pytest.mark.parametrize('part', [0.0, 0.2, 0.8])
-def test_brightness_is_a_factor_on_linear_light(part):
-    """Against the way through RGB, on colors that stay inside sRGB."""
+def test_brightness_multiplies_linear_light(part):
+    """Compared with the same in RGB, for colors that stay inside sRGB."""
     rng = np.random.default_rng(0)
     rgb = rng.uniform(0.25, 0.75, (40, 40, 3)).astype(np.float32)
     factor = 1.5 ** (2 * part - 1)
@@ -284,7 +317,7 @@ def test_evaluation_shows_every_photo_once(prepared, batch_size, processes):
     assert sorted(names) == sorted(records[i]['name'] for i in range(20))
 
 
-def test_evaluation_crops_the_centre(prepared):
+def test_evaluation_crops_the_center(prepared):
     first = next(iter(pipeline.eval_batches(prepared, 'validation', batch_size=1, crop=40)))
     lab = prepared.records('validation')[0]['lab']
     top, left = (lab.shape[0] - 40) // 2, (lab.shape[1] - 40) // 2
@@ -297,16 +330,16 @@ def test_evaluation_crops_the_centre(prepared):
 @pytest.mark.parametrize('crop', [40, 60])
 def test_device_makes_the_same_batches_as_the_host(prepared, crop):
     data = settings(crop=crop, flip_vertical=True)
-    held = device.to_device(prepared, 'train', data)
-    step = jax.jit(lambda held, epoch, place, offsets: device.gather(held, epoch, place, offsets, data=data, seed=7))
+    dataset = device.to_device(prepared, 'train', data)
+    step = jax.jit(lambda dataset, **indices: device.gather(dataset, **indices, data=data, seed=7))
     host = take(pipeline.train_batches(prepared, batch_size=6, data=data, seed=7), 8)
     for i, expected in enumerate(host):
-        epoch, place = device.position(6 * i, len(held.label))
-        batch = step(held, epoch, place, jnp.arange(6, dtype=jnp.uint32))
+        epoch, index = device.epoch_and_index(6 * i, len(dataset.label))
+        batch = step(dataset, epoch=epoch, index=index, offsets=jnp.arange(6, dtype=jnp.uint32))
         assert batch['lab'].dtype == jnp.uint8 and batch['label'].dtype == jnp.int32
         assert_same([jax.device_get(batch)], [expected])
 
 
-def test_device_refuses_what_it_cannot_do(prepared):
+def test_device_placement_refuses_other_augmentation(prepared):
     with pytest.raises(UserError, match=r'data\.rotate'):
         device.to_device(prepared, 'train', settings(rotate=5.0))

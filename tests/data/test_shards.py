@@ -1,4 +1,4 @@
-"""The record, the shard set and its command `inspect`."""
+"""Records, shard sets, and the command `inspect`."""
 
 import json
 import pickle
@@ -20,7 +20,7 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture
 def own(prepared, tmp_path):
-    """A copy of the set, to be damaged."""
+    """A copy of the set, to damage."""
     for file in prepared.path.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     return tmp_path
@@ -37,7 +37,7 @@ def psnr(lab, other):
 
 
 @pytest.mark.parametrize('encoding', ['raw', 'zstd'])
-def test_lossless_record_gives_back_what_went_in(encoding):
+def test_lossless_record_round_trips(encoding):
     lab = photo_lab()
     features = {'vgg': np.arange(6, dtype=np.float16).reshape(2, 3), 'other': np.ones(4, np.float32)}
     photo = shards.decode_record(shards.encode_record('fish/ü 1.jpg', 7, lab, encoding, features))
@@ -59,7 +59,7 @@ def test_jpeg_record_keeps_the_lab_planes():
     assert np.abs(photo.astype(int) - lab).mean(axis=(0, 1)).max() < 2
 
 
-def test_set_describes_itself(prepared):
+def test_reads_a_prepared_set(prepared):
     assert prepared.counts == {'train': 20, 'validation': 4}
     assert prepared.classes == []
     # The manifest, which is no photo, was one of the first eight candidates.
@@ -72,8 +72,8 @@ def test_set_describes_itself(prepared):
         records[20]
 
 
-def test_set_reads_records_of_any_encoding_in_one_set(own):
-    """Each record says how it is encoded, not the set."""
+def test_a_set_may_mix_encodings(own):
+    """The encoding is stored in each record."""
     lab = photo_lab()
     file = own / 'train-00000.arrayrecord'
     packed = [shards.encode_record(str(i), -1, lab, encoding) for i, encoding in enumerate(('raw', 'jpeg') * 4)]
@@ -92,6 +92,13 @@ def test_encodings_are_measured(cli):
     rows = [line.split(' | ') for line in out.splitlines() if line[:2] == '| ' and 'dB' in line]
     assert [row[0] for row in rows] == ['| raw', '| zstd', '| jpeg']
     assert [float(row[6].split()[0]) > limit for row, limit in zip(rows, (50, 50, 38), strict=True)] == [True] * 3
+
+
+def test_features_of_earlier_versions_are_read(own):
+    meta = json.loads((own / 'dataset.json').read_text())
+    meta['features'] = {'vgg16': {'flavour': 'keras', 'source': 'vgg16.h5'}}
+    files.write_json(own / 'dataset.json', meta)
+    assert shards.open_shards(own).meta['features'] == {'vgg16': {'flavor': 'keras', 'source': 'vgg16.h5'}}
 
 
 def test_missing_set(tmp_path):

@@ -1,4 +1,4 @@
-"""A Slurm of its own for the tests that `pytest -m cluster` runs, and a tiny training to run there."""
+"""A private Slurm cluster for the tests of `pytest -m cluster`, and a tiny training to run on it."""
 
 import os
 import re
@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 from conftest import FLAGS, ROOT
 
@@ -39,18 +38,18 @@ def environment(devices=1):
     return {**os.environ, 'XLA_FLAGS': flags, 'PYTHON': sys.executable, 'USER': 'root'}
 
 
-def wait_until(true, seconds, why):
-    """Waits for `true()`, at most so long -> what it returned, and how many seconds that took."""
+def wait_until(condition, seconds, what):
+    """Waits for `condition()` to be true -> its result, and the seconds that took."""
     start = time.monotonic()
-    while not (found := true()):
+    while not (result := condition()):
         if time.monotonic() - start > seconds:
-            raise AssertionError(f'{why} has not come in {seconds} s')
+            raise AssertionError(f'{what}: not within {seconds} s')
         time.sleep(0.1)
-    return found, time.monotonic() - start
+    return result, time.monotonic() - start
 
 
 class Slurm:
-    """A cluster of `tests/runtime/cluster/slurm.sh`, as long as the context."""
+    """The cluster of `tests/runtime/cluster/slurm.sh`, which runs as long as the context."""
 
     def __init__(self, folder, nodes):
         name = f'j{os.getpid()}x{nodes}'
@@ -82,7 +81,7 @@ class Slurm:
 
     def submit(self, run, *flags, nodes=2, gpus=1):
         """-> the job's number"""
-        said = self(
+        output = self(
             'on',
             'ctl',
             'launch/slurm/submit.sh',
@@ -94,8 +93,8 @@ class Slurm:
             f'--workdir={run}',
             *flags,
         )
-        job = int(re.search(r'^job: +(\d+) ', said, re.M).group(1))
-        assert f'log:  {run}/slurm-{job}.out' in said and f'stop: launch/slurm/kill.sh {job}' in said
+        job = int(re.search(r'^job: +(\d+) ', output, re.M).group(1))
+        assert f'log:  {run}/slurm-{job}.out' in output and f'stop: launch/slurm/kill.sh {job}' in output
         self.jobs[job] = run
         return job
 
@@ -117,7 +116,7 @@ class Slurm:
         wait_until(lambda: self.state(job) == 'RUNNING' and reached(run) >= step, 90, f'step {step} of {run}')
 
     def start_again(self, job):
-        """A requeued job may start after 121 s. Within 2 s slurmd would refuse its number."""
+        """Starts a requeued job, which Slurm would hold for 121 s. Within 2 s slurmd would refuse its number."""
         time.sleep(3)
         self('on', 'ctl', 'scontrol', 'update', f'jobid={job}', 'StartTime=now')
 
@@ -128,7 +127,7 @@ def reached(run):
 
 
 def losses(run):
-    """{step: loss}, but for lines that are the mean of two steps, as before a save."""
+    """{step: loss}, without the lines that are means over two steps, which come before a save."""
     rows = {row['step']: row['loss'] for row in logs.read_metrics(run) if 'loss' in row}
     return {step: loss for step, loss in rows.items() if step == 1 or step - 1 in rows}
 
@@ -141,14 +140,10 @@ def saved(run, step):
         return jax.device_get(checkpoints.restore(step, abstract(shapes, sharding)))
 
 
-def assert_identical(a, b):
-    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(x, y, err_msg=jax.tree_util.keystr(path))
-
-
 def assert_same_losses(run, reference):
-    """To rounding, which grows from step to step: to 3e-2 at the last of them, when this was written. Other photos would
-    make losses differ by half.
+    """Equal to rounding, which grows from step to step (to 3e-2 at the last step when this was written).
+
+    With other photos, losses would differ by half.
     """
     run, reference = losses(run), losses(reference)
     shared = [step for step in run if step in reference and step <= COMPARED]
@@ -158,7 +153,7 @@ def assert_same_losses(run, reference):
 
 
 def train_undisturbed(slurm, run):
-    """Trains over 2 nodes, and nothing happens to it."""
+    """Trains over 2 nodes without an interruption."""
     start = time.monotonic()
     job = slurm.submit(run)
     slurm.wait_for_step(job, 5)

@@ -1,4 +1,4 @@
-"""Programs are compiled once on a machine."""
+"""The persistent compilation cache."""
 
 import os
 import subprocess
@@ -6,10 +6,10 @@ import sys
 
 COMPILES = """
 import jax
-from jaxcolor.runtime.cache import keep_compiled
+from jaxcolor.runtime.cache import enable_compilation_cache
 hits = []
 jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if event.endswith('cache_hits') else None)
-keep_compiled()
+enable_compilation_cache()
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 jax.jit(lambda x: x * 3 + 1)(2.0)
 print(len(hits), jax.config.jax_compilation_cache_dir)
@@ -34,10 +34,10 @@ def test_a_second_start_compiles_nothing(tmp_path):
     assert again == folder
 
 
-def test_a_place_that_was_given_stays(tmp_path):
+def test_a_cache_folder_that_is_set_already_stays(tmp_path):
     given = str(tmp_path / 'mine')
     assert compiles(JAXCOLOR_CACHE=str(tmp_path), JAX_COMPILATION_CACHE_DIR=given)[1] == given
 
 
-def test_a_folder_that_cannot_be_made_is_done_without():
+def test_without_a_writable_folder_there_is_no_cache():
     assert compiles(JAXCOLOR_CACHE='/proc/none') == (0, 'None')

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from slurm_cluster import STEPS, assert_identical, environment, reached, saved, wait_until
+from helpers import assert_identical
+from slurm_cluster import STEPS, environment, reached, saved, wait_until
 
 from jaxcolor.runtime.checkpoint import Checkpoints
 
@@ -46,7 +47,7 @@ def test_a_killed_rank_and_a_cut_cable_lose_nothing_that_was_saved(slurm, undist
     print(f'\nSIGKILL of rank 1: all had ended in {seconds:.1f} s')
     before = last_saved(slurm.log(job))
     lost = reached(run) - before
-    assert 'ends, as a step or a save of it failed' in slurm.log(job)
+    assert 'exits: a step or a save failed' in slurm.log(job)
     slurm.start_again(job)
     slurm.wait_for_step(job, before + 12)
     resumed = int(re.findall(r'resuming .* at step (\d+)', slurm.log(job))[-1])
@@ -79,14 +80,14 @@ def test_killed_during_a_save_the_one_before_stands(tmp_path):
             text=True,
         )
         for line in saver.stdout:
-            said = json.loads(line)
-            if 'restored' in said:  # what the life before this one saved
-                assert said['digest'] == digests[said['restored']], said
-                assert said['restored'] >= max(step for step, reported in whole.items() if reported), said
-            if 'saving' in said:
-                digests[said['saving']] = said['digest']
-                if 'last_took' in said:
-                    time.sleep(moment * said['last_took'])
+            message = json.loads(line)
+            if 'restored' in message:  # what the life before this one saved
+                assert message['digest'] == digests[message['restored']], message
+                assert message['restored'] >= max(step for step, reported in whole.items() if reported), message
+            if 'saving' in message:
+                digests[message['saving']] = message['digest']
+                if 'last_took' in message:
+                    time.sleep(moment * message['last_took'])
                     break
         saver.kill()
         saver.wait()

@@ -13,11 +13,11 @@ import time
 
 import pytest
 from conftest import ROOT
+from helpers import assert_identical
 from slurm_cluster import (
     COMPARED,
     RECIPE,
     STEPS,
-    assert_identical,
     assert_same_losses,
     environment,
     reached,
@@ -32,7 +32,7 @@ MPI = {'OMPI_ALLOW_RUN_AS_ROOT': '1', 'OMPI_ALLOW_RUN_AS_ROOT_CONFIRM': '1', 'HW
 
 
 def run_here(run, *flags, devices=1, launcher=(), **environ):
-    """Trains on this machine, without Slurm -> what it said."""
+    """Trains on this machine, without Slurm -> its stderr."""
     command = [*launcher] or [sys.executable, '-m', 'jaxcolor.main']
     done = subprocess.run(
         [*command, *RECIPE, f'--config.train.steps={COMPARED}', f'--workdir={run}', *flags],
@@ -54,10 +54,10 @@ def test_two_nodes_equal_one_process_with_two_devices(undisturbed, tmp_path):
 def test_other_processes_and_devices_go_on_with_the_same_training(slurm, undisturbed, tmp_path):
     """2 processes by mpirun, 1 with 4 devices, 2 nodes by Slurm until kill.sh, which saves and does not requeue."""
     run = tmp_path / 'run'
-    said = run_here(run, '--config.train.steps=15', launcher=['launch/mpirun.sh', 'localhost:2'], **MPI)
-    assert '2 x 2 cpu device(s) of 2 process(es)' in said
-    said = run_here(run, '--config.train.steps=30', devices=4)
-    assert 'at step 15' in said and '1 x 4 cpu device(s) of 1 process(es)' in said
+    output = run_here(run, '--config.train.steps=15', launcher=['launch/mpirun.sh', 'localhost:2'], **MPI)
+    assert '2 x 2 cpu device(s) of 2 process(es)' in output
+    output = run_here(run, '--config.train.steps=30', devices=4)
+    assert 'at step 15' in output and '1 x 4 cpu device(s) of 1 process(es)' in output
     job = slurm.submit(run, '--config.train.steps=100000')
     slurm.wait_for_step(job, COMPARED)
     assert 'at step 30' in slurm.log(job) and '2 x 2 cpu device(s) of 2 process(es)' in slurm.log(job)
@@ -86,9 +86,9 @@ def test_sigterm_and_preemption_change_nothing(slurm, undisturbed, tmp_path):
     slurm.wait_for_state(int(urgent), 'COMPLETED')
     print(f'preemption: the urgent job had come and gone in {time.monotonic() - start:.1f} s')
     slurm.wait_for_state(job, 'PENDING')
-    said = slurm.log(job)
-    assert said.count('srun ended with 75') == 2, said
-    stopped = [int(step) for step in re.findall(r'SIGTERM: step (\d+) is saved', said)]
+    output = slurm.log(job)
+    assert output.count('srun ended with 75') == 2, output
+    stopped = [int(step) for step in re.findall(r'SIGTERM: step (\d+) is saved', output)]
     slurm.start_again(job)
     slurm.wait_for_state(job, 'COMPLETED')
     assert [int(step) for step in re.findall(r'resuming .* at step (\d+)', slurm.log(job))] == stopped
@@ -105,13 +105,13 @@ def test_a_sweep_is_trained_as_an_array_and_tabulated(slurm, tmp_path, command):
         options = ('--array=1-2', '--ntasks-per-node=1', '--gpus-per-node=1', '--time=5', f'--output={tmp_path}/%a.out')
         job = slurm('on', 'ctl', 'sbatch', '--parsable', *options, 'launch/slurm/array.sbatch', sweep).strip()
         wait_until(lambda: job not in slurm('on', 'ctl', 'squeue', '--noheader', '--format=%A %F'), 120, 'the end of all')
-        code, said, err = command('sweep', sweep, f'--out={out}', '--collect')
+        code, output, err = command('sweep', sweep, f'--out={out}', '--collect')
         assert code == 0, err
         with open(out / 'table.csv', encoding='utf-8') as file:
             rows = [row for row in csv.DictReader(file) if row['number']]
         assert [row['result'] for row in rows] == ['of train'] * 2, (tmp_path / '1.out').read_text()
         assert rows[0]['psnr'] != rows[1]['psnr'] and rows[0]['steps'] == '8'
         # Nothing is left to train.
-        assert command('sweep', sweep, f'--out={out}')[1].splitlines()[:2] == said.splitlines()[:2]
+        assert command('sweep', sweep, f'--out={out}')[1].splitlines()[:2] == output.splitlines()[:2]
     finally:
         shutil.rmtree(out, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What `launch/` starts: who is who among 104 processes, a shape that is refused, the JobSet:  pytest -m cluster"""
+"""What `launch/` starts: 104 processes, a launch that is refused, the JobSet:  pytest -m cluster"""
 
 import json
 import os
@@ -35,16 +35,16 @@ def test_one_task_on_eight_gpus_is_refused_and_not_requeued(slurm, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
-def test_104_processes_know_who_and_where_they_are(tmp_path):
-    """Without JAX: 104 of it are too much for this machine."""
+def test_104_processes_detect_their_index_and_gpu(tmp_path):
+    """Without JAX, of which 104 processes are too much for this machine."""
     with Slurm(tmp_path / 'slurm', 13) as cluster:
         start = time.monotonic()
         job = cluster.submit(tmp_path / 'run', '--check', nodes=13, gpus=8)
         cluster.wait_for_state(job, 'COMPLETED')
         print(f'\n104 processes: {time.monotonic() - start:.1f} s')
-        said = cluster.log(job)
-    assert f'start 0 of job {job} on n[0-12]' in said
-    assert {line for line in said.splitlines() if line.startswith('process')} == {
+        output = cluster.log(job)
+    assert f'start 0 of job {job} on n[0-12]' in output
+    assert {line for line in output.splitlines() if line.startswith('process')} == {
         f'process {rank} of 104 by Slurm on n{rank // 8}: GPU {rank % 8}' for rank in range(104)
     }
 
@@ -77,7 +77,7 @@ def test_the_jobset_is_valid_and_its_command_runs(tmp_path):
         command += [*RECIPE, '--config.train.steps=2']
         streams = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT}
         pods.append(subprocess.Popen(command, cwd=ROOT, env=environment(), text=True, **streams))
-    said = [pod.communicate(timeout=120)[0] for pod in pods]
-    assert [pod.returncode for pod in pods] == [0, 0], said
-    assert '2 x 2 cpu device(s) of 2 process(es)' in said[0]
+    output = [pod.communicate(timeout=120)[0] for pod in pods]
+    assert [pod.returncode for pod in pods] == [0, 0], output
+    assert '2 x 2 cpu device(s) of 2 process(es)' in output[0]
     assert reached(tmp_path / 'ltbc') == 2

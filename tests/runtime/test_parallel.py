@@ -1,13 +1,15 @@
-"""One step over 8 devices equals one step on 1 device with the whole batch: gradients, not only losses."""
+"""A step gives the same gradients, statistics and metrics on any number of devices."""
 
 import functools
 
 import jax
 import numpy as np
+import optax
 import pytest
 from conftest import small_config
 from helpers import batch_of, norm
 
+from jaxcolor import config as base
 from jaxcolor import tasks
 from jaxcolor.errors import UserError
 from jaxcolor.runtime.parallel import DataParallel
@@ -32,8 +34,8 @@ def one_step(shards):
         state = jax.jit(task.init)(jax.random.PRNGKey(0))
         before = jax.device_get(state.params)
         step = parallel.map(task.train_step, donate_state=True)
-        after, measured = jax.device_get(step(parallel.replicate(state), parallel.shard(batch)))
-        return jax.tree.map(np.subtract, before, after.params), after.model_state, measured
+        after, metrics = jax.device_get(step(parallel.replicate(state), parallel.shard(batch)))
+        return jax.tree.map(np.subtract, before, after.params), after.model_state, metrics
 
     return run
 
@@ -43,7 +45,7 @@ def one_step(shards):
 def test_eight_devices_equal_one(one_step, mapping, batch_norm):
     one, statistics_one, metrics_one = one_step(batch_norm, batch_norm, 'shard_map', 1)
     eight, statistics_eight, metrics_eight = one_step(batch_norm, batch_norm, mapping, 8)
-    # By norms: single elements jump where rounding takes a pixel across a ReLU's zero.
+    # By norms: single elements jump where rounding moves a pixel across the zero of a ReLU.
     whole = norm(jax.tree.leaves(one))
     assert whole > 1e-3
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(eight), strict=True):
@@ -55,8 +57,8 @@ def test_eight_devices_equal_one(one_step, mapping, batch_norm):
         np.testing.assert_allclose(metrics_one[name], metrics_eight[name], rtol=1e-3, err_msg=name)
 
 
-def test_batch_norm_of_each_device_by_itself_differs(one_step):
-    """Without the cross-device field the statistics are each device's: the test above can tell the two apart."""
+def test_batch_norm_per_device_differs(one_step):
+    """Without cross_device_batch_norm, statistics are per device: the test above can tell the two apart."""
     one, eight = one_step(True, True, 'shard_map', 1)[0], one_step(True, False, 'shard_map', 8)[0]
     difference = jax.tree.leaves(jax.tree.map(np.subtract, one, eight))
     assert norm(difference) > 0.1 * norm(jax.tree.leaves(one))
@@ -75,3 +77,39 @@ def test_split_outputs_keep_the_order_of_the_batch(mapping):
 def test_unknown_mapping_is_refused():
     with pytest.raises(UserError, match='shard_map, pmap'):
         DataParallel('vmap')
+
+
+def step_on_16_photos(config, devices):
+    """(gradients, statistics, metrics) of a step on 16 fixed photos; the optimizer is plain SGD at rate 1."""
+    task, parallel = tasks.build(config), DataParallel(devices=jax.devices()[:devices])
+    rng = np.random.default_rng(0)
+    # Photos of few patches differ from one another: where they are alike, batch norm magnifies what rounding does.
+    lab = rng.integers(0, 256, (16, 4, 4, 3), np.uint8).repeat(config.data.crop // 4, 1).repeat(config.data.crop // 4, 2)
+    batch = {'lab': lab, 'label': rng.integers(-1, 3, 16, np.int32)}
+    state = parallel.create(task.init, jax.random.PRNGKey(0))
+    after, metrics = jax.device_get(parallel.map(task.train_step)(state, parallel.shard(batch)))
+    return jax.tree.map(np.subtract, jax.device_get(state.params), after.params), after.model_state, metrics
+
+
+@pytest.mark.parametrize('task', ['regression', pytest.param('adversarial', marks=pytest.mark.slow)])
+def test_accumulation_equals_more_devices(shards, task):
+    """Gradients, batch statistics and metrics; batch norm sees 4 photos at a time in both cases."""
+    config = small_config(shards)
+    config.data.crop = 32
+    if task == 'adversarial':
+        config.model, config.task = base.cgan(), base.adversarial()
+        config.model.update({'size': 32, 'width': 0.125, 'hidden_width': 8})
+    config.optimizer.update({'name': 'sgd', 'learning_rate': 1.0, 'schedule': 'constant', 'warmup_steps': 0})
+    config.optimizer.weight_decay = 0.0
+    config.train.batch_size = 16
+    many = step_on_16_photos(config, 4)
+    config.train.accumulation_steps = 2
+    few = step_on_16_photos(config, 2)
+    if task == 'adversarial':  # the generator's step uses the updated discriminator, with its rounding errors
+        many[0].pop('generator'), few[0].pop('generator')
+    norm_of_gradients = optax.tree.norm(many[0])
+    assert norm_of_gradients > 1e-4
+    # Of the gradient, what rounding makes of it where it takes a pixel across a ReLU's zero.
+    assert optax.tree.norm(jax.tree.map(np.subtract, many[0], few[0])) < 0.03 * norm_of_gradients
+    for a, b in zip(*map(jax.tree.leaves, (many[1:], few[1:])), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-3 * np.abs(a).max())

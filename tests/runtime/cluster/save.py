@@ -1,4 +1,4 @@
-"""Saves 100 MB again and again, saying what: to be killed at it.  save.py FOLDER"""
+"""Saves checkpoints of 100 MB and prints a JSON line about each, until it is killed.  save.py FOLDER"""
 
 import hashlib
 import json
@@ -11,8 +11,8 @@ import numpy as np
 from jaxcolor.runtime.checkpoint import Checkpoints, abstract
 
 
-def tell(**said):
-    print(json.dumps(said), flush=True)
+def report(**values):
+    print(json.dumps(values), flush=True)
 
 
 def state_of(step):
@@ -26,17 +26,17 @@ def digest(state):
 jax.config.update('jax_enable_x64', True)
 with Checkpoints(sys.argv[1]) as checkpoints:
     shapes = abstract(state_of(0), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
-    found = checkpoints.restore_newest(shapes, lambda text: tell(warning=text))
+    restored = checkpoints.restore_newest(shapes, lambda text: report(warning=text))
     first = 0
-    if found:
-        first, state, position = found
+    if restored:
+        first, state, position = restored
         assert position == {'global_next_index': first}
-        tell(restored=first, digest=digest(state))
-    took = {}
+        report(restored=first, digest=digest(state))
+    duration = {}
     for step in range(first + 1, first + 100):
         state = jax.tree.map(jax.numpy.asarray, state_of(step))
-        tell(saving=step, digest=digest(state), **took)
+        report(saving=step, digest=digest(state), **duration)
         start = time.monotonic()
         checkpoints.save(step, state, {'global_next_index': step}, {})
         checkpoints.wait()
-        took = {'last_took': time.monotonic() - start}
+        duration = {'last_took': time.monotonic() - start}
