@@ -19,7 +19,7 @@ from jaxcolor.evaluation.curves import draw_curves
 from jaxcolor.evaluation.evaluator import Evaluator
 from jaxcolor.evaluation.report import table
 from jaxcolor.prepare import bundled
-from jaxcolor.prepare.features import check_source
+from jaxcolor.prepare.features import check_features
 from jaxcolor.runtime import cluster
 from jaxcolor.runtime.checkpoint import Checkpoints, abstract
 from jaxcolor.runtime.logs import MetricsLog, Progress
@@ -136,7 +136,7 @@ def _restore_or_init(config, run, task, data, parallel, checkpoints, progress) -
     """The step that is done and the state after it, a copy on every device; the batches go on from there."""
     extractor = runs.load_extractor(run, config)
     if config.extractor.cached:
-        check_source(data.shards, extractor)
+        check_features(data.shards, extractor)
     rng = jax.random.PRNGKey(config.seed)
     shapes = abstract(jax.eval_shape(task.init, rng), parallel.replicated)
     restored = checkpoints.restore_newest(shapes, progress.say)

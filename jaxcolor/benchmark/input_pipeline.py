@@ -43,7 +43,7 @@ _READING = [(1, 0), (2, 0), (4, 0), (1, 2)]
 def jpegs_of(photos, target, side=SIZE, count=None):
     """Writes the first `count` photos as JPEG files with this shorter side; returns their paths."""
     paths = []
-    usable = (photo for photo in folder(Path(photos), 10**9) if not photo.refused)
+    usable = (photo for photo in folder(Path(photos), 10**9) if not photo.rejected)
     for photo in itertools.islice(usable, count):
         image = open_photo(photo.load(10**9), max_megapixels=200)
         scale = side / min(image.size)
@@ -221,7 +221,7 @@ def prepare_rates(args):
 
 def encodings(args):
     """The table of `encodings`."""
-    photos = [photo.load(10**9) for photo in folder(Path(args.photos), 10**9) if not photo.refused]
+    photos = [photo.load(10**9) for photo in folder(Path(args.photos), 10**9) if not photo.rejected]
     count = min(args.count or 200, len(photos))
     photos = photos[:: len(photos) // count][:count]
     rgb = [np.asarray(open_photo(data, shorter_side=SIZE, max_megapixels=200)) for data in photos]

@@ -1,28 +1,41 @@
-"""A photograph's file bytes -> an upright sRGB image, or the reason why it is none."""
+"""Decodes a photo file's bytes to an upright sRGB image, or says why it cannot."""
 
 import contextlib
 import io
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 from PIL.Image import Transpose
 
-# What cameras, scanners and the web give out. Pillow knows formats that run other programs; they have no business here.
+# The formats of cameras, scanners and the web. Pillow also has formats that start other programs: they are not accepted.
 Image.init()
-FORMATS = [name for name in ('JPEG', 'PNG', 'WEBP', 'TIFF', 'BMP', 'GIF', 'PPM', 'AVIF') if name in Image.OPEN]
+FORMATS: list[str] = [name for name in ('JPEG', 'PNG', 'WEBP', 'TIFF', 'BMP', 'GIF', 'PPM', 'AVIF') if name in Image.OPEN]
 SUFFIXES = frozenset(['.jpg', '.jpeg', '.jpe', '.png', '.webp', '.tif', '.tiff', '.bmp', '.gif', '.ppm', '.avif'])
+
+_SRGB = ImageCms.createProfile('sRGB')
+# EXIF orientation -> the transposition that turns the photo upright.
+_UPRIGHT = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
 
 
 class RejectedError(Exception):
-    """The file gives no photo that can be used; the message says why, in a few words."""
+    """The file cannot be used as a photo. The message is the reason, in a few words."""
 
 
 @contextlib.contextmanager
-def pillow_unguarded():
-    """Lifts Pillow's own limit of pixels, since `open_photo` checks the caller's, and silences its remarks.
+def pillow_unguarded() -> Iterator[None]:
+    """Lifts Pillow's own pixel limit, since `open_photo` checks the caller's, and silences Pillow's warnings.
 
-    Both are the whole process's: enter it before threads start that decode, and leave it after they have ended.
+    Both settings are process-wide: enter the context before starting threads that decode, leave it after they have ended.
     """
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     with warnings.catch_warnings():
@@ -33,21 +46,24 @@ def pillow_unguarded():
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def open_photo(data, *, shorter_side=None, max_megapixels, keep_alpha=False):
-    """Decodes a photo; call it inside `pillow_unguarded()`, or Pillow raises on large ones by a limit of its own.
+def open_photo(
+    data: bytes, *, shorter_side: int | None = None, max_megapixels: float, keep_alpha: bool = False
+) -> Image.Image:
+    """Decodes a photo. Call it inside `pillow_unguarded()`, or Pillow's own pixel limit applies, too.
 
     Args:
         data: the bytes of its file.
-        shorter_side: shrinks it so that its shorter side has this many pixels (area filter); smaller photos stay.
-        max_megapixels: refuses photos of more pixels, before they are unpacked.
-        keep_alpha: gives RGBA where the photo has transparency, instead of putting it on white.
+        shorter_side: in pixels; larger photos are shrunk to it by an area filter, smaller ones keep their size.
+        max_megapixels: larger photos are rejected before they are unpacked.
+        keep_alpha: returns RGBA where the photo has transparency, instead of compositing it on white.
 
     Returns:
-        An RGB `PIL.Image` in sRGB, turned upright as its EXIF says, transparent parts white.
+        An RGB (or RGBA) image in sRGB, turned upright by its EXIF orientation.
 
     Raises:
         RejectedError: not a photo, truncated or broken, too many pixels.
     """
+    image: Image.Image
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError):
@@ -60,7 +76,7 @@ def open_photo(data, *, shorter_side=None, max_megapixels, keep_alpha=False):
         if shorter_side and min(width, height) > shorter_side:
             scale = shorter_side / min(width, height)
             size = (max(1, round(width * scale)), max(1, round(height * scale)))
-            # JPEG can be unpacked at 1/2, 1/4, 1/8 of its size, itself an area filter; stay at twice the size or more.
+            # JPEG decodes at 1/2, 1/4, 1/8 of its size, itself an area filter; stay at twice the target or more.
             image.draft(None, (2 * size[0], 2 * size[1]))
             image = _to_8_bits(image, keep_alpha).resize(size, Image.Resampling.BOX)
         else:
@@ -69,38 +85,17 @@ def open_photo(data, *, shorter_side=None, max_megapixels, keep_alpha=False):
         return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
     except (OSError, EOFError) as error:
         raise RejectedError('truncated' if 'truncated' in str(error) else f'broken: {error}') from None
-    # Whatever else Pillow's decoders stumble over (struct.error, ZeroDivisionError, ...) is the file's fault.
+    # Pillow's decoders raise more on broken files: struct.error, ZeroDivisionError, ...
     except Exception as error:
         raise RejectedError(f'broken: {type(error).__name__}: {error}') from None
 
 
-# EXIF orientation -> what turns the photo upright.
-_UPRIGHT = dict(
-    zip(
-        range(2, 9),
-        (
-            Transpose[name]
-            for name in (
-                'FLIP_LEFT_RIGHT',
-                'ROTATE_180',
-                'FLIP_TOP_BOTTOM',
-                'TRANSPOSE',
-                'ROTATE_270',
-                'TRANSVERSE',
-                'ROTATE_90',
-            )
-        ),
-        strict=True,
-    )
-)
-
-
 def _to_8_bits(image, keep_alpha):
-    """Any mode -> L, RGB, CMYK, or RGBA where transparency is to be kept."""
+    """An image of any mode -> L, RGB, CMYK, or RGBA where transparency is kept."""
     if image.mode in ('I;16', 'I;16B', 'I;16L', 'I;16N', 'I', 'F'):
         values = np.asarray(image).astype(np.float64)
-        top = 1 if image.mode == 'F' and values.max() <= 1 else 65535
-        return Image.fromarray(np.clip(values * (255 / top), 0, 255).astype(np.uint8))
+        white = 1 if image.mode == 'F' and values.max() <= 1 else 65535
+        return Image.fromarray(np.clip(values * (255 / white), 0, 255).astype(np.uint8))
     if image.mode in ('PA', 'LA', 'La', 'RGBa', 'RGBA') or 'transparency' in image.info:
         image = image.convert('RGBA')
         if keep_alpha:
@@ -111,11 +106,8 @@ def _to_8_bits(image, keep_alpha):
     return image.convert('L' if image.mode == '1' else 'RGB')
 
 
-_SRGB = ImageCms.createProfile('sRGB')
-
-
 def _to_srgb(image, profile):
-    """L, RGB, CMYK or RGBA, and its ICC profile (bytes) or None -> RGB(A) in sRGB. A broken profile counts as none."""
+    """An L, RGB, CMYK or RGBA image and its ICC profile (bytes or None) -> RGB(A) in sRGB. A broken profile is ignored."""
     if image.mode == 'RGBA':
         alpha = image.getchannel('A')
         image = _to_srgb(image.convert('RGB'), profile)
@@ -129,7 +121,7 @@ def _to_srgb(image, profile):
     return image.convert('RGB')
 
 
-def is_gray(lab):
-    """uint8 Lab (H, W, 3) -> whether fewer than 1% of its pixels have a chroma above 4: no colors to learn."""
-    a, b = (lab[::2, ::2, i].astype(np.int32) - 128 for i in (1, 2))  # a quarter of them tells
+def is_gray(lab: np.ndarray) -> bool:
+    """Whether a photo, uint8 Lab (H, W, 3), has no colors to learn: fewer than 1% of its pixels have a chroma above 4."""
+    a, b = (lab[::2, ::2, i].astype(np.int32) - 128 for i in (1, 2))  # every fourth pixel is enough
     return bool(np.mean(a * a + b * b > 16) < 0.01)

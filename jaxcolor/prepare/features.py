@@ -1,7 +1,7 @@
-"""Caching: the vectors of a frozen extractor, computed once into a shard set.
+"""Caches a frozen extractor's outputs in a shard set.
 
-They are those of a photo's center square, the whole of its shorter side. A training with `extractor.cached` takes them
-instead of running the extractor in every step; that is the same where a crop shows just that square and nothing else
+They are those of a photo's center square, as large as its shorter side. A training with `extractor.cached` reads them
+instead of running the extractor in every step. That is exact where crops show just that square and no other augmentation
 changes the photo.
 """
 
@@ -14,94 +14,100 @@ import numpy as np
 from jaxcolor import color, files
 from jaxcolor.data import augment, shards
 from jaxcolor.errors import UserError
+from jaxcolor.models.extractors import Extractor
 from jaxcolor.runtime.logs import Progress
 from jaxcolor.runtime.parallel import compiler_options
 
 BATCH = 16  # photos that go through the extractor together
 
 
-def add_features(shard_set, extractor, *, quiet=False):
-    """Adds an extractor's vectors to every record of a shard set.
+def add_features(shard_set: shards.ShardSet, extractor: Extractor, *, quiet: bool = False) -> shards.ShardSet:
+    """Adds an extractor's outputs, float32 (1000,), to every record of a shard set.
 
-    New shards are written beside the old ones, then `dataset.json` names them, then the old ones go: interrupted at any
-    moment, the set is whole, and the same call does it again.
+    New shards are written beside the old ones, then `dataset.json` names them, then the old ones are removed. Interrupted
+    at any moment, the set is whole, and the same call starts over.
 
     Args:
-        shard_set: a `shards.ShardSet`.
-        extractor: an `extractors.Extractor`.
+        shard_set: to add to.
+        extractor: a frozen network with its weights.
+        quiet: prints no progress.
 
     Returns:
-        The ShardSet with `meta['features'][extractor.name]`: {flavor, source}. One that has that already is returned
-        as it is.
+        The set with `meta['features'][extractor.name]`: {flavor, source}. A set that has it already is returned as it is.
 
     Raises:
-        UserError: it has features of that extractor with other weights; a shard is damaged; nothing can be written.
+        UserError: the set has features of that extractor with other weights, a shard is damaged, or the disk is full.
     """
     path, meta = shard_set.path, json.loads(json.dumps(shard_set.meta))
-    there = meta.get('features', {})
-    if extractor.name in there:
-        check_source(shard_set, extractor)
+    features = meta.get('features', {})
+    if extractor.name in features:
+        check_features(shard_set, extractor)
         return shard_set
     run = jax.jit(lambda extractor, lightness: extractor(lightness), compiler_options=compiler_options())
     extractor_on_device = jax.device_put(extractor)
     progress = Progress(sum(shard['photos'] for shard in meta['shards']), 'photos', quiet=quiet)
-    old = [path / shard['file'] for shard in meta['shards']]
+    old_files = [path / shard['file'] for shard in meta['shards']]
     for shard in meta['shards']:
         records = shards.Records([path / shard['file']], [shard['photos']])
         name = shard['file'].replace('.arrayrecord', f'-{extractor.name}.arrayrecord')
 
-        def with_vectors(records=records):
-            for begin in range(0, len(records), BATCH):
-                places = range(begin, min(begin + BATCH, len(records)))
-                vectors = _vectors(run, extractor_on_device, [records[i]['lab'] for i in places])
-                for place, vector in zip(places, vectors, strict=True):
-                    yield shards.add_to_record(records.raw(place), {extractor.name: vector})
-                progress.update(len(places))
+        def with_outputs(records=records):
+            for start in range(0, len(records), BATCH):
+                indices = range(start, min(start + BATCH, len(records)))
+                outputs = _outputs(run, extractor_on_device, [records[i]['lab'] for i in indices])
+                for i, output in zip(indices, outputs, strict=True):
+                    yield shards.add_to_record(records.raw(i), {extractor.name: output})
+                progress.update(len(indices))
 
         try:
             with files.atomic(path / name) as temporary:
-                shards.write_shard(temporary, with_vectors(), meta['encoding'])
+                shards.write_shard(temporary, with_outputs(), meta['encoding'])
         except (OSError, RuntimeError) as error:
-            raise UserError(f'{path / name} cannot be written ({error}); the shard set is as it was.') from None
+            raise UserError(f'{path / name} cannot be written ({error}); the shard set is unchanged') from None
         shard |= {'file': name, 'bytes': (path / name).stat().st_size}
-    meta['features'] = {**there, extractor.name: _about(extractor)}
+    meta['features'] = {**features, extractor.name: _weights_id(extractor)}
     files.write_json(path / shards.SIDECAR, meta)
-    for file in old:
+    for file in old_files:
         file.unlink()
     progress.close()
     return dataclasses.replace(shard_set, meta=meta)
 
 
-def check_source(shard_set, extractor):
-    """Raises UserError where a shard set has no features of an extractor, or such of other weights."""
-    there = shard_set.meta.get('features', {})
+def check_features(shard_set: shards.ShardSet, extractor: Extractor | tuple[()]) -> None:
+    """Raises UserError where a shard set has no features of an extractor, or features of other weights.
+
+    Args:
+        shard_set: to check.
+        extractor: as `runs.load_extractor` returns it; () is none.
+    """
+    features = shard_set.meta.get('features', {})
     name = extractor.name if extractor else 'an extractor'
-    if name not in there:
+    if not extractor or name not in features:
         raise UserError(
             f'extractor.cached: {shard_set.path} holds no features of {name}; prepare it with --features, or leave '
-            'extractor.cached off.'
+            'extractor.cached off'
         )
-    if there[name] != _about(extractor):
+    if features[name] != _weights_id(extractor):
         raise UserError(
-            f'{shard_set.path} holds features of {name} with the weights {there[name]["source"]}, not '
-            f'{extractor.source}; prepare the photos into another folder.'
+            f'{shard_set.path} holds features of {name} with the weights {features[name]["source"]}, not '
+            f'{extractor.source}; prepare the photos into another folder'
         )
 
 
-def _about(extractor):
+def _weights_id(extractor):
     return {'flavor': extractor.flavour, 'source': extractor.source}
 
 
-def _vectors(run, extractor, photos):
-    """The vectors (N, 1000) of photos uint8 Lab (H, W, 3) of any sizes, N at most BATCH."""
-    vectors = [None] * len(photos)
+def _outputs(run, extractor, photos):
+    """The outputs (N, 1000) of N <= BATCH photos, uint8 Lab (H, W, 3) of any sizes."""
+    outputs = [None] * len(photos)
     by_side = {}
     for i, photo in enumerate(photos):
         by_side.setdefault(min(photo.shape[:2]), []).append(i)
-    for side, places in by_side.items():
-        batch = np.zeros((BATCH, side, side, 1), np.float32)  # filled up, so that every call has the same shape
-        for row, i in enumerate(places):
-            batch[row] = color.decode_lab(augment.center_crop(photos[i], side))[..., :1]
-        for vector, i in zip(np.asarray(run(extractor, batch)), places, strict=False):
-            vectors[i] = vector
-    return vectors
+    for side, indices in by_side.items():
+        lightness = np.zeros((BATCH, side, side, 1), np.float32)  # padded, so that every call has the same shape
+        for row, i in enumerate(indices):
+            lightness[row] = color.decode_lab(augment.center_crop(photos[i], side))[..., :1]
+        for i, output in zip(indices, np.asarray(run(extractor, lightness)), strict=False):
+            outputs[i] = output
+    return outputs

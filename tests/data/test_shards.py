@@ -181,7 +181,7 @@ def test_ab_histogram_shows_colors_where_they_belong():
 def test_inspect_command_tells_of_damage(own, tmp_path, cli):
     inspect_it = ('inspect', f'--data={own}', f'--out={tmp_path / "pictures"}')
     code, out, _ = cli(*inspect_it)
-    assert code == 0 and 'every record was read and is sound' in out
+    assert code == 0 and 'all records are intact' in out
     damage(own)
     code, _, error = cli(*inspect_it)
     assert code == 1 and 'records are damaged' in error and 'Traceback' not in error
