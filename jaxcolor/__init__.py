@@ -25,7 +25,7 @@ def load(model: str | PathLike | None = None) -> 'Colorizer':
     Raises:
         UserError: there is no such model.
     """
+    from jaxcolor.config import DEFAULT_MODEL
     from jaxcolor.inference.colorizer import Colorizer  # JAX starts only where it is used
-    from jaxcolor.weights.store import DEFAULT_MODEL
 
     return Colorizer(model or DEFAULT_MODEL)

@@ -6,15 +6,16 @@ it, once their arguments are parsed.
 
 import argparse
 import importlib
+import inspect
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from jaxcolor.errors import UserError, one_line_errors
 
-DEFAULT_MODEL = 'ltbc-compact'
 _MODEL = 'a run directory, an exported model, or the name of one that comes with jaxcolor'
 
 
@@ -27,12 +28,20 @@ class _Parser(argparse.ArgumentParser):
 
 
 class Command(NamedTuple):
-    """A command's line in `jaxcolor --help`, its arguments, what it does, and examples of it."""
+    """A command: what adds its arguments, and what runs it, whose docstring is the summary and two examples."""
 
-    summary: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], None]
-    examples: str
+
+    @property
+    def summary(self) -> str:
+        """A sentence."""
+        return (inspect.getdoc(self.run) or '').partition('\n')[0]
+
+    @property
+    def examples(self) -> str:
+        """Command lines, indented by two."""
+        return textwrap.indent((inspect.getdoc(self.run) or '').partition('\n\n')[2], '  ')
 
 
 @one_line_errors
@@ -80,9 +89,6 @@ def _names(text):
     return [name for name in text.split(',') if name]
 
 
-# -- train ------------------------------------------------------------------------------------------------------------
-
-
 def _train_arguments(parser):
     _config_arguments(parser)
     parser.add_argument('--workdir', metavar='RUN', help='the run directory (runs/NAME-OF-THE-CONFIG)')
@@ -91,6 +97,11 @@ def _train_arguments(parser):
 
 
 def _train(args):
+    """Trains a network as a recipe says, or resumes a training.
+
+    jaxcolor train --config=ltbc:quickstart
+    jaxcolor train --config=ltbc --data=SHARDS --config.train.batch_size=64
+    """
     config = _read_config(args)
     process = _detect_process(args)
     _keep_compiled()
@@ -144,9 +155,6 @@ def _keep_compiled():
     enable_compilation_cache()
 
 
-# -- evaluate ---------------------------------------------------------------------------------------------------------
-
-
 def _evaluate_arguments(parser):
     add = parser.add_argument
     add('photos', nargs='?', metavar='PHOTOS', help='with --protocol: the folder of photos')
@@ -163,6 +171,11 @@ def _evaluate_arguments(parser):
 
 
 def _evaluate(args):
+    """Measures a trained network beside baselines: tables, pictures, comparisons.
+
+    jaxcolor evaluate --model=runs/ltbc --splits=validation,test
+    jaxcolor evaluate --model=ltbc-compact --protocol=val5k PHOTOS
+    """
     if args.protocol and not args.photos:
         raise UserError('--protocol needs a folder: jaxcolor evaluate --model=RUN --protocol=NAME PHOTOS.')
     if args.photos and not args.protocol:
@@ -185,10 +198,9 @@ def _evaluate(args):
             evaluate_run(args.model, args.data, args.splits, args.step, **metrics)
 
 
-# -- colorize ---------------------------------------------------------------------------------------------------------
-
-
 def _colorize_arguments(parser):
+    from jaxcolor.config import DEFAULT_MODEL
+
     add = parser.add_argument
     add('photos', nargs='+', metavar='PHOTO_OR_FOLDER', help='a photo, or a folder of photos')
     add('--model', default=DEFAULT_MODEL, metavar='RUN_OR_NAME', help=f'{_MODEL} (%(default)s)')
@@ -201,6 +213,11 @@ def _colorize_arguments(parser):
 
 
 def _colorize(args):
+    """Colors gray photographs; each keeps its own lightness, transparency and size.
+
+    jaxcolor colorize old_photos/
+    jaxcolor colorize portrait.jpg --model=runs/ltbc --out=colored
+    """
     from jaxcolor.inference.colorize import colorize, plan_outputs
     from jaxcolor.inference.colorizer import MULTIPLE, Colorizer
     from jaxcolor.inference.photos import read_photo
@@ -221,9 +238,6 @@ def _colorize(args):
         sys.exit(1)
 
 
-# -- export, import, models -------------------------------------------------------------------------------------------
-
-
 def _export_arguments(parser):
     add = parser.add_argument
     add('--model', type=_names, required=True, metavar='RUN,...', help='the run directory; several make an ensemble')
@@ -237,6 +251,11 @@ def _export_arguments(parser):
 
 
 def _export(args):
+    """Writes a trained network as a small folder to hand on.
+
+    jaxcolor export --model=runs/ltbc --out=my-model
+    jaxcolor export --model=runs/a,runs/b,runs/c --out=my-ensemble --mirror
+    """
     from jaxcolor.weights.export import export
     from jaxcolor.weights.store import WEIGHTS
 
@@ -255,6 +274,11 @@ def _import_arguments(parser):
 
 
 def _import(args):
+    """Makes a run directory of a checkpoint of the reimplementation in PyTorch.
+
+    jaxcolor import --config=ltbc_pytorch --weights=peer.ckpt
+    jaxcolor import --config=ltbc_pytorch --weights=peer.ckpt --out=runs/peer
+    """
     config = _read_config(args)
     out = args.out or f'runs/{config.name}'
     _keep_compiled()
@@ -265,15 +289,17 @@ def _import(args):
 
 
 def _models(args):
+    """Lists the models that come with jaxcolor.
+
+    jaxcolor models
+    jaxcolor colorize PHOTO --model=ltbc-compact
+    """
     from jaxcolor.weights import store
 
     for name in store.model_names():
         about = store.read_metadata(store.model_folder(name))
         size = (store.model_folder(name) / store.WEIGHTS).stat().st_size / 2**20
         print(f'{name}: {int(about["parameters"]):,} parameters, {size:.1f} MiB. {about["summary"]}')
-
-
-# -- sweep, tune-inference ---------------------------------------------------------------------------------
 
 
 def _sweep_arguments(parser):
@@ -286,6 +312,11 @@ def _sweep_arguments(parser):
 
 
 def _sweep(args):
+    """Trains the lines of a sweep file one after the other; writes one table and one picture.
+
+    jaxcolor sweep configs/sweeps/ltbc.txt --out=runs/sweeps/ltbc --data=SHARDS
+    jaxcolor sweep configs/sweeps/ltbc.txt --out=runs/sweeps/ltbc --collect
+    """
     from jaxcolor.sweep import run_sweep
 
     if wrong := [word for word in args.fields if not word.startswith('--config.')]:
@@ -304,6 +335,11 @@ def _tune_inference_arguments(parser):
 
 
 def _tune_inference(args):
+    """Measures colorfulness against error over an inference-time setting of a trained network.
+
+    jaxcolor tune-inference --model=runs/ltbc_compact --field=temperature --values=0.1,0.2,0.38,0.6,1
+    jaxcolor tune-inference --model=runs/a,runs/b --field=chroma_gain --values=1,1.5,2
+    """
     try:
         values = [float(value) for value in args.values]
     except ValueError:
@@ -314,84 +350,48 @@ def _tune_inference(args):
     sweep_models(args.model, args.field.removeprefix('task.'), values, args.data, args.split)
 
 
-def _module(room):
+def _prepare(args):
+    """Turns photographs into a shard set of Lab records to train on.
+
+    jaxcolor prepare PHOTOS --out=SHARDS
+    jaxcolor prepare PHOTOS --out=SHARDS --size=256 --split=train:0.9,validation:0.1
+    """
+    _of_room('prepare').run_prepare(args)
+
+
+def _inspect(args):
+    """Checks every record of a shard set and draws what it holds.
+
+    jaxcolor inspect --data=SHARDS
+    jaxcolor inspect --data=SHARDS --json
+    """
+    _of_room('prepare').run_inspect(args)
+
+
+def _benchmark(args):
+    """Measures what each network costs on this machine, beside PyTorch if asked.
+
+    jaxcolor benchmark --config=ltbc,vgg_fusion --mode=train,infer --batch=8,32
+    jaxcolor benchmark --model=ltbc-compact PHOTOS
+    """
+    _of_room('benchmark').run(args)
+
+
+def _of_room(room):
     """A room's own command module, imported when it is needed."""
     return importlib.import_module(f'jaxcolor.{room}.command')
 
 
 COMMANDS = {
-    'colorize': Command(
-        'Colors gray photographs; each keeps its own lightness, transparency and size.',
-        _colorize_arguments,
-        _colorize,
-        '  jaxcolor colorize old_photos/\n  jaxcolor colorize portrait.jpg --model=runs/ltbc --out=colored',
-    ),
-    'train': Command(
-        'Trains a network as a recipe says, or resumes a training.',
-        _train_arguments,
-        _train,
-        '  jaxcolor train --config=ltbc:quickstart\n'
-        '  jaxcolor train --config=ltbc --data=SHARDS --config.train.batch_size=64',
-    ),
-    'evaluate': Command(
-        'Measures a trained network beside baselines: tables, pictures, comparisons.',
-        _evaluate_arguments,
-        _evaluate,
-        '  jaxcolor evaluate --model=runs/ltbc --splits=validation,test\n'
-        '  jaxcolor evaluate --model=ltbc-compact --protocol=val5k PHOTOS',
-    ),
-    'prepare': Command(
-        'Turns photographs into a shard set of Lab records to train on.',
-        lambda parser: _module('prepare').add_prepare_arguments(parser),
-        lambda args: _module('prepare').run_prepare(args),
-        '  jaxcolor prepare PHOTOS --out=SHARDS\n'
-        '  jaxcolor prepare PHOTOS --out=SHARDS --size=256 --split=train:0.9,validation:0.1',
-    ),
-    'inspect': Command(
-        'Checks every record of a shard set and draws what it holds.',
-        lambda parser: _module('prepare').add_inspect_arguments(parser),
-        lambda args: _module('prepare').run_inspect(args),
-        '  jaxcolor inspect --data=SHARDS\n  jaxcolor inspect --data=SHARDS --json',
-    ),
-    'models': Command(
-        'Lists the models that come with jaxcolor.',
-        lambda parser: None,
-        _models,
-        '  jaxcolor models\n  jaxcolor colorize PHOTO --model=ltbc-compact',
-    ),
-    'export': Command(
-        'Writes a trained network as a small folder to hand on.',
-        _export_arguments,
-        _export,
-        '  jaxcolor export --model=runs/ltbc --out=my-model\n'
-        '  jaxcolor export --model=runs/a,runs/b,runs/c --out=my-ensemble --mirror',
-    ),
-    'import': Command(
-        'Makes a run directory of a checkpoint of the reimplementation in PyTorch.',
-        _import_arguments,
-        _import,
-        '  jaxcolor import --config=ltbc_pytorch --weights=peer.ckpt\n'
-        '  jaxcolor import --config=ltbc_pytorch --weights=peer.ckpt --out=runs/peer',
-    ),
-    'sweep': Command(
-        'Trains the lines of a sweep file one after the other; writes one table and one picture.',
-        _sweep_arguments,
-        _sweep,
-        '  jaxcolor sweep configs/sweeps/ltbc.txt --out=runs/sweeps/ltbc --data=SHARDS\n'
-        '  jaxcolor sweep configs/sweeps/ltbc.txt --out=runs/sweeps/ltbc --collect',
-    ),
-    'tune-inference': Command(
-        'Measures colorfulness against error over an inference-time setting of a trained network.',
-        _tune_inference_arguments,
-        _tune_inference,
-        '  jaxcolor tune-inference --model=runs/ltbc_compact --field=temperature --values=0.1,0.2,0.38,0.6,1\n'
-        '  jaxcolor tune-inference --model=runs/a,runs/b --field=chroma_gain --values=1,1.5,2',
-    ),
-    'benchmark': Command(
-        'Measures what each network costs on this machine, beside PyTorch if asked.',
-        lambda parser: _module('benchmark').add_arguments(parser),
-        lambda args: _module('benchmark').run(args),
-        '  jaxcolor benchmark --config=ltbc,vgg_fusion --mode=train,infer --batch=8,32\n'
-        '  jaxcolor benchmark --model=ltbc-compact PHOTOS',
-    ),
+    'colorize': Command(_colorize_arguments, _colorize),
+    'train': Command(_train_arguments, _train),
+    'evaluate': Command(_evaluate_arguments, _evaluate),
+    'prepare': Command(lambda parser: _of_room('prepare').add_prepare_arguments(parser), _prepare),
+    'inspect': Command(lambda parser: _of_room('prepare').add_inspect_arguments(parser), _inspect),
+    'models': Command(lambda parser: None, _models),
+    'export': Command(_export_arguments, _export),
+    'import': Command(_import_arguments, _import),
+    'sweep': Command(_sweep_arguments, _sweep),
+    'tune-inference': Command(_tune_inference_arguments, _tune_inference),
+    'benchmark': Command(lambda parser: _of_room('benchmark').add_arguments(parser), _benchmark),
 }

@@ -15,6 +15,9 @@ from ml_collections import ConfigDict, config_flags
 
 from jaxcolor.errors import UserError
 
+# The model that comes with the package and is used where none is named.
+DEFAULT_MODEL = 'ltbc-compact'
+
 
 def get_config() -> ConfigDict:
     """All fields with their defaults."""

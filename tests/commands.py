@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import io
 from pathlib import Path
 from unittest import mock
@@ -34,7 +35,7 @@ def dry_run(words: list[str]) -> tuple[argparse.Namespace | None, str]:
         command, words = main.main, words[3:]
     else:
         command, words = cli.main, words[3:] if words[:3] == ['python', '-m', 'jaxcolor'] else words[1:]
-    commands = {name: each._replace(run=record) for name, each in cli.COMMANDS.items()}
+    commands = {name: each._replace(run=functools.wraps(each.run)(record)) for name, each in cli.COMMANDS.items()}
     errors = io.StringIO()
     with mock.patch.object(cli, 'COMMANDS', commands), contextlib.redirect_stderr(errors):
         try:

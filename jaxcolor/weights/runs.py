@@ -11,7 +11,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from jaxcolor import files, tasks
-from jaxcolor.config import FieldError
+from jaxcolor.config import DEFAULT_MODEL, FieldError
 from jaxcolor.data.shards import ShardSet
 from jaxcolor.errors import UserError
 from jaxcolor.models import extractors
@@ -69,7 +69,7 @@ def create_or_check(run: str | Path, config: ConfigDict) -> None:
 def read_config(model: str | Path) -> ConfigDict:
     """The config of a run directory or an exported model, with today's fields. Raises UserError where there is none."""
     path = store.model_folder(model) / 'config.json'
-    if str(model) == store.DEFAULT_MODEL and not path.exists():
+    if str(model) == DEFAULT_MODEL and not path.exists():
         raise UserError(f'the model {model} is missing from this installation of jaxcolor; install it again.')
     try:
         return ConfigDict(migrate(json.loads(path.read_text(encoding='utf-8'))))

@@ -21,8 +21,6 @@ from jaxcolor.errors import UserError
 from jaxcolor.tasks.state import TrainState
 
 WEIGHTS = 'weights.safetensors'
-# The model that comes with the package and is used where none is named.
-DEFAULT_MODEL = 'ltbc-compact'
 # The value of `format` in the metadata of the files.
 _FORMAT = 'jaxcolor model'
 _REMEDY = 'install jaxcolor again, or export the model again'

@@ -11,10 +11,11 @@ from PIL import Image
 
 import jaxcolor
 from jaxcolor import color
+from jaxcolor.config import DEFAULT_MODEL
 from jaxcolor.errors import UserError
 from jaxcolor.weights import runs, store
 
-FOLDER = store.model_folder(store.DEFAULT_MODEL)
+FOLDER = store.model_folder(DEFAULT_MODEL)
 
 
 @pytest.fixture(scope='module')
@@ -45,7 +46,7 @@ def test_colors_of_the_input_are_ignored(colorizer, photos):
 
 def test_model_card_matches_the_model():
     card = (FOLDER / 'README.md').read_text(encoding='utf-8')
-    about, config = store.read_metadata(FOLDER), runs.read_config(store.DEFAULT_MODEL)
+    about, config = store.read_metadata(FOLDER), runs.read_config(DEFAULT_MODEL)
     assert f'{int(about["parameters"]):,} parameters' in card
     size = (FOLDER / store.WEIGHTS).stat().st_size / 2**20
     assert size < 12 and f'{size:.1f} MiB' in card
@@ -69,13 +70,13 @@ def test_command_uses_the_default_model(photos, tmp_path, command, cli):
     assert code == 0 and '1 of 1 photos colored' in out, err
     result = Image.open(tmp_path / 'out' / 'gray.png')
     assert result.mode == 'RGB' and result.size == photos[0].shape[1::-1]
-    code, _, err = cli('evaluate', f'--model={store.DEFAULT_MODEL}')
+    code, _, err = cli('evaluate', f'--model={DEFAULT_MODEL}')
     assert_one_sentence(code, err, 'without its training photos', '--data=SHARDS')
 
 
 @pytest.mark.parametrize('damage', ['weights truncated', 'no weights', 'no config', 'no folder', 'other config'])
 def test_damaged_model_gives_one_sentence(damage, tmp_path, monkeypatch):
-    folder = Path(shutil.copytree(FOLDER, tmp_path / store.DEFAULT_MODEL))
+    folder = Path(shutil.copytree(FOLDER, tmp_path / DEFAULT_MODEL))
     monkeypatch.setattr(store, '_PRETRAINED', tmp_path)
     match damage:
         case 'weights truncated':
@@ -90,4 +91,4 @@ def test_damaged_model_gives_one_sentence(damage, tmp_path, monkeypatch):
             (folder / 'config.json').write_text((folder / 'config.json').read_text().replace('"seed": ', '"seed": 1'))
     with pytest.raises(UserError, match='install') as caught:
         jaxcolor.load()
-    assert '\n' not in str(caught.value) and store.DEFAULT_MODEL in str(caught.value)
+    assert '\n' not in str(caught.value) and DEFAULT_MODEL in str(caught.value)
