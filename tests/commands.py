@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import functools
 import io
-from pathlib import Path
 from unittest import mock
 
 from conftest import ROOT
@@ -23,7 +22,8 @@ def dry_run(words: list[str]) -> tuple[argparse.Namespace | None, str]:
             ['python', '-m', 'jaxcolor.main', ...].
 
     Returns:
-        (what the command would be run with, ''), or (None, the error message).
+        (what the command would be run with, ''), empty for `--help`; or (None, the error message). Relative paths are the
+        checkout's.
     """
     seen = []
 
@@ -37,11 +37,16 @@ def dry_run(words: list[str]) -> tuple[argparse.Namespace | None, str]:
         command, words = cli.main, words[3:] if words[:3] == ['python', '-m', 'jaxcolor'] else words[1:]
     commands = {name: each._replace(run=functools.wraps(each.run)(record)) for name, each in cli.COMMANDS.items()}
     errors = io.StringIO()
-    with mock.patch.object(cli, 'COMMANDS', commands), contextlib.redirect_stderr(errors):
+    with (
+        mock.patch.object(cli, 'COMMANDS', commands),
+        contextlib.redirect_stderr(errors),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.chdir(ROOT),
+    ):
         try:
             command(words)
         except SystemExit as end:
-            return None, errors.getvalue() or f'exit code {end.code}'
+            return (argparse.Namespace(), '') if not end.code else (None, errors.getvalue())
     return seen[0], ''
 
 
@@ -52,8 +57,7 @@ def _check_names(args):
     for recipe in getattr(args, 'configs', None) or []:
         load_recipe(recipe)
     if getattr(args, 'sweep', None):
-        path = Path(args.sweep) if Path(args.sweep).is_absolute() else ROOT / args.sweep
-        for recipe, *fields in read_sweep(path):
+        for recipe, *fields in read_sweep(args.sweep):
             load_recipe(recipe.removeprefix('--config='), [*fields, *args.fields])
     if getattr(args, 'field', None):
         field = args.field.removeprefix('task.')
