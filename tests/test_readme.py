@@ -24,26 +24,25 @@ READMES += sorted(path for top in ('configs', 'jaxcolor', 'launch', 'tests') for
 # `PHOTOS`, `RUN_B`, `THEIRS.ckpt`: what the reader puts there.
 PLACEHOLDER = re.compile(r'(?<![\w$])[A-Z][A-Z_]+(?![a-z])')
 # Programs of others, whose words are theirs.
-OTHERS = set(
-    [
-        'apt-get',
-        'bash',
-        'git',
-        'kubectl',
-        'mpirun',
-        'pip',
-        'python',
-        'python3',
-        'ruff',
-        'sbatch',
-        'scancel',
-        'scontrol',
-        'sinfo',
-        'squeue',
-        'srun',
-        'ssh',
-    ]
-)
+OTHERS = {
+    'apt-get',
+    'bash',
+    'git',
+    'kubectl',
+    'mpirun',
+    'pip',
+    'python',
+    'python3',
+    'ruff',
+    'sbatch',
+    'scancel',
+    'scontrol',
+    'sinfo',
+    'squeue',
+    'srun',
+    'ssh',
+}
+MADE_UP = {'--field': 'temperature'}
 SUFFIXES = ('.py', '.md', '.txt', '.sh', '.png', '.json', '.jsonl', '.safetensors')
 
 
@@ -82,7 +81,7 @@ def inline_code(path):
 def commands_in(script, tmp_path):
     """The commands, as lists of words, that a shell script would start."""
     script = re.sub(r'\[((?:,|--|[A-Z])[^\]]*)\]', r'\1', script)  # [--optional=X]
-    script = re.sub(r'(?<=[\w/])\.\.\.|(?<=\s)\.\.\.', '', script)  # PHOTO...
+    script = re.sub(r'(?<=[\w/=])\.\.\.|(?<=\s)\.\.\.', '', script)  # PHOTO...
     script = re.sub(r'(?<=[\w=])\|\w+(?=[|\w\s`]|$)(\|\w+)*', '', script)  # raw|jpeg: the first
     script = re.sub(r'\S*\.venv/bin/', '', script)
     script = re.sub(r'(?<!\S)launch/(\S+\.sh)', lambda match: match[0].replace('/', '__'), script)
@@ -120,7 +119,7 @@ def mistake_in(words, is_whole=True):
             break
         if missing := re.search(r'arguments are required: (.*?);', error):
             names = missing[1].split(', ')
-            words += [f'{name}=1' if name.startswith('--') else 'WORD' for name in names]
+            words += [f'{name}={MADE_UP.get(name, 1)}' if name.startswith('--') else 'WORD' for name in names]
         elif 'name a recipe' in error:
             words.append('--config=ltbc')
     return error
