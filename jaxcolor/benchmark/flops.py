@@ -1,10 +1,12 @@
-"""Floating-point operations of a computation, counted by hand: what the convolutions and matrix products have to do.
+"""Counts the floating-point operations of the convolutions and matrix products of a step.
 
-XLA's own count leaves out padding and changes with every rewrite of a layer; this one is the same with and without CPU
-kernels, so that a kernel which does less work shows as a higher utilization.
+XLA's count leaves out padding and changes with the implementation of a layer. This one does not, so that an implementation
+that needs fewer operations shows as a higher utilization.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.extend import core
@@ -13,31 +15,31 @@ from jaxcolor.models.cpu_kernels import only_cpu_kernels
 from jaxcolor.runtime.parallel import AXIS
 
 
-def count(function, *args) -> int:
-    """Multiplications and additions of the convolutions and matrix products of a per-device step, without CPU kernels."""
+def count(function: Callable[..., Any], *args: Any) -> int:
+    """Multiplications and additions of a per-device step with these arguments (arrays or `jax.ShapeDtypeStruct`)."""
     with only_cpu_kernels(()):
-        # A fresh function: a traced one is remembered together with the CPU kernels that it was traced with.
-        return _of(jax.make_jaxpr(lambda *args: function(*args), axis_env=[(AXIS, 1)])(*args).jaxpr)
+        # A new function, since JAX caches traces by function whatever implementation of a layer they used.
+        return _count(jax.make_jaxpr(lambda *args: function(*args), axis_env=[(AXIS, 1)])(*args).jaxpr)
 
 
-def _of(jaxpr) -> int:
+def _count(jaxpr) -> int:
     total = 0
     for equation in jaxpr.eqns:
         name = equation.primitive.name
         repeats = equation.params['length'] if name == 'scan' else 1
         if name == 'conv_general_dilated':
-            total += _of_convolution(equation)
+            total += _count_convolution(equation)
         elif name == 'dot_general':
             (contracted, _), _ = equation.params['dimension_numbers']
             shape = equation.invars[0].aval.shape
             total += 2 * equation.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
         for inner in _inner(equation.params.values()):
-            total += repeats * _of(inner)
+            total += repeats * _count(inner)
     return total
 
 
-def _of_convolution(equation):
-    """2 x outputs x taps x channels; of taps on an image dilated by zeros only those that can meet a pixel count."""
+def _count_convolution(equation):
+    """2 x outputs x taps x channels; where zeros dilate the input, only the taps that can meet a pixel."""
     kernel, params = equation.invars[1].aval.shape, equation.params
     numbers = params['dimension_numbers'].rhs_spec
     taps = math.prod(kernel[i] for i in numbers[2:]) / math.prod(params['lhs_dilation'])

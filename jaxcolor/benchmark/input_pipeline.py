@@ -1,16 +1,17 @@
-"""What preparing and streaming cost on this machine, beside the usual PyTorch way. Prints Markdown tables.
+"""Speed and memory of preparing and streaming, beside the usual way in PyTorch. Prints Markdown tables.
 
-    jaxcolor benchmark --of=stream PHOTOS      photos/s of a training stream, by encoding
+    jaxcolor benchmark --of=stream PHOTOS      photos/s of the training stream, by encoding
     jaxcolor benchmark --of=prepare PHOTOS     photos/s of preparing
     jaxcolor benchmark --of=encodings PHOTOS   size, speed and error of each encoding, on one core
     jaxcolor benchmark --of=memory             peak memory at 1,000, 10,000 and 100,000 photos
 
-What is compared takes turns, round after round, so that a slow spell of the machine meets all; medians are printed,
-with the range in brackets. PHOTOS is a folder of photos; `stream` and `prepare` need PyTorch and scikit-image.
+Alternatives are measured in turns; tables give medians, with the range in brackets. PHOTOS is a folder of photos. `stream`
+and `prepare` need PyTorch and scikit-image.
 """
 
 import argparse
 import functools
+import importlib.util
 import io
 import itertools
 import json
@@ -21,13 +22,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from jaxcolor import color
 from jaxcolor import config as fields
+from jaxcolor.benchmark.timing import take_turns
 from jaxcolor.data import shards
 from jaxcolor.data.pipeline import train_batches
 from jaxcolor.errors import UserError
@@ -36,18 +41,31 @@ from jaxcolor.prepare.decode import open_photo
 from jaxcolor.prepare.sources import folder
 
 SIZE, CROP, BATCH = 256, 224, 32
-# Threads and worker processes that read.
+# (threads, worker processes) that read shards.
 _READING = [(1, 0), (2, 0), (4, 0), (1, 2)]
 
 
-def jpegs_of(photos, target, side=SIZE, count=None):
-    """Writes the first `count` photos as JPEG files with this shorter side; returns their paths."""
-    paths = []
+def write_jpegs(photos: str | PathLike, out: Path, side: int = SIZE, count: int | None = None) -> list[Path]:
+    """Writes photos as JPEG files.
+
+    Args:
+        photos: a folder.
+        out: folder of the files.
+        side: of the shorter side in pixels.
+        count: takes the first so many; None takes all.
+
+    Returns:
+        The files.
+
+    Raises:
+        UserError: there are no photos.
+    """
+    paths: list[Path] = []
     usable = (photo for photo in folder(Path(photos), 10**9) if not photo.rejected)
     for photo in itertools.islice(usable, count):
         image = open_photo(photo.load(10**9), max_megapixels=200)
         scale = side / min(image.size)
-        path = target / f'{len(paths):06}.jpg'
+        path = out / f'{len(paths):06}.jpg'
         image.resize((round(image.width * scale), round(image.height * scale))).save(path, quality=92)
         paths.append(path)
     if not paths:
@@ -55,38 +73,30 @@ def jpegs_of(photos, target, side=SIZE, count=None):
     return paths
 
 
-def take_turns(ways, rounds):
-    """Calls each of {name: function -> rate} once a round; returns {name: rates}."""
-    rates = {name: [] for name in ways}
-    for number in range(rounds):
-        # Each goes first in turn.
-        names = list(ways)[number % len(ways) :] + list(ways)[: number % len(ways)]
-        for name in names:
-            rates[name].append(ways[name]())
-    return rates
-
-
-def rate_table(rates, baseline):
-    """{name: rates} -> a Markdown table with the median of the ratios to the baseline, round by round."""
-    print('| way | photos/s | times the baseline |\n| --- | ---: | ---: |')
+def print_rates(rates: Mapping[str, Sequence[float]], baseline: str) -> None:
+    """Prints {name: rates} as a Markdown table, with the median over rounds of the ratio to the baseline."""
+    print('| method | photos/s | speedup |\n| --- | ---: | ---: |')
     for name, values in rates.items():
         ratio = statistics.median(a / b for a, b in zip(values, rates[baseline], strict=True))
         print(f'| {name} | {statistics.median(values):,.0f} ({min(values):,.0f}-{max(values):,.0f}) | {ratio:.1f} |')
 
 
-# Streaming.
+# -- Streaming --------------------------------------------------------------------------------------------------------
 
 
 class LabFolder:
     """The usual PyTorch data set for colorization: JPEG -> crop, flip -> scikit-image's Lab -> float32 (3, H, W)."""
 
-    def __init__(self, paths):
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Keeps the paths of the JPEG files."""
         self.paths = paths
 
-    def __len__(self):
+    def __len__(self) -> int:
+        """Number of photos."""
         return len(self.paths)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> Any:
+        """A photo, float32 tensor (3, crop, crop)."""
         import torch
         from skimage.color import rgb2lab
 
@@ -98,19 +108,19 @@ class LabFolder:
         return torch.from_numpy(rgb2lab(rgb).astype(np.float32).transpose(2, 0, 1))
 
 
-def rate_of(batches, seconds):
-    """Photos/s that an endless iterator gives, after a warm-up."""
+def stream_rate(batches: Iterator[Any], seconds: float) -> float:
+    """Photos/s of an endless iterator over so many seconds, after a warm-up."""
     for _ in range(4):
         next(batches)
     start, count = time.perf_counter(), 0
-    while (passed := time.perf_counter() - start) < seconds:
+    while (elapsed := time.perf_counter() - start) < seconds:
         next(batches)
         count += BATCH
-    return count / passed
+    return count / elapsed
 
 
-def torch_rate(paths, workers, seconds):
-    """Photos/s of a `DataLoader` over JPEG files."""
+def torch_rate(paths: Sequence[Path], workers: int, seconds: float) -> float:
+    """Photos/s of PyTorch's `DataLoader` over JPEG files."""
     import torch
 
     loader = torch.utils.data.DataLoader(
@@ -122,53 +132,56 @@ def torch_rate(paths, workers, seconds):
         persistent_workers=workers > 0,
         multiprocessing_context='spawn' if workers else None,
     )
-    return rate_of(itertools.chain.from_iterable(itertools.repeat(loader)), seconds)
+    return stream_rate(itertools.chain.from_iterable(itertools.repeat(loader)), seconds)
 
 
-def crops(path, crop, read_threads=2, workers=0):
-    """`train_batches` with random crops and flips."""
+def random_crops(path: str | PathLike, crop: int, read_threads: int = 2, workers: int = 0) -> Any:
+    """`train_batches` of a shard set, with random crops and flips."""
     data = fields.data()
     data.update({'crop': crop, 'read_threads': read_threads, 'workers': workers})
     return train_batches(shards.open_shards(path), batch_size=BATCH, data=data, seed=0)
 
 
-def shard_rate(path, seconds, **reading):
+def shard_rate(path: str | PathLike, seconds: float, read_threads: int, workers: int) -> float:
     """Photos/s of `train_batches`."""
-    batches = crops(path, CROP, **reading)
+    batches = random_crops(path, CROP, read_threads, workers)
     try:
-        return rate_of(batches, seconds)
+        return stream_rate(batches, seconds)
     finally:
         batches.close()
 
 
-def stream(args):
-    """The table of `stream`."""
-    with tempfile.TemporaryDirectory() as work:
-        work = Path(work)
+def benchmark_streaming(args: argparse.Namespace) -> None:
+    """Prints the table of `--of=stream`."""
+    with tempfile.TemporaryDirectory() as folder_name:
+        work = Path(folder_name)
         (work / 'jpegs').mkdir()
-        paths = jpegs_of(args.photos, work / 'jpegs', count=args.count)
-        ways = {}
+        paths = write_jpegs(args.photos, work / 'jpegs', count=args.count)
+        if len(paths) < BATCH:
+            raise UserError(
+                f'--of=stream needs at least {BATCH} photos, the size of a batch; {args.photos} has {len(paths)}.'
+            )
+        methods = {}
         for workers in args.torch_workers:
             name = f'PyTorch DataLoader, JPEG files, {workers} workers'
-            ways[name] = functools.partial(torch_rate, paths, workers, args.seconds)
-        baseline = max(take_turns(ways, 1).items(), key=lambda item: item[1][0])[0]
-        ways = {baseline: ways[baseline]}
+            methods[name] = functools.partial(torch_rate, paths, workers, args.seconds)
+        baseline = max(take_turns(methods, 1).items(), key=lambda item: item[1][0])[0]  # the fastest
+        methods = {baseline: methods[baseline]}
         for encoding in shards.ENCODINGS:
             out = work / encoding
             prepare(work / 'jpegs', out, size=SIZE, encoding=encoding, split='train:1', keep_gray=True, quiet=True)
             for threads, workers in _READING:
                 name = f'{encoding}, ' + (f'{workers} worker processes' if workers else f'{threads} threads')
-                reading = {'read_threads': threads, 'workers': workers}
-                ways[name] = functools.partial(shard_rate, out, args.seconds, **reading)
+                methods[name] = functools.partial(shard_rate, out, args.seconds, threads, workers)
         print(f'{len(paths)} photos, shorter side {SIZE}, crop {CROP}, flip, batch {BATCH}, {os.cpu_count()} cores')
-        rate_table(take_turns(ways, args.rounds), baseline)
+        print_rates(take_turns(methods, args.rounds), baseline)
 
 
-# Preparing.
+# -- Preparing --------------------------------------------------------------------------------------------------------
 
 
-def usual_photo(path, out):
-    """One photo the usual way."""
+def prepare_usual(path: Path, out: Path) -> None:
+    """Prepares a photo the usual way: Pillow, scikit-image's Lab, a .npy file."""
     from skimage.color import rgb2lab
 
     image = Image.open(path).convert('RGB')
@@ -178,12 +191,12 @@ def usual_photo(path, out):
     np.save(out / f'{path.stem}.npy', lab.astype(np.uint8))
 
 
-def prepare_rates(args):
-    """The table of `prepare`."""
-    with tempfile.TemporaryDirectory() as work:
-        work = Path(work)
+def benchmark_preparing(args: argparse.Namespace) -> None:
+    """Prints the table of `--of=prepare`."""
+    with tempfile.TemporaryDirectory() as folder_name:
+        work = Path(folder_name)
         (work / 'jpegs').mkdir()
-        paths = jpegs_of(args.photos, work / 'jpegs', args.side, args.count)
+        paths = write_jpegs(args.photos, work / 'jpegs', args.side, args.count)
         runs = itertools.count()
 
         def usual():
@@ -191,7 +204,7 @@ def prepare_rates(args):
             out.mkdir()
             start = time.perf_counter()
             with multiprocessing.get_context('spawn').Pool(args.workers) as pool:
-                pool.map(functools.partial(usual_photo, out=out), paths, chunksize=32)
+                pool.map(functools.partial(prepare_usual, out=out), paths, chunksize=32)
             return len(paths) / (time.perf_counter() - start)
 
         def ours(encoding):
@@ -211,16 +224,16 @@ def prepare_rates(args):
             return len(paths) / (time.perf_counter() - start)
 
         print(f'{len(paths)} JPEG files, shorter side {args.side} -> {SIZE}, {args.workers} processes')
-        baseline = 'Pillow + scikit-image, one .npy a photo'
-        ways = {baseline: usual} | {name: functools.partial(ours, name) for name in shards.ENCODINGS}
-        rate_table(take_turns(ways, args.rounds), baseline)
+        baseline = 'Pillow + scikit-image, one .npy per photo'
+        methods = {baseline: usual} | {name: functools.partial(ours, name) for name in shards.ENCODINGS}
+        print_rates(take_turns(methods, args.rounds), baseline)
 
 
-# Encodings.
+# -- Encodings --------------------------------------------------------------------------------------------------------
 
 
-def encodings(args):
-    """The table of `encodings`."""
+def benchmark_encodings(args: argparse.Namespace) -> None:
+    """Prints the table of `--of=encodings`."""
     photos = [photo.load(10**9) for photo in folder(Path(args.photos), 10**9) if not photo.rejected]
     count = min(args.count or 200, len(photos))
     photos = photos[:: len(photos) // count][:count]
@@ -229,7 +242,7 @@ def encodings(args):
     stored = [color.encode_lab(lab) for lab in exact]
     pixels = np.mean([lab.shape[0] * lab.shape[1] for lab in stored])
     print(f'{len(stored)} photos of {pixels / 1000:.1f} thousand pixels on average, one core')
-    print('| encoding | KB a photo | photos/s written | photos/s read | ΔE mean | ΔE max | PSNR of the RGB |')
+    print('| encoding | KB per photo | photos/s written | photos/s read | ΔE mean | ΔE max | PSNR of the RGB |')
     print('| --- | ---: | ---: | ---: | ---: | ---: | ---: |')
     with tempfile.TemporaryDirectory() as work:
         files = {name: Path(work) / f'{name}.arrayrecord' for name in shards.ENCODINGS}
@@ -246,25 +259,25 @@ def encodings(args):
                 records[i]['lab'].copy()
             return len(stored) / (time.perf_counter() - start)
 
-        written = take_turns({name: functools.partial(write, name) for name in files}, args.rounds)
-        was_read = take_turns({name: functools.partial(read, name) for name in files}, args.rounds)
+        write_rates = take_turns({name: functools.partial(write, name) for name in files}, args.rounds)
+        read_rates = take_turns({name: functools.partial(read, name) for name in files}, args.rounds)
         for name, file in files.items():
             records = shards.Records([file], [len(stored)])
-            back = [color.decode_lab(records[i]['lab']) for i in range(len(stored))]
-            delta = [np.sqrt(((a - b) ** 2).sum(axis=-1)) for a, b in zip(back, exact, strict=True)]
-            error = [np.mean((color.lab_to_rgb(a) - b / 255) ** 2) for a, b in zip(back, rgb, strict=True)]
-            rates = f'{statistics.median(written[name]):,.0f} | {statistics.median(was_read[name]):,.0f}'
+            decoded = [color.decode_lab(records[i]['lab']) for i in range(len(stored))]
+            delta = [np.sqrt(((a - b) ** 2).sum(axis=-1)) for a, b in zip(decoded, exact, strict=True)]
+            error = [np.mean((color.lab_to_rgb(a) - b / 255) ** 2) for a, b in zip(decoded, rgb, strict=True)]
+            rates = f'{statistics.median(write_rates[name]):,.0f} | {statistics.median(read_rates[name]):,.0f}'
             worst, mean = max(d.max() for d in delta), np.mean([d.mean() for d in delta])
             size = file.stat().st_size / len(stored) / 1000
             psnr = -10 * np.log10(np.mean(error))
             print(f'| {name} | {size:.1f} | {rates} | {mean:.2f} | {worst:.1f} | {psnr:.1f} dB |')
 
 
-# Memory.
+# -- Memory -----------------------------------------------------------------------------------------------------------
 
 
-def tiny_photos(target, count):
-    """A tar of tiny JPEGs, as `count` members that differ in name."""
+def write_tiny_photos(path: str | PathLike, count: int) -> None:
+    """Writes a tar of `count` tiny JPEGs with different names."""
     import tarfile
 
     rng = np.random.default_rng(0)
@@ -274,64 +287,81 @@ def tiny_photos(target, count):
         file = io.BytesIO()
         small.save(file, 'JPEG')
         files.append(file.getvalue())
-    with tarfile.open(target, 'w') as tar:
+    with tarfile.open(path, 'w') as tar:
         for i in range(count):
             member = tarfile.TarInfo(f'{i % 10}/{i:07}.jpg')
             member.size = len(files[i % 64])
             tar.addfile(member, io.BytesIO(files[i % 64]))
-            tar.members.clear()  # or this process would grow, and its children's peak start from there
+            tar.members.clear()  # type: ignore[attr-defined]  # or this process would grow, and with it the peak of its children
 
 
-def peak_of(code, *arguments):
-    """Runs Python code in a process of its own; peak memory in MB of it and of the largest of its children."""
+def peak_memory(code: str, *arguments: Any) -> list[float]:
+    """Runs Python code in a new process -> peak memory in MB of that process and of its largest child."""
     tail = '\nimport resource, json\nprint(json.dumps([resource.getrusage(who).ru_maxrss / 1024 for who in (0, -1)]))'
     line = [sys.executable, '-c', f'import sys\nif __name__ == "__main__":\n {code}{tail}', *map(str, arguments)]
     output = subprocess.run(line, check=True, capture_output=True, text=True).stdout
     return json.loads(output.splitlines()[-1])
 
 
-def memory(args):
-    """The table of `memory`."""
+def benchmark_memory(args: argparse.Namespace) -> None:
+    """Prints the table of `--of=memory`."""
     options = 'size=64, workers=2, split="train:1", quiet=True'
-    making = f'from jaxcolor.prepare import prepare; prepare(*sys.argv[1:], {options})'
-    reading = 'from jaxcolor.benchmark.input_pipeline import read_through; read_through(*sys.argv[1:])'
+    preparing = f'from jaxcolor.prepare import prepare; prepare(*sys.argv[1:], {options})'
+    streaming = 'from jaxcolor.benchmark.input_pipeline import stream_photos; stream_photos(*sys.argv[1:])'
     print('| photos | preparing: main process | preparing: a worker | streaming |\n| ---: | ---: | ---: | ---: |')
     for count in args.counts:
         with tempfile.TemporaryDirectory() as work:
-            tiny_photos(f'{work}/photos.tar', count)
-            main_mb, worker_mb = peak_of(making, f'{work}/photos.tar', f'{work}/out')
-            stream_mb, _ = peak_of(reading, f'{work}/out', count)
+            write_tiny_photos(f'{work}/photos.tar', count)
+            main_mb, worker_mb = peak_memory(preparing, f'{work}/photos.tar', f'{work}/out')
+            stream_mb, _ = peak_memory(streaming, f'{work}/out', count)
         print(f'| {count:,} | {main_mb:,.0f} MB | {worker_mb:,.0f} MB | {stream_mb:,.0f} MB |')
 
 
-def read_through(path, count):
-    """Streams as many photos as the set has, but at least 10,000: the same work for small sets."""
-    batches = crops(path, 56)
+def stream_photos(path: str | PathLike, count: int | str) -> None:
+    """Streams `count` photos of a shard set, but at least 10,000, so that small sets do the same work."""
+    batches = random_crops(path, 56)
     for _ in range(max(int(count), 10_000) // BATCH):
         next(batches)
     batches.close()
 
 
-BENCHMARKS = {'stream': stream, 'prepare': prepare_rates, 'encodings': encodings, 'memory': memory}
+BENCHMARKS = {
+    'stream': benchmark_streaming,
+    'prepare': benchmark_preparing,
+    'encodings': benchmark_encodings,
+    'memory': benchmark_memory,
+}
+# Optional packages that they need.
+_PACKAGES = {'stream': ('torch', 'skimage'), 'prepare': ('skimage',)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `run`, beside --rounds and PHOTOS."""
-    group = parser.add_argument_group('of --of=stream, prepare, encodings, memory')
+    """Adds the arguments of `run`, except --rounds and PHOTOS."""
+    group = parser.add_argument_group('for --of=stream, prepare, encodings, memory')
     add = group.add_argument
     add('--of', default='steps', choices=['steps', *BENCHMARKS], help='what to time (%(default)s)')
-    add('--seconds', type=float, default=4, help='of streaming a round (%(default)s)')
-    add('--torch-workers', type=int, nargs='+', default=[0, 1, 2, 4], metavar='N', help="of PyTorch's DataLoader")
+    add('--seconds', type=float, default=4, help='of streaming per round (%(default)s)')
+    add('--torch-workers', type=int, nargs='+', default=[0, 1, 2, 4], metavar='N', help="processes of PyTorch's DataLoader")
     add('--workers', type=int, default=os.cpu_count(), help='processes that prepare (%(default)s)')
-    add('--side', type=int, default=SIZE, help='of the JPEG files that are prepared (%(default)s)')
-    add('--count', type=int, metavar='N', help='photos to take (all)')
-    add('--counts', type=int, nargs='+', default=[1_000, 10_000, 100_000], metavar='N', help='photos, for memory')
+    add('--side', type=int, default=SIZE, help='shorter side of the JPEG files to prepare (%(default)s)')
+    add('--count', type=int, metavar='N', help='number of photos (all; encodings: 200)')
+    add(
+        '--counts',
+        type=int,
+        nargs='+',
+        default=[1_000, 10_000, 100_000],
+        metavar='N',
+        help='photos, for memory',
+    )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measures what `args.of` names. Raises UserError."""
+    """Runs the benchmark `args.of`. Raises UserError."""
     if args.of != 'memory' and not args.photos:
         raise UserError(f'--of={args.of} needs PHOTOS, a folder of photos.')
-    # For both sides: threads of BLAS beside processes only get in each other's way.
+    for package in _PACKAGES.get(args.of, ()):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"--of={args.of} needs PyTorch and scikit-image: pip install 'jaxcolor[torch]' scikit-image.")
+    # For both sides: BLAS threads only slow down worker processes.
     os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
     BENCHMARKS[args.of](args)

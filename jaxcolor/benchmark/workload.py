@@ -1,4 +1,4 @@
-"""One thing to time: a network's training or inference step, on a batch, on some devices."""
+"""The training or inference step of a network, compiled and ready to be timed."""
 
 import contextlib
 import dataclasses
@@ -6,6 +6,7 @@ import math
 import statistics
 import tempfile
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,16 +35,19 @@ MATMUL_PRECISION = {'f32': 'float32', 'tf32': 'tensorfloat32', 'bf16': None}
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is timed. Values of most fields are those of CHOICES.
+    """What is timed. The values of some fields are listed in CHOICES.
 
     Attributes:
         recipe: 'ltbc', 'deepcolor:base', ...
-        batch: photos a step, over all devices.
-        size: pixels of a photo's side; 0 takes the recipe's.
-        devices: how many; 0 takes all.
-        data: 'fixed' is one batch on the devices, 'stream' comes from shards, 'device' from a set held on the devices.
+        mode: a training or an inference step.
+        precision: of matrix products and convolutions.
+        batch: photos per step, over all devices.
+        size: side of the photos in pixels; 0 takes the recipe's.
+        devices: number of devices; 0 takes all.
+        mapping: of the step over the devices.
+        data: 'fixed', one batch on the devices; 'stream', from shards; 'device', from a set on the devices (`--input`).
         cpu_kernels: which of `CPU_KERNELS` are used on CPUs: all, none, or just one.
-        cached: whether the extractor's features come with the batch.
+        cached: whether the extractor's features are cached.
     """
 
     recipe: str
@@ -57,31 +61,37 @@ class Case:
     cpu_kernels: str = 'all'
     cached: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        """Raises UserError for a value that cannot be measured."""
         for field, choices in CHOICES.items():
             if getattr(self, field) not in choices:
-                raise UserError(f'--{field.replace("_", "-")}: {getattr(self, field)!r} is none of {", ".join(choices)}.')
+                flag = 'input' if field == 'data' else field
+                raise UserError(f'--{flag.replace("_", "-")}: {getattr(self, field)!r} is none of {", ".join(choices)}.')
         if self.precision == 'tf32' and jax.default_backend() != 'gpu':
-            raise UserError('--precision: tf32 is for GPUs.')
+            raise UserError('--precision: tf32 needs a GPU.')
         if self.batch < 1 or self.batch % (self.devices or len(jax.devices())):
-            raise UserError(f'--batch: {self.batch} photos cannot be dealt to {self.devices or "all"} devices.')
+            raise UserError(f'--batch: {self.batch} photos cannot be divided evenly among {self.devices or "all"} devices.')
 
 
 class Workload:
-    """A case, compiled and ready: `run(steps)` does so many and waits for the last.
-
-    Extractors have random weights, which cost what trained ones do.
+    """A compiled case. Extractors have random weights, which take the same time as trained ones.
 
     Attributes:
-        config, task, state, batch: what the step is made of; the batch is None where it comes from a stream.
-        parameters: trained ones.
-        flops: of one step, over all devices, counted by hand (`flops.count`).
-        bytes, memory, xla_flops: moved by a step, taken in all, and computed, on one device, as XLA says; None under
-            pmap, which does not.
+        case: what is timed.
+        config: of the recipe, changed as the case says.
+        task: of the config.
+        state: after the steps so far.
+        batch: of every step; None if `case.data` is not 'fixed'.
+        parameters: number of trained parameters.
+        flops: of a step, over all devices (`flops.count`).
+        bytes: that a step moves on one device, by XLA; None under pmap.
+        memory: bytes that a step needs on one device, by XLA; None under pmap.
+        xla_flops: of a step on one device, by XLA; None under pmap.
         compile_s: seconds to trace and compile.
     """
 
-    def __init__(self, case: Case):
+    def __init__(self, case: Case) -> None:
+        """Compiles the case and runs one step. Raises UserError."""
         self.case, self.config = case, load_recipe(case.recipe)
         config = self.config
         config.extractor.cached = case.cached
@@ -99,7 +109,7 @@ class Workload:
             self._make_batch()
             self._compile()
 
-    def __enter__(self):
+    def __enter__(self) -> 'Workload':
         """Makes what is traced take the case's precision and CPU kernels."""
         if precision := MATMUL_PRECISION[self.case.precision]:
             self._context.enter_context(jax.default_matmul_precision(precision))
@@ -107,7 +117,8 @@ class Workload:
             self._context.enter_context(only_cpu_kernels(set(CPU_KERNELS) & {self.case.cpu_kernels}))
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: Any) -> None:
+        """Restores them."""
         self._context.close()
 
     def _make_batch(self):
@@ -127,9 +138,9 @@ class Workload:
         self.batch, self._resident, self._batches = parallel.shard(batch), (), None
         if case.data != 'fixed':
             if case.mode == 'infer' or case.cached:
-                raise UserError(f'--data={case.data} is for training, without cached features.')
+                raise UserError(f'--input={case.data} needs --mode=train without --cached.')
             folder = tempfile.TemporaryDirectory()
-            self._context_of_data = folder  # removed with this object
+            self._shards_folder = folder  # removed with this object
             shards = open_shards(bundled.prepare_for(config.data.crop, f'{folder.name}/shards'))
             share = {'batch_size': case.batch, 'process_index': 0, 'process_count': 1}
             if case.data == 'device':
@@ -142,11 +153,11 @@ class Workload:
     def _next(self):
         return self.batch if self._batches is None else self.parallel.shard(next(self._batches))
 
-    def step_of_device(self, state, batch, *resident):
-        """The step that is timed, as it is written for one device."""
+    def device_step(self, state: Any, batch: Any, *resident: Any) -> tuple[Any, ...]:
+        """The step of one device: (state, batch) -> (state, metrics), or (a*b*,) in inference."""
         if self.case.mode == 'infer':
-            given = {'global_features': next(iter(batch['features'].values()))} if self.case.cached else {}
-            return (self.task.predict(state, batch['lightness'], jax.random.PRNGKey(0), **given),)
+            features = {'global_features': next(iter(batch['features'].values()))} if self.case.cached else {}
+            return (self.task.predict(state, batch['lightness'], jax.random.PRNGKey(0), **features),)
         if resident:
             batch = device.gather(*resident, **batch, data=self.config.data, seed=0)
         return self.task.train_step(state, batch)
@@ -156,9 +167,9 @@ class Workload:
         per_device = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((x.shape[0] // self.parallel.device_count, *x.shape[1:]), x.dtype), batch
         )
-        self.flops = self.parallel.device_count * flops.count(self.step_of_device, self.state, per_device, *self._resident)
+        self.flops = self.parallel.device_count * flops.count(self.device_step, self.state, per_device, *self._resident)
         is_training = self.case.mode == 'train'
-        step = self.parallel.map(self.step_of_device, (False, False) if is_training else (True,), donate_state=is_training)
+        step = self.parallel.map(self.device_step, (False, False) if is_training else (True,), donate_state=is_training)
         start = time.perf_counter()
         self.bytes = self.memory = self.xla_flops = None
         if hasattr(step, 'lower'):
@@ -173,40 +184,46 @@ class Workload:
                 - sizes.alias_size_in_bytes
             )
         self._step = step
-        self._take(batch)
+        self._run_step(batch)
         jax.block_until_ready(self.result)
         self.compile_s = time.perf_counter() - start
 
     def run(self, steps: int) -> float:
-        """Seconds that so many steps took."""
+        """Runs `steps` steps, waits for the last, and returns the seconds."""
         start = time.perf_counter()
         for _ in range(steps):
-            self._take(self._next())
+            self._run_step(self._next())
         jax.block_until_ready((self.state, self.result))
         return time.perf_counter() - start
 
-    def _take(self, batch):
-        """One step; its metrics or predictions are the result."""
+    def _run_step(self, batch):
+        """Updates the state; the result is the metrics or predictions."""
         *state, self.result = self._step(self.state, batch, *self._resident)
         if state:
             (self.state,) = state
 
     def steps_that_take(self, seconds: float) -> int:
-        """How many steps take so long, at least one."""
+        """The number of steps that take about `seconds`, at least 1."""
         return max(1, math.ceil(seconds / self.run(1)))
 
-    def close(self):
-        """Ends the stream."""
+    def close(self) -> None:
+        """Stops the stream."""
         if hasattr(self._batches, 'close'):
             self._batches.close()
 
 
-def measure(workload: Workload, rounds: int = 7, seconds: float = 0.3) -> dict:
-    """Times a case: a row of the report, the case's fields and {parameters, gflop and xla_gflop (an image), compile_s,
-    step_s (median of the rounds), mean_step_s (what an outside clock sees), spread (largest - smallest, over the median),
-    images_per_second, flops_per_second, bytes, memory}.
+def measure(workload: Workload, rounds: int = 7, seconds: float = 0.3) -> dict[str, Any]:
+    """Times a case.
 
-    A round is as many steps as take `seconds`, at least one.
+    Args:
+        workload: the compiled case.
+        rounds: timed rounds.
+        seconds: of a round, which is at least one step.
+
+    Returns:
+        A row of the report: the fields of the case, parameters, gflop and xla_gflop (per image), compile_s, step_s (median
+        of the rounds), mean_step_s, spread ((largest - smallest) / median), images_per_second, flops_per_second, bytes,
+        memory.
     """
     case = workload.case
     steps = workload.steps_that_take(seconds)
@@ -231,15 +248,15 @@ def measure(workload: Workload, rounds: int = 7, seconds: float = 0.3) -> dict:
 
 
 def ceilings(precision: str) -> dict[str, float]:
-    """What one device reaches at best: {flops_per_second} in a large matrix product, {bytes_per_second} in a large copy."""
+    """The best rates of one device: {'flops_per_second'} of a large matrix product, {'bytes_per_second'} of a large copy."""
     is_cpu = jax.default_backend() == 'cpu'
     n, dtype = (2048 if is_cpu else 8192), (jnp.bfloat16 if precision == 'bf16' else jnp.float32)
     matrix = jax.random.normal(jax.random.PRNGKey(0), (n, n), dtype)
     image = jnp.zeros((1 << 26 if is_cpu else 1 << 28,), jnp.float32)
-    options = {'compiler_options': compiler_options()}
+    options: dict[str, Any] = {'compiler_options': compiler_options()}
     with jax.default_matmul_precision(MATMUL_PRECISION[precision]):
         product_s = _best_time(jax.jit(lambda a: a @ a / n, **options), matrix)
-    copy_s = _best_time(jax.jit(lambda a: -a, donate_argnums=0, **options), image)  # into memory that is there already
+    copy_s = _best_time(jax.jit(lambda a: -a, donate_argnums=0, **options), image)  # donated, so that no memory is allocated
     return {'flops_per_second': 2 * n**3 / product_s, 'bytes_per_second': 2 * image.nbytes / copy_s}
 
 

@@ -1,21 +1,23 @@
-"""The benchmark's structure, and its operations against a count by hand."""
+"""The benchmark command: counted operations, reports, bad flags."""
 
 import argparse
 import json
+import sys
 
 import jax
 import pytest
-from conftest import assert_one_sentence
+from conftest import PHOTOS, assert_one_sentence
 
 from jaxcolor import tasks
-from jaxcolor.benchmark import command, flops, report, workload
+from jaxcolor.benchmark import command, flops, report, timing, workload
 from jaxcolor.cli import main
 from jaxcolor.config import load_recipe
 from jaxcolor.errors import UserError
 
 
-def by_hand(size=224):
-    """Multiply-adds of LTBC's convolutions and dense layers, table 1 of the paper: (side of the output, inputs, outputs)."""
+def ltbc_multiply_adds(size=224):
+    """Multiply-adds of LTBC's convolutions and dense layers, from table 1 of the paper."""
+    # (side of the output, input channels, output channels)
     layers = [(size / 2, 1, 64), (size / 2, 64, 128), (size / 4, 128, 128), (size / 4, 128, 256)]  # low
     layers += [(size / 8, 256, 256), (size / 8, 256, 512), (size / 8, 512, 512), (size / 8, 512, 256)]  # low, mid
     layers += [(14, 512, 512), (14, 512, 512), (7, 512, 512), (7, 512, 512)]  # global
@@ -26,20 +28,21 @@ def by_hand(size=224):
 
 
 @pytest.mark.parametrize('recipe', ['ltbc', 'ltbc_pytorch'])
-def test_operations_are_those_counted_by_hand(recipe):
+def test_flops_agree_with_table_1_of_the_paper(recipe):
     config = load_recipe(recipe)
     config.model.classes = 0
     task = tasks.build(config)
     state = jax.eval_shape(task.init, jax.random.PRNGKey(0))
     batch = {'lab': jax.ShapeDtypeStruct((1, 224, 224, 3), 'uint8'), 'label': jax.ShapeDtypeStruct((1,), 'int32')}
-    assert flops.count(task.eval_step, state, batch) == pytest.approx(2 * by_hand(), rel=3e-3)
-    # Backward: as much again to the kernels, and to every layer's input but the photo.
-    to_the_photo = 9 * 112**2 * 64
-    assert flops.count(task.train_step, state, batch) == pytest.approx(2 * (3 * by_hand() - to_the_photo), rel=3e-3)
+    assert flops.count(task.eval_step, state, batch) == pytest.approx(2 * ltbc_multiply_adds(), rel=3e-3)
+    # The backward pass has as many for the kernels, and for the input of every layer but the first.
+    first_input = 9 * 112**2 * 64
+    expected = 2 * (3 * ltbc_multiply_adds() - first_input)
+    assert flops.count(task.train_step, state, batch) == pytest.approx(expected, rel=3e-3)
 
 
 @pytest.mark.slow
-def test_a_report(tmp_path, capsys):
+def test_command_writes_report(tmp_path, capsys):
     arguments = ['benchmark', '--config=ltbc:quickstart', '--size=32', '--batch=2', '--rounds=2', f'--out={tmp_path}']
     main([*arguments, '--mode=train,infer'])
     results = json.loads((tmp_path / 'results.json').read_text())
@@ -58,16 +61,16 @@ def test_a_report(tmp_path, capsys):
     assert table.count('\n|') == 3
     assert (tmp_path / 'results.png').read_bytes().startswith(b'\x89PNG')
     main([*arguments[:-1], '--mode=infer', '--batch=1', f'--compare={tmp_path / "results.json"}'])
-    assert 'None of the cases' in capsys.readouterr().out
+    assert 'have none of these cases' in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_every_source_of_data_runs_and_without_cpu_kernels():
+def test_every_source_of_data_and_form_runs():
     sizes = {'batch': 2, 'size': 32}
     for change in ({'data': 'stream', 'precision': 'bf16'}, {'data': 'device', 'devices': 2, 'cpu_kernels': 'none'}):
         timed = workload.Workload(workload.Case('ltbc:quickstart', **sizes, **change))
         assert timed.run(2) > 0
-        assert int(timed.state.step) == 3  # one to compile
+        assert int(timed.state.step) == 3  # one when compiled
         timed.close()
 
 
@@ -76,15 +79,68 @@ def test_every_source_of_data_runs_and_without_cpu_kernels():
     [
         (['--config=nothing'], ['nothing']),
         (['--mode=fly'], ['--mode', 'fly']),
+        (['--input=disk'], ['--input', 'disk', 'fixed, stream, device']),
+        (['--input=stream', '--mode=infer'], ['--input=stream', '--mode=train']),
         (['--cpu-kernels=fast'], ['--cpu-kernels', 'fast']),
         (['--precision=tf32'], ['tf32']),
         (['--batch=3', '--devices=2'], ['--batch', '3 photos']),
         (['--compare=none.json'], ['none.json']),
     ],
 )
-def test_bad_flags_are_one_sentence(cli, flags, parts):
+def test_bad_flags_give_one_sentence(cli, flags, parts):
     code, _, err = cli('benchmark', *flags)
     assert_one_sentence(code, err, *parts)
+
+
+def test_cases_combine_all_values():
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    cases = command.cases(parser.parse_args(['--config=ltbc', '--input=fixed,stream,device', '--batch=4,8']))
+    assert [(case.batch, case.data) for case in cases] == [
+        (batch, data) for batch in (4, 8) for data in ('fixed', 'stream', 'device')
+    ]
+    assert [case.data for case in command.cases(parser.parse_args(['--config=ltbc']))] == ['fixed']
+
+
+def test_paired_calls_alternate():
+    calls = []
+    ratio = timing.paired(lambda: calls.append('a'), lambda: calls.append('b'), rounds=3)
+    assert ''.join(calls) == 'ab' * 4
+    assert 0 < ratio.least <= ratio.median <= ratio.largest
+
+
+def test_each_method_goes_first_in_turn():
+    calls = []
+
+    def method(name, rate):
+        return lambda: calls.append(name) or rate
+
+    rates = timing.take_turns({'a': method('a', 1.0), 'b': method('b', 2.0), 'c': method('c', 3.0)}, rounds=3)
+    assert ''.join(calls) == 'abcbcacab'
+    assert rates == {'a': [1.0] * 3, 'b': [2.0] * 3, 'c': [3.0] * 3}
+
+
+@pytest.mark.parametrize('module', ['torch', 'skimage'])
+def test_missing_packages_give_one_sentence(module, cli, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, module, None)
+    code, _, err = cli('benchmark', '--of=stream', tmp_path)
+    assert_one_sentence(code, err, '--of=stream', 'pip install')
+
+
+@pytest.mark.torch
+def test_streaming_needs_a_batch_of_photos(cli):
+    code, _, err = cli('benchmark', '--of=stream', PHOTOS)
+    assert_one_sentence(code, err, 'at least 32 photos', 'has 24')
+
+
+def test_comparison_without_pytorch_gives_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'torch', None)
+    for name in [name for name in sys.modules if name.startswith('jaxcolor.benchmark.torch_')]:
+        monkeypatch.delitem(sys.modules, name)
+    from jaxcolor.benchmark.torch_comparison import torch_training
+
+    with pytest.raises(UserError, match=r"pip install 'jaxcolor\[torch\]'"):
+        torch_training(load_recipe('deepcolor:base'), {})
 
 
 def test_results_without_a_field_are_refused(tmp_path):
@@ -96,10 +152,3 @@ def test_results_without_a_field_are_refused(tmp_path):
     path.write_text(json.dumps({'machine': {}, 'rows': [row]}))
     with pytest.raises(UserError, match='cpu_kernels'):
         report.read(path)
-
-
-def test_input_is_short_for_all_sources_of_photos():
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    for flags, data in ((['--input'], ['fixed', 'stream', 'device']), ([], ['fixed'])):
-        assert [case.data for case in command.cases(parser.parse_args(['--config=ltbc', *flags]))] == data

@@ -1,10 +1,12 @@
-"""`colorize` on a folder of photos, beside the network alone on the same photos."""
+"""The speed of `colorize` on a folder of photos, beside the network alone."""
 
+import collections
+import os
 import tempfile
 
 import numpy as np
 
-from jaxcolor.benchmark.against import Ratio, paired
+from jaxcolor.benchmark.timing import Ratio, paired
 from jaxcolor.inference.colorize import colorize, plan_outputs
 from jaxcolor.inference.colorizer import Colorizer
 from jaxcolor.inference.photos import read_photo
@@ -12,23 +14,27 @@ from jaxcolor.prepare.decode import pillow_unguarded
 
 
 @pillow_unguarded()
-def beside_the_network(model, photos, rounds: int) -> tuple[int, Ratio]:
-    """How many photos there are, and the seconds of coloring them, files and all, over those of the network alone.
+def time_colorize(model: str | os.PathLike[str], photos: str | os.PathLike[str], rounds: int) -> tuple[int, Ratio]:
+    """Times coloring all photos of a folder, files included, and the network alone on the same photos.
 
     Args:
-        model: a run directory.
-        photos: a folder.
+        model: a run directory, an exported model, or the name of one that comes with jaxcolor.
+        photos: the folder.
+        rounds: of each.
+
+    Returns:
+        (number of photos, time of `colorize` over that of the network).
 
     Raises:
-        UserError: no such run or folder; a photo cannot be read.
+        UserError: the model or the folder is missing, or a photo cannot be read.
     """
     colorizer = Colorizer(model)
     with tempfile.TemporaryDirectory() as out:
         pairs = plan_outputs([photos], out)
-        by_shape = {}
+        by_shape = collections.defaultdict[tuple[int, ...], list[np.ndarray]](list)
         for photo, _ in pairs:
             lightness = colorizer.preprocess(read_photo(photo, 200))
-            by_shape.setdefault(lightness.shape, []).append(lightness)
+            by_shape[lightness.shape].append(lightness)
         size = colorizer.batch_size
         batches = [np.concatenate(group[i : i + size]) for group in by_shape.values() for i in range(0, len(group), size)]
 
