@@ -1,4 +1,4 @@
-"""Decoding photographs: upright, in sRGB, shrunk by an area filter, and never more of them than is allowed."""
+"""Decoding photos: upright, in sRGB, shrunk by an area filter, within the pixel limit."""
 
 import io
 import struct
@@ -66,7 +66,7 @@ def png_bomb(side):
     return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', rows) + chunk(b'IEND', b'')
 
 
-def test_decompression_bomb_is_refused_before_it_is_unpacked():
+def test_decompression_bomb_is_rejected_before_it_is_unpacked():
     bomb = png_bomb(16_000)
     assert len(bomb) < 100_000
     small = png_bomb(3_000)

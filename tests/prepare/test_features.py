@@ -1,4 +1,4 @@
-"""Cached extractor features: the same as those computed in the step, kept beside untouched photos, checked."""
+"""Cached extractor features equal those computed in the step, leave the photos untouched, and are checked."""
 
 import json
 
@@ -74,7 +74,7 @@ def test_cached_training_equals_training_on_the_fly(squares, config, tmp_path, m
         assert a.keys() == b.keys()
         for name in {'loss', 'grad_norm', 'validation/loss'} & a.keys():
             assert a[name] == pytest.approx(b[name], rel=1e-4)
-    # Once more changes nothing; other weights are refused.
+    # Adding them again changes nothing; other weights are refused.
     files = {file.name: file.stat().st_mtime_ns for file in squares.iterdir()}
     features.add_features(open_shards(squares), Means(), quiet=True)
     assert {file.name: file.stat().st_mtime_ns for file in squares.iterdir()} == files
@@ -85,7 +85,7 @@ def test_cached_training_equals_training_on_the_fly(squares, config, tmp_path, m
         train(config, tmp_path / 'other')
 
 
-def test_interrupted_it_leaves_the_set_whole(shards, tmp_path, monkeypatch):
+def test_interruption_leaves_the_set_whole(shards, tmp_path, monkeypatch):
     prepare(PHOTOS, tmp_path / 'set', size=32, shard_photos=8, quiet=True)
     names = [photo['name'] for photo in map(open_shards(tmp_path / 'set').records('train').__getitem__, range(20))]
     monkeypatch.setattr(files, 'write_json', lambda path, value: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -101,7 +101,7 @@ def test_interrupted_it_leaves_the_set_whole(shards, tmp_path, monkeypatch):
     assert whole.records('validation')[3]['features']['vgg16'].shape == expected
 
 
-def test_without_features_cached_is_refused(config, tmp_path, monkeypatch, shards):
+def test_cached_without_features_is_refused(config, tmp_path, monkeypatch, shards):
     monkeypatch.setattr(runs, 'load_extractor', lambda run, config: Means())
     config.extractor.cached = True
     config.data.shards = str(shards)
@@ -109,9 +109,9 @@ def test_without_features_cached_is_refused(config, tmp_path, monkeypatch, shard
         train(config, tmp_path / 'run')
 
 
-def test_missing_weights_are_one_sentence(command, tmp_path):
-    code, _, err = command(
+def test_missing_weights_are_one_sentence(cli, tmp_path):
+    code, _, stderr = cli(
         'prepare', PHOTOS, f'--out={tmp_path / "set"}', '--features=vgg16', f'--extractor-weights={tmp_path / "no.h5"}'
     )
-    assert_one_sentence(code, err, tmp_path / 'no.h5')
+    assert_one_sentence(code, stderr, tmp_path / 'no.h5')
     assert not (tmp_path / 'set').exists()

@@ -1,4 +1,4 @@
-"""What works on Windows, as far as Linux can tell."""
+"""What works on Windows, simulated on Linux by hiding POSIX modules and array_record."""
 
 import subprocess
 import sys
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
-# The libraries know Windows; they are imported first, and as they are here.
+# Third-party libraries support Windows; they are imported before the modules are hidden.
 WITHOUT_POSIX = """
 import importlib, sys
 import filelock, grain, jax, orbax.checkpoint, pooch
@@ -23,7 +23,7 @@ module = importlib.import_module(sys.argv[1])
 
 
 def run(module, then=''):
-    """Imports a module where the modules that Windows lacks cannot be imported, then runs some code -> its stdout."""
+    """Imports a module without the modules that Windows lacks, then runs some code; returns its stdout."""
     line = [sys.executable, '-c', WITHOUT_POSIX.format(then=then), module]
     result = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
@@ -35,8 +35,8 @@ def test_imports_without_posix(module):
     run(module)
 
 
-def test_shard_sets_without_array_record(tmp_path):
-    """`prepare` imports, and says what is missing once it is to write."""
+def test_prepare_without_array_record(tmp_path):
+    """`prepare` imports, and names the missing package when it writes."""
     then = f"""
 try:
     module.prepare('jaxcolor/data/photos', {str(tmp_path / 'out')!r}, size=32, quiet=True)

@@ -1,0 +1,85 @@
+"""Which photos are selected, and into which split."""
+
+import shutil
+
+import pytest
+from conftest import PHOTOS
+from prepare_helpers import names, write_photos
+
+from jaxcolor.data import shards
+from jaxcolor.errors import UserError
+from jaxcolor.prepare import prepare, selection
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    return write_photos(tmp_path_factory.mktemp('photos'))
+
+
+def test_adding_photos_moves_none_between_splits(photos, tmp_path):
+    fewer = prepare(photos, tmp_path / 'fewer', size=32, quiet=True)
+    shutil.copytree(photos, tmp_path / 'more')
+    for i in range(10):
+        (tmp_path / 'more' / 'a' / f'new{i}.jpg').write_bytes((photos / 'a' / '000.jpg').read_bytes())
+    more = prepare(tmp_path / 'more', tmp_path / 'out', size=32, quiet=True)
+    for split in fewer.counts:
+        assert set(names(fewer, split)) <= set(names(more, split))
+
+
+def test_split_fractions():
+    split = selection.parse_split('train:0.6,validation:0.2,test:0.2')
+    counts = dict.fromkeys(split, 0)
+    for i in range(5000):
+        counts[selection.split_by_name(f'{i}.jpg', split)] += 1
+    assert {key: round(count / 5000, 1) for key, count in counts.items()} == split
+
+
+@pytest.mark.parametrize('text', ['train', 'train:0.5', 'train:2,test:-1', 'a:b', '', 'train:nan', '../x:1'])
+def test_invalid_split(text):
+    with pytest.raises(UserError, match='--split'):
+        selection.parse_split(text)
+
+
+def test_selection(photos, tmp_path):
+    def prepared(name, **options):
+        return prepare(photos, tmp_path / name, split='train:1', size=32, quiet=True, **options)
+
+    assert {name[0] for name in names(prepared('classes', classes=('b',)), 'train')} == {'b'}
+    limited = names(prepared('limit', limit_per_class=3), 'train')
+    assert limited == ['a/000.jpg', 'a/002.jpg', 'a/004.jpg', 'b/001.jpg', 'b/003.jpg', 'b/005.jpg']
+    part = names(prepared('part', fraction=0.4), 'train')
+    assert 5 <= len(part) <= 25 and set(part) <= set(names(prepared('more', fraction=0.8), 'train'))
+    repeated = names(prepared('repeat', limit_per_class=2, repeat='b:3'), 'train')
+    assert repeated == ['a/000.jpg', 'a/002.jpg', *['b/001.jpg'] * 3, *['b/003.jpg'] * 3]
+    several = 'a:4,*/002.jpg:2,*/00?.jpg:1,b/001.jpg:0,b/00[3-9]*:3'
+    by_name = names(prepared('by_name', limit_per_class=2, repeat=several), 'train')
+    assert by_name == ['a/000.jpg', *['a/002.jpg'] * 2, 'b/003.jpg']
+    with pytest.raises(UserError, match=r'no photo of b/9\*'):
+        prepared('no_name', repeat='b/9*:3')
+    with pytest.raises(UserError, match='no photo of nobody'):
+        prepared('none', repeat='b:3,nobody:2')
+    assert len(names(prepared('gray', keep_gray=True, min_size=1), 'train')) == 37  # and the 1x1
+
+
+def test_options_from_a_file(photos, tmp_path, cli):
+    (tmp_path / 'options').write_text('--repeat=a:0,b/001.jpg:3\n--repeat=b:4\n--size=32\n--split=train:1\n')
+    options = [f'@{tmp_path / "options"}', '--repeat=b:2']  # the last one applies
+    code, _, _ = cli('prepare', photos, f'--out={tmp_path / "out"}', '--limit-per-class=2', '--quiet', *options)
+    assert code == 0
+    assert names(shards.open_shards(tmp_path / 'out'), 'train') == [*['b/001.jpg'] * 3, *['b/003.jpg'] * 2]
+
+
+def test_source_splits_are_kept_unless_overridden(tmp_path):
+    own = prepare(PHOTOS, tmp_path / 'own', size=32, quiet=True)
+    assert own.counts == {'train': 20, 'validation': 4}
+    other = prepare(PHOTOS, tmp_path / 'other', size=32, split='train:0.5,test:0.5', quiet=True)
+    assert other.counts.keys() == {'train', 'test'} and sum(other.counts.values()) == 24
+
+
+def test_duplicates(photos, tmp_path):
+    shutil.copytree(photos, tmp_path / 'photos')
+    (tmp_path / 'photos' / 'b' / 'again.jpg').write_bytes((photos / 'a' / '000.jpg').read_bytes())
+    kept = prepare(tmp_path / 'photos', tmp_path / 'kept', size=32, quiet=True)
+    dropped = prepare(tmp_path / 'photos', tmp_path / 'dropped', size=32, drop_duplicates=True, quiet=True)
+    assert sum(kept.counts.values()) == 36 and sum(dropped.counts.values()) == 35
+    assert 'b/again.jpg,duplicate: the same content came up before' in (dropped.path / 'rejected.csv').read_text()
