@@ -1,7 +1,7 @@
-"""`jaxcolor COMMAND`: one parser, with the same words for the same things everywhere.
+"""The command line, `jaxcolor COMMAND`.
 
-A trained network is `--model`, a shard set `--data`, photographs are positional. JAX is imported by the commands that need
-it, once their arguments are parsed.
+All commands use the same names: a trained network is `--model`, a shard set `--data`, results go to `--out`, photos are
+positional. Commands import JAX late, after their arguments are parsed.
 """
 
 import argparse
@@ -16,11 +16,11 @@ from typing import NamedTuple, NoReturn
 
 from jaxcolor.errors import UserError, one_line_errors
 
-_MODEL = 'a run directory, an exported model, or the name of one that comes with jaxcolor'
+_MODEL = 'a run directory, an exported model, or the name of a bundled one'
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a mistake in one sentence, without the usage."""
+    """Reports an error in one sentence, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         print(f'jaxcolor: error: {message}; see `{self.prog} --help`.', file=sys.stderr)
@@ -49,16 +49,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command.
 
     Args:
-        argv: its words, `sys.argv[1:]` by default.
+        argv: the command and its arguments, `sys.argv[1:]` by default.
 
     Raises:
-        SystemExit: 2, a mistake in the words; 1, something that the user gave cannot be used.
+        SystemExit: 2, arguments that do not parse; 1, input that cannot be used.
     """
-    argv = [_dashed(word) for word in (sys.argv[1:] if argv is None else argv)] or ['--help']
-    parser = _Parser('jaxcolor', description='Trains and runs networks that colorize gray photographs.')
+    argv = [_normalize_flag(word) for word in (sys.argv[1:] if argv is None else argv)] or ['--help']
+    parser = _Parser('jaxcolor', description='Trains and runs networks that colorize gray photos.')
     commands = parser.add_subparsers(metavar='COMMAND', required=True)
     for name, command in COMMANDS.items():
-        own = commands.add_parser(
+        subparser = commands.add_parser(
             name,
             help=command.summary,
             description=command.summary,
@@ -68,19 +68,19 @@ def main(argv: Sequence[str] | None = None) -> None:
             fromfile_prefix_chars='@' if name == 'prepare' else None,
         )
         if argv[0] == name:  # the others' arguments would import more than this command needs
-            command.add_arguments(own)
-            own.set_defaults(run=command.run)
+            command.add_arguments(subparser)
+            subparser.set_defaults(run=command.run)
     args, rest = parser.parse_known_args(argv)
     takes_fields = hasattr(args, 'fields')
     if unknown := [word for word in rest if not takes_fields or re.match(r'--(?!config\.)', word)]:
-        parser.error(f'{unknown[0]!r} is no argument of `jaxcolor {argv[0]}`')
+        parser.error(f'{unknown[0]!r} is not an argument of `jaxcolor {argv[0]}`')
     if takes_fields:
         args.fields = rest
     args.run(args)
 
 
-def _dashed(word):
-    """`--num_processes=2` -> `--num-processes=2`: both spellings are taken."""
+def _normalize_flag(word):
+    """`--num_processes=2` -> `--num-processes=2`: both spellings are accepted."""
     flag, equals, value = word.partition('=')
     return f'{flag.replace("_", "-")}{equals}{value}' if re.fullmatch(r'--[a-z_]+', flag) else word
 
@@ -91,8 +91,8 @@ def _names(text):
 
 def _train_arguments(parser):
     _config_arguments(parser)
-    parser.add_argument('--workdir', metavar='RUN', help='the run directory (runs/NAME-OF-THE-CONFIG)')
-    parser.add_argument('--data', metavar='SHARDS', help='the shard set to train on: --config.data.shards')
+    parser.add_argument('--workdir', metavar='RUN', help='the run directory (runs/CONFIG-NAME)')
+    parser.add_argument('--data', metavar='SHARDS', help='the shard set to train on; sets --config.data.shards')
     _cluster_arguments(parser)
 
 
@@ -104,7 +104,7 @@ def _train(args):
     """
     config = _read_config(args)
     process = _detect_process(args)
-    _keep_compiled()
+    _setup_jax()
     from jaxcolor.runtime import cluster
     from jaxcolor.train import train
 
@@ -115,28 +115,28 @@ def _train(args):
 
 def _config_arguments(parser):
     parser.add_argument(
-        '--config', metavar='RECIPE', help='a path or a name, perhaps with a variant: configs/ltbc.py, ltbc:quickstart'
+        '--config', metavar='RECIPE', help='a path or name, optionally with a variant: configs/ltbc.py, ltbc:quickstart'
     )
     parser.add_argument(
-        '--config.SECTION.FIELD', dest='fields', metavar='VALUE', help='sets a field; jaxcolor/config.py lists all'
+        '--config.SECTION.FIELD', dest='fields', metavar='VALUE', help='set a field; jaxcolor/config.py lists all'
     )
 
 
 def _read_config(args):
-    """The config of --config, --config.SECTION.FIELD and --data."""
+    """Loads the recipe of --config and applies --config.SECTION.FIELD and --data."""
     from jaxcolor.config import load_recipe
 
     if not args.config:
-        raise UserError('name a recipe: --config=configs/ltbc.py.')
+        raise UserError('give a recipe, such as --config=configs/ltbc.py.')
     data = [f'--config.data.shards={args.data}'] if getattr(args, 'data', None) else []
     return load_recipe(args.config, [*args.fields, *data])
 
 
 def _cluster_arguments(parser):
-    group = parser.add_argument_group('several processes (Slurm and Open MPI set these by themselves)')
-    group.add_argument('--coordinator-address', metavar='HOST:PORT', help='of process 0')
-    group.add_argument('--num-processes', type=int, metavar='N', help='processes that work together')
-    group.add_argument('--process-id', type=int, metavar='I', help='this process, from 0 on')
+    group = parser.add_argument_group('several processes (set automatically under Slurm and Open MPI)')
+    group.add_argument('--coordinator-address', metavar='HOST:PORT', help='the address of process 0')
+    group.add_argument('--num-processes', type=int, metavar='N', help='the number of processes')
+    group.add_argument('--process-id', type=int, metavar='I', help='the index of this process, from 0')
 
 
 def _detect_process(args):
@@ -145,8 +145,8 @@ def _detect_process(args):
     return cluster.detect_process(args.coordinator_address, args.num_processes, args.process_id)
 
 
-def _keep_compiled():
-    """Sets up JAX for a command: compiled programs are cached, and libraries' INFO messages are silenced."""
+def _setup_jax():
+    """Sets up JAX for a command: caches compiled programs and silences libraries' INFO messages."""
     from absl import logging
 
     from jaxcolor.runtime.cache import enable_compilation_cache
@@ -159,14 +159,14 @@ def _evaluate_arguments(parser):
     add = parser.add_argument
     add('photos', nargs='?', metavar='PHOTOS', help='with --protocol: the folder of photos')
     add('--model', required=True, metavar='RUN_OR_NAME', help=_MODEL)
-    add('--data', default='', metavar='SHARDS', help='the shard set (the one that the run was trained on)')
+    add('--data', default='', metavar='SHARDS', help='the shard set (that of the training)')
     add('--splits', type=_names, default=['validation'], metavar='NAME,...', help='splits of the shard set (validation)')
-    add('--protocol', default='', metavar='NAME', help='val5k, val50k, ctest10k or native: how PHOTOS are chosen and cut')
-    add('--photo-list', default='', metavar='FILE', help='with --protocol: names of the photos to take, one a line')
-    add('--compare', type=_names, default=[], metavar='RUN,...', help='a page with these beside --model, photo by photo')
-    add('--lpips', action='store_true', help='compute LPIPS, too (extra [lpips])')
-    add('--fid', default='', metavar='FILE', help="compute the FID, too: weights of Inception v3 (pytorch-fid's or others)")
-    add('--step', type=int, help='of the checkpoint (the best by validation loss)')
+    add('--protocol', default='', metavar='NAME', help='how PHOTOS are selected: val5k, val50k, ctest10k or native')
+    add('--photo-list', default='', metavar='FILE', help='with --protocol: a file of photo names to evaluate, one a line')
+    add('--compare', type=_names, default=[], metavar='RUN,...', help='write a page that compares --model with these')
+    add('--lpips', action='store_true', help='also compute LPIPS (needs jaxcolor[lpips])')
+    add('--fid', default='', metavar='FILE', help='also compute the FID, with these weights of Inception v3')
+    add('--step', type=int, help='checkpoint step (that of the lowest validation loss)')
     _cluster_arguments(parser)
 
 
@@ -179,9 +179,9 @@ def _evaluate(args):
     if args.protocol and not args.photos:
         raise UserError('--protocol needs a folder: jaxcolor evaluate --model=RUN --protocol=NAME PHOTOS.')
     if args.photos and not args.protocol:
-        raise UserError('PHOTOS go with --protocol=NAME; a shard set is --data=SHARDS.')
+        raise UserError('PHOTOS need --protocol=NAME; a shard set is given with --data=SHARDS.')
     process = _detect_process(args)
-    _keep_compiled()
+    _setup_jax()
     from jaxcolor.evaluation.compare import compare_runs
     from jaxcolor.evaluation.evaluate import evaluate_protocol, evaluate_run
     from jaxcolor.runtime import cluster
@@ -202,14 +202,14 @@ def _colorize_arguments(parser):
     from jaxcolor.config import DEFAULT_MODEL
 
     add = parser.add_argument
-    add('photos', nargs='+', metavar='PHOTO_OR_FOLDER', help='a photo, or a folder of photos')
+    add('photos', nargs='+', metavar='PHOTO_OR_FOLDER', help='photos, or folders of photos')
     add('--model', default=DEFAULT_MODEL, metavar='RUN_OR_NAME', help=f'{_MODEL} (%(default)s)')
-    add('--out', default='colored', metavar='FOLDER', help='for the results (%(default)s)')
-    add('--style', metavar='PHOTO', help='give all photos the mood (global features) of this one')
-    add('--variants', type=int, default=1, metavar='N', help='results of each photo (cgan)')
-    add('--size', type=int, default=0, help="shorter side of the network's input in pixels (that of its training)")
-    add('--step', type=int, help='of the checkpoint (the best by validation loss)')
-    add('--max-megapixels', type=float, default=200, help='refuse larger photos (%(default)s)')
+    add('--out', default='colored', metavar='FOLDER', help='where results are written (%(default)s)')
+    add('--style', metavar='PHOTO', help='colorize with the global features (the mood) of this photo')
+    add('--variants', type=int, default=1, metavar='N', help='results per photo (cgan)')
+    add('--size', type=int, default=0, help="shorter side of the network's input in pixels (that of training)")
+    add('--step', type=int, help='checkpoint step (that of the lowest validation loss)')
+    add('--max-megapixels', type=float, default=200, help='reject larger photos (%(default)s)')
 
 
 def _colorize(args):
@@ -228,7 +228,7 @@ def _colorize(args):
     if args.variants < 1:
         raise UserError(f'--variants must be at least 1, not {args.variants}.')
     pairs = plan_outputs(args.photos, args.out)
-    _keep_compiled()
+    _setup_jax()
     colorizer = Colorizer(args.model, args.step, args.size)
     with pillow_unguarded():
         style = colorizer.global_features(read_photo(args.style, args.max_megapixels)) if args.style else None
@@ -240,14 +240,14 @@ def _colorize(args):
 
 def _export_arguments(parser):
     add = parser.add_argument
-    add('--model', type=_names, required=True, metavar='RUN,...', help='the run directory; several make an ensemble')
-    add('--out', required=True, metavar='FOLDER', help='of the exported model')
-    add('--step', type=int, help='of the checkpoint (the best by validation loss)')
-    add('--temperature', type=float, help='task.temperature of the model (see tune-inference)')
-    add('--inference-rebalance', type=float, help='task.inference_rebalance of the model')
-    add('--chroma-gain', type=float, help='task.chroma_gain of the model')
-    add('--mirror', action='store_true', default=None, help='task.mirror of the model: average with the mirror image')
-    add('--summary', default='', help='a line about it, for `jaxcolor models`')
+    add('--model', type=_names, required=True, metavar='RUN,...', help='run directories; several make an ensemble')
+    add('--out', required=True, metavar='FOLDER', help='the folder of the exported model')
+    add('--step', type=int, help='checkpoint step (that of the lowest validation loss)')
+    add('--temperature', type=float, help='set task.temperature (see tune-inference)')
+    add('--inference-rebalance', type=float, help='set task.inference_rebalance')
+    add('--chroma-gain', type=float, help='set task.chroma_gain')
+    add('--mirror', action='store_true', default=None, help='set task.mirror: average with the mirror image')
+    add('--summary', default='', help='a one-line description, for `jaxcolor models`')
 
 
 def _export(args):
@@ -263,14 +263,14 @@ def _export(args):
     fields = {name: value for name, value in fields.items() if value is not None}
     out = export(args.model, args.out, args.step, args.summary, fields)
     size = (out / WEIGHTS).stat().st_size / 2**20
-    print(f'{", ".join(args.model)} is exported to {out} ({size:.1f} MiB). Color a photo with it:')
+    print(f'{", ".join(args.model)} was exported to {out} ({size:.1f} MiB). Colorize a photo with it:')
     print(f'  jaxcolor colorize PHOTO --model={out}')
 
 
 def _import_arguments(parser):
     _config_arguments(parser)
-    parser.add_argument('--weights', required=True, metavar='FILE', help='a checkpoint of the reimplementation in PyTorch')
-    parser.add_argument('--out', metavar='RUN', help='the run directory to make (runs/NAME-OF-THE-CONFIG)')
+    parser.add_argument('--weights', required=True, metavar='FILE', help='a checkpoint of the PyTorch reimplementation')
+    parser.add_argument('--out', metavar='RUN', help='the run directory to create (runs/CONFIG-NAME)')
 
 
 def _import(args):
@@ -281,7 +281,7 @@ def _import(args):
     """
     config = _read_config(args)
     out = args.out or f'runs/{config.name}'
-    _keep_compiled()
+    _setup_jax()
     from jaxcolor.weights.ltbc_pytorch import import_run
 
     import_run(out, config, args.weights)
@@ -304,11 +304,11 @@ def _models(args):
 
 def _sweep_arguments(parser):
     add = parser.add_argument
-    add('sweep', metavar='SWEEP', help='a text file: on each line the arguments of a training')
-    add('--out', required=True, metavar='FOLDER', help='for the run directories, table.csv and sweep.png')
+    add('sweep', metavar='SWEEP', help='a text file with the arguments of one training per line')
+    add('--out', required=True, metavar='FOLDER', help='where run directories, table.csv and sweep.png are written')
     add('--data', metavar='SHARDS', help='the shard set of all trainings')
-    add('--collect', action='store_true', help='only tabulate what is trained')
-    add('--config.SECTION.FIELD', dest='fields', metavar='VALUE', help='sets a field of all trainings')
+    add('--collect', action='store_true', help='only tabulate the trainings that exist')
+    add('--config.SECTION.FIELD', dest='fields', metavar='VALUE', help='set a field of all trainings')
 
 
 def _sweep(args):
@@ -320,18 +320,20 @@ def _sweep(args):
     from jaxcolor.sweep import run_sweep
 
     if wrong := [word for word in args.fields if not word.startswith('--config.')]:
-        raise UserError(f'{wrong[0]!r} is no argument of a sweep; fields of all trainings are --config.SECTION.FIELD=VALUE.')
+        raise UserError(
+            f'{wrong[0]!r} is not an argument of sweep; set a field of all trainings with --config.SECTION.FIELD=VALUE.'
+        )
     fields = args.fields + ([f'--config.data.shards={args.data}'] if args.data else [])
     run_sweep(args.sweep, Path(args.out), fields, only_collect=args.collect)
 
 
 def _tune_inference_arguments(parser):
     add = parser.add_argument
-    add('--model', type=_names, required=True, metavar='RUN,...', help='run directories; the curves of several are compared')
-    add('--field', required=True, help='of section task: temperature, inference_rebalance or chroma_gain')
-    add('--values', required=True, type=_names, metavar='X,...', help='to try')
-    add('--data', default='', metavar='SHARDS', help='the shard set (the one that the run was trained on)')
-    add('--split', default='validation', help='of the shard set (%(default)s)')
+    add('--model', type=_names, required=True, metavar='RUN,...', help='run directories; several are plotted together')
+    add('--field', required=True, help='a field of section task: temperature, inference_rebalance or chroma_gain')
+    add('--values', required=True, type=_names, metavar='X,...', help='values to try')
+    add('--data', default='', metavar='SHARDS', help='the shard set (that of the training)')
+    add('--split', default='validation', help='split of the shard set (%(default)s)')
 
 
 def _tune_inference(args):
@@ -343,8 +345,8 @@ def _tune_inference(args):
     try:
         values = [float(value) for value in args.values]
     except ValueError:
-        raise UserError(f'--values={",".join(args.values)} are no numbers, separated by commas.') from None
-    _keep_compiled()
+        raise UserError(f'--values={",".join(args.values)} are not numbers separated by commas.') from None
+    _setup_jax()
     from jaxcolor.evaluation.sweep_inference import sweep_models
 
     sweep_models(args.model, args.field.removeprefix('task.'), values, args.data, args.split)
