@@ -1,7 +1,13 @@
-"""The networks by name."""
+"""The networks, pure Flax modules, by name.
+
+Imports only `color`, `config` and `errors`: models know nothing of losses, files or downloads.
+"""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
+import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxcolor.config import check_section
@@ -11,7 +17,7 @@ from jaxcolor.models.encoder_fusion import DeepColor, VGGFusion
 from jaxcolor.models.ensemble import Ensemble
 from jaxcolor.models.ltbc import LTBC
 
-MODELS = {
+MODELS: dict[str, type[nn.Module]] = {
     'ltbc': LTBC,
     'deepcolor': DeepColor,
     'vgg_fusion': VGGFusion,
@@ -19,16 +25,16 @@ MODELS = {
 }
 
 
-def build(config, axis_name: str | None = None):
-    """The network that a config's section `model` describes.
+def build(config: Mapping[str, Any], axis_name: str | None = None) -> nn.Module:
+    """Builds the network of a config's section `model`.
 
     Args:
-        config: mapping with `name`, a key of MODELS, `dtype` ('float32' or 'bfloat16': the type that layers compute in;
-            parameters stay float32), and the network's own fields.
-        axis_name: the devices' axis for batch norm across devices, or None.
+        config: `name`, a key of MODELS; `dtype` of the computation, 'float32' or 'bfloat16' (parameters stay float32); and
+            the fields of that network.
+        axis_name: the mapped axis over which batch norm averages; None for statistics per device.
 
     Raises:
-        UserError: no such network, field, dtype.
+        UserError: there is no such network or field, or a value is not allowed.
     """
     fields = dict(config)
     name = fields.pop('name')
@@ -37,13 +43,11 @@ def build(config, axis_name: str | None = None):
     check_section('model', config)
     dtype = fields.pop('dtype')
     members = fields.pop('members', 1) if name == 'ltbc' else 1
-    known = {field.name for field in dataclasses.fields(MODELS[name])}
-    unknown = sorted(set(fields) - known)
-    if unknown:
+    if unknown := sorted(set(fields) - {field.name for field in dataclasses.fields(MODELS[name])}):
         raise UserError(f'model.{unknown[0]}: network {name!r} has no such field.')
-    # JSON gives tuples back as lists, which Flax would not hash.
+    # JSON has no tuples, and Flax cannot hash lists.
     fields = {field: tuple(value) if isinstance(value, list) else value for field, value in fields.items()}
     fields |= {'axis_name': axis_name, 'dtype': jnp.dtype(dtype)}
     if members > 1:
-        return Ensemble(tuple(MODELS[name](**fields) for _ in range(members)))
+        return Ensemble(tuple(LTBC(**fields) for _ in range(members)))
     return MODELS[name](**fields)

@@ -1,12 +1,13 @@
-"""Encoder, fusion with the class vector of a frozen classifier, decoder: DeepColor and the VGG16-fusion report.
+"""Encoder, fusion with the output of a frozen classifier, decoder: DeepColor and the VGG16-fusion report.
 
-Both follow Deep Koalarization (Baldassarre, Morin, Rodes-Guirao 2017): what LTBC's global branch learns from scene
-labels, a network trained on ImageNet knows already.
+Both follow Deep Koalarization (Baldassarre, Morin, Rodes-Guirao 2017), which replaces LTBC's global branch by a network
+trained on ImageNet.
 """
 
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from jaxcolor.errors import UserError
@@ -20,9 +21,10 @@ from jaxcolor.models.layers import (
     scaled,
 )
 
-# DeepColor's table: filters of 3x3 convolutions, '64/2' at stride 2; of the 1x1 fusion; of the decoder, ahead of its
-# two-channel output. Architecture 1's strides are partly illegible: the choice here gives 28x28 features, too.
-DEEPCOLOR = {
+# DeepColor's table of architectures: the encoder's 3x3 convolutions ('64/2': 64 filters at stride 2), the 1x1 convolutions
+# of the fusion, and the decoder up to its output. The strides of architecture 1 are partly illegible; those here give 28x28
+# features, as in the others.
+DEEPCOLOR: dict[str, tuple[tuple[int | str, ...], tuple[int, ...], tuple[int | str, ...]]] = {
     'base': (('64/2', 128, '128/2', 256, '256/2', 512, 512, 256), (256, 256), (128, 'up', 64, 'up', 32, 16)),
     '1': (('64/2', '128/2', '128/2', 256, 256, 512, 256), (256, 256), (128, 'up', 64, 'up', 32, 16)),
     '2': (('64/2', '64/2', '64/2', 128, 256), (256, 256), (128, 'up', 64, 'up', 32, 16)),
@@ -33,7 +35,7 @@ DEEPCOLOR = {
 class DeepColor(nn.Module):
     """DeepColor (section 3 and its table of architectures): 6,606,994 parameters for 'base', without the extractor.
 
-    Fields are those of `jaxcolor/config.py`, section model.
+    The fields are explained in `jaxcolor/config.py`, section model.
     """
 
     variant: str = 'base'
@@ -42,25 +44,37 @@ class DeepColor(nn.Module):
     axis_name: str | None = None
     dtype: Any = jnp.float32
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.variant not in DEEPCOLOR:
-            raise UserError(f'model.variant: there is no {self.variant!r}; there are {", ".join(DEEPCOLOR)}.')
+            raise UserError(f'model.variant: there is no variant {self.variant!r}; there are {", ".join(DEEPCOLOR)}.')
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, lightness, features, *, train: bool = False):
-        """float (B, H, W, 1), L*/100, and (B, 1000) of the extractor -> {'ab': float32 (B, H/2, W/2, 2)}, rounded up."""
+    def __call__(self, lightness: jax.Array, features: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
+        """Predicts a*b* at half the size of the photo.
+
+        Args:
+            lightness: L*/100, float (B, H, W, 1).
+            features: the extractor's output, float (B, 1000).
+            train: training mode.
+
+        Returns:
+            {'ab': float32 (B, H/2, W/2, 2), rounded up, in the range of `output_activation`}.
+        """
         H, W = lightness.shape[1:3]
         encoder, fusion, decoder = DEEPCOLOR[self.variant]
         x = pad_to_multiple(lightness.astype(self.dtype), 8)
         for i, layer in enumerate(encoder):
-            features_out, strides = (int(layer[:-2]), 2) if isinstance(layer, str) else (layer, 1)
-            x = self._conv(features_out, f'encoder_{i}', strides)(x, train)  # at last (B, H/8, W/8, 256)
+            if isinstance(layer, str):
+                x = self._conv(int(layer.removesuffix('/2')), f'encoder_{i}', strides=2)(x, train)
+            else:
+                x = self._conv(layer, f'encoder_{i}')(x, train)
+        # (B, H/8, W/8, 256)
         x = nn.relu(Fusion(scaled(fusion[0], self.width), self.dtype, name='fusion_0')(x, features))
-        for i, layer in enumerate(fusion[1:], start=1):
-            x = self._conv(layer, f'fusion_{i}', kernel=1)(x, train)
+        for i, filters in enumerate(fusion[1:], start=1):
+            x = self._conv(filters, f'fusion_{i}', kernel=1)(x, train)
         for i, layer in enumerate(decoder):
-            if layer != 'up':
+            if not isinstance(layer, str):
                 x = self._conv(layer, f'decoder_{i}', upsampled=i > 0 and decoder[i - 1] == 'up')(x, train)
         ab = ConvBlock(2, activation=self.output_activation, padding='SAME', dtype=self.dtype, name='output')(x, train)
         return {'ab': ab.astype(jnp.float32)[:, : -(-H // 2), : -(-W // 2)]}
@@ -72,10 +86,10 @@ class DeepColor(nn.Module):
 
 
 class VGGFusion(nn.Module):
-    """The VGG16-fusion report (Pradhan, Gupta, Gaurav, section 3): 7,726,882 parameters but for VGG16 and batch norm.
+    """The VGG16-fusion report (Pradhan, Gupta, Gaurav, section 3): 7,726,882 parameters, without VGG16 and batch norm.
 
-    Its table of the encoder's widths is lost; those here are a choice that gives the report's shapes. Fields are those
-    of `jaxcolor/config.py`, section model.
+    The report's table of encoder widths is missing; those here give its shapes. The fields are explained in
+    `jaxcolor/config.py`, section model.
     """
 
     width: float = 1.0
@@ -85,14 +99,23 @@ class VGGFusion(nn.Module):
     axis_name: str | None = None
     dtype: Any = jnp.float32
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.encoder_widths) != 6:
             raise UserError(f'model.encoder_widths: {len(self.encoder_widths)} widths for the six convolutions.')
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, lightness, features, *, train: bool = False):
-        """float (B, H, W, 1), L*/100, and (B, 1000) of the extractor -> {'ab': float32 (B, H, W, 2)}."""
+    def __call__(self, lightness: jax.Array, features: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
+        """Predicts a*b* at the size of the photo.
+
+        Args:
+            lightness: L*/100, float (B, H, W, 1).
+            features: VGG16's output, float (B, 1000).
+            train: training mode.
+
+        Returns:
+            {'ab': float32 (B, H, W, 2) in the range of `output_activation`}.
+        """
         H, W = lightness.shape[1:3]
         x = pad_to_multiple(lightness.astype(self.dtype), 64)
         for i, layer in enumerate(self.encoder_widths):

@@ -10,12 +10,12 @@ from jaxcolor.models.layers import ConvBlock, DeconvBlock, DenseBlock, Fusion, p
 
 
 class LTBC(nn.Module):
-    """Global and local features of a photograph's lightness, fused, give its colors and (optionally) its class.
+    """Fuses global and local features of the lightness to predict the colors and, optionally, the scene class.
 
     42,169,826 parameters at the defaults with classes=0 and batch_norm=False.
 
-    Fields are those of `jaxcolor/config.py`, section model; `axis_name` names the devices' axis over which batch norm
-    takes its statistics together, None for each device by itself.
+    The fields are explained in `jaxcolor/config.py`, section model. `axis_name` is the mapped axis over which batch norm
+    averages; None for statistics per device.
     """
 
     width: float = 1.0
@@ -32,8 +32,8 @@ class LTBC(nn.Module):
     axis_name: str | None = None
     dtype: Any = jnp.float32
 
-    def setup(self):
-        shared = {'batch_norm': self.batch_norm, 'axis_name': self.axis_name, 'dtype': self.dtype}
+    def setup(self) -> None:
+        shared: dict[str, Any] = {'batch_norm': self.batch_norm, 'axis_name': self.axis_name, 'dtype': self.dtype}
 
         def conv(features, strides=1, upsampled=False):
             features = scaled(features, self.width)
@@ -48,9 +48,9 @@ class LTBC(nn.Module):
         self.global_dense = [dense(features) for features in self.dense_widths]
         self.fusion = Fusion(scaled(256, self.width), self.dtype)
         if self.color_classes:
-            # A pixel's classes are told apart by twice the paper's channels, at a quarter of the photo's size (Zhang 2016).
+            # Color classes (Zhang 2016) need twice the paper's channels, and a quarter of the photo's size is enough.
             self.color = [conv(128), conv(128, upsampled=True), conv(128)]
-            self.output = ConvBlock(self.color_classes, kernel=1, activation='linear', dtype=self.dtype)
+            self.output: nn.Module = ConvBlock(self.color_classes, kernel=1, activation='linear', dtype=self.dtype)
         elif self.decoder == 'deconv':
             widths = [(128, 1), (64, 2), (64, 1), (32, 2)]
             self.color = [DeconvBlock(scaled(features, self.width), strides, **shared) for features, strides in widths]
@@ -62,28 +62,31 @@ class LTBC(nn.Module):
             self.classifier_hidden = DenseBlock(scaled(self.classifier_width, self.width), **shared)
             self.classifier = DenseBlock(self.classes, activation='linear', dtype=self.dtype)
 
-    def __call__(self, lightness, global_features=None, *, train: bool = False):
-        """Colors a batch.
+    def __call__(
+        self, lightness: jax.Array, global_features: jax.Array | None = None, *, train: bool = False
+    ) -> dict[str, jax.Array]:
+        """Colorizes a batch.
 
         Args:
-            lightness: float (B, H, W, 1), L*/100; any H and W.
-            global_features: float (B, G) of `global_features`, to give these photos the mood of others (section 3.4 of the
-                paper, "style transfer"); None takes their own.
-            train: whether batch norm uses and updates the batch's statistics.
+            lightness: L*/100, float (B, H, W, 1); any H and W.
+            global_features: float (B, G) of `global_features` of other photos (style transfer, section 3.4 of the paper);
+                None for the photos' own.
+            train: training mode: batch norm uses and updates the batch's statistics, and dropout is on.
 
         Returns:
-            {'ab': float32 (B, H/2, W/2, 2) in the range of `output_activation`, H/2 and W/2 rounded up, or (B, H, W, 2)
-            from the 'deconv' decoder; or, where the network has `color_classes`,
-            'color_logits': float32 (B, H/4, W/4, color_classes), H/4 and W/4 rounded up;
-            'logits': float32 (B, classes), where the network has a classifier and its global branch ran}.
+            A dict of float32 arrays, sizes rounded up:
+            'ab': (B, H/2, W/2, 2) in the range of `output_activation`; (B, H, W, 2) with the 'deconv' decoder; or, if the
+            network has `color_classes`, instead
+            'color_logits': (B, H/4, W/4, color_classes); and
+            'logits': (B, classes), if the network has a classifier and `global_features` is None.
         """
         H, W = lightness.shape[1:3]
         logits = None
         low = _run(self.low, pad_to_multiple(lightness.astype(self.dtype), 8), train)  # (B, H/8, W/8, 512)
         if global_features is None:
-            # At its own size the photo's low-level features serve both branches (section 3.1).
-            own_size = (self.global_size, self.global_size) == (H, W)
-            global_features, logits = self.global_features(lightness, low if own_size else None, train=train)
+            # At the size of the global branch, both branches share the low-level features (section 3.1).
+            is_global_size = (self.global_size, self.global_size) == (H, W)
+            global_features, logits = self.global_features(lightness, low if is_global_size else None, train=train)
         x = _run(self.mid, low, train)  # (B, H/8, W/8, 256)
         x = nn.relu(self.fusion(x, global_features))
         if self.color_classes:
@@ -96,38 +99,56 @@ class LTBC(nn.Module):
             x = self.color[2](self.color[1](x, train), train)  # (B, H/4, W/4, 64)
             x = self.output(self.color[3](x, train), train)  # (B, H/2, W/2, 2)
             H, W = -(-H // 2), -(-W // 2)
-        colors = {'color_logits' if self.color_classes else 'ab': x.astype(jnp.float32)[:, :H, :W]}  # without the padding's
-        return colors if logits is None else colors | {'logits': logits}
+        outputs = {'color_logits' if self.color_classes else 'ab': x.astype(jnp.float32)[:, :H, :W]}  # cuts the padding off
+        return outputs if logits is None else outputs | {'logits': logits}
 
-    def global_features(self, lightness, low=None, *, train: bool = False):
-        """Global features of a batch: float (B, H, W, 1), L*/100 -> (B, 256 * width), and class logits or None.
+    def global_features(
+        self, lightness: jax.Array, low: jax.Array | None = None, *, train: bool = False
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Runs the global branch.
 
-        `low` are low-level features already computed from `global_size` x `global_size` photos.
+        Args:
+            lightness: L*/100, float (B, H, W, 1).
+            low: low-level features (B, G/8, G/8, 512) of the photos at G = `global_size`, if they are computed already.
+            train: training mode.
+
+        Returns:
+            Global features (B, 256 * width), and class logits (B, classes) or None.
         """
         if low is None:
             B, G = lightness.shape[0], self.global_size
-            copy = jax.image.resize(lightness, (B, G, G, 1), 'linear').astype(self.dtype)
-            low = _run(self.low, copy, train)  # (B, 28, 28, 512)
-        x = _run(self.global_conv, low, train)  # (B, 7, 7, 512)
+            resized = jax.image.resize(lightness, (B, G, G, 1), 'linear').astype(self.dtype)
+            low = _run(self.low, resized, train)  # (B, G/8, G/8, 512)
+        x = _run(self.global_conv, low, train)  # (B, G/32, G/32, 512)
         x = x.reshape(x.shape[0], -1)
         for layer in self.global_dense[:2]:
-            x = self._dropped(layer(x, train), lightness, train)  # (B, 1024), then (B, 512)
+            x = layer(x, train)  # (B, 1024), then (B, 512)
+            if train and self.global_dropout:
+                x = dropout_by_photo(x, lightness, self.make_rng('dropout'), self.global_dropout)
         logits = None
         if self.classes:
             logits = self.classifier(self.classifier_hidden(x, train), train).astype(jnp.float32)
         return self.global_dense[2](x, train), logits
 
-    def _dropped(self, x, lightness, train):
-        """Dropout (Srivastava et al., JMLR 2014) of (B, D) in training.
 
-        What is dropped comes from the photo and the step's key, so that the number of devices changes nothing.
-        """
-        if not (train and self.global_dropout):
-            return x
-        keep, rng = 1 - self.global_dropout, self.make_rng('dropout')
-        seeds = jnp.sum(jnp.round(255 * lightness).astype(jnp.uint32), axis=(1, 2, 3), dtype=jnp.uint32)
-        kept = jax.vmap(lambda seed: jax.random.bernoulli(jax.random.fold_in(rng, seed), keep, x.shape[1:]))(seeds)
-        return jnp.where(kept, x / keep, 0).astype(x.dtype)
+def dropout_by_photo(x: jax.Array, lightness: jax.Array, rng: jax.Array, rate: float) -> jax.Array:
+    """Dropout (Srivastava et al., JMLR 2014) whose mask depends on the photo and the key, not on the batch.
+
+    So the number of devices does not change which values are dropped.
+
+    Args:
+        x: (B, D).
+        lightness: L*/100 of the photos, float (B, H, W, 1).
+        rng: key of the step.
+        rate: probability of dropping a value, in (0, 1).
+
+    Returns:
+        (B, D); kept values are divided by 1 - rate.
+    """
+    seeds = jnp.sum(jnp.round(255 * lightness).astype(jnp.uint32), axis=(1, 2, 3), dtype=jnp.uint32)
+    keep = 1 - rate
+    mask = jax.vmap(lambda seed: jax.random.bernoulli(jax.random.fold_in(rng, seed), keep, x.shape[1:]))(seeds)
+    return jnp.where(mask, x / keep, 0).astype(x.dtype)
 
 
 def _run(layers, x, train):

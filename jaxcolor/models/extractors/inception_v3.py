@@ -1,9 +1,11 @@
-"""Inception v3 up to its 2,048 pooled features, for the Fréchet Inception distance; frozen.
+"""Inception v3 up to its 2048 pooled features, frozen, for the Fréchet Inception distance.
 
-Szegedy, Vanhoucke, Ioffe, Shlens, Wojna: Rethinking the Inception Architecture (CVPR 2016), as published twice, with
-different pooling: the TensorFlow graph of 2015 that FID is defined by, as `pytorch-fid` converted it, and torchvision's.
-Layers carry PyTorch's names, and parameters are a flat dict by those names: nothing here is ever trained.
+Szegedy, Vanhoucke, Ioffe, Shlens, Wojna: Rethinking the Inception Architecture (CVPR 2016). Two versions are
+published, which differ in their pooling: the TensorFlow graph of 2015 that defines FID, converted by `pytorch-fid`, and
+torchvision's. Layers have PyTorch's names; parameters are a flat dict by those names, since nothing here is trained.
 """
+
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -11,33 +13,37 @@ import numpy as np
 from jax import lax
 
 SIZE = 299
-# By publication: the poolings of the inception blocks, and that of the last one.
+# Average pooling of the inception blocks, and pooling of the last block, by version.
 POOLING = {'fid': ('mean_inside', 'max_same'), 'torchvision': ('mean', 'mean')}
 _EPSILON = 1e-3  # of the batch norms
 _A, _C, _E = ('Mixed_5b', 'Mixed_5c', 'Mixed_5d'), ('Mixed_6b', 'Mixed_6c', 'Mixed_6d', 'Mixed_6e'), ('Mixed_7b', 'Mixed_7c')
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-    """Of every parameter, by name; kernels are (out, in, height, width)."""
-    found = {}
+    """The shapes of all parameters by name; kernels are (out, in, height, width)."""
+    by_name: dict[str, tuple[int, ...]] = {}
 
     def conv(inputs, name, outputs, kernel, **_):
-        found[f'{name}.conv.weight'] = (outputs, inputs, *kernel)
-        found.update({f'{name}.bn.{field}': (outputs,) for field in ('weight', 'bias', 'running_mean', 'running_var')})
+        by_name[f'{name}.conv.weight'] = (outputs, inputs, *kernel)
+        by_name.update({f'{name}.bn.{field}': (outputs,) for field in ('weight', 'bias', 'running_mean', 'running_var')})
         return outputs
 
     _network(3, conv, lambda x, *_: x, sum, 'fid')
-    return found
+    return by_name
 
 
-def features(parameters, rgb, flavour: str):
-    """RGB (B, H, W, 3) in [0, 1] -> float32 (B, 2048).
+def features(parameters: Mapping[str, jax.Array], rgb: jax.Array, version: str) -> jax.Array:
+    """The pooled features of photos.
 
-    Photos are brought to 299 pixels bilinearly without antialiasing and to [-1, 1], as `pytorch-fid` does.
+    Photos are resized to 299 pixels bilinearly without antialiasing and scaled to [-1, 1], as `pytorch-fid` does.
 
     Args:
-        parameters: {name: array}, as `shapes` says.
-        flavour: key of POOLING.
+        parameters: {name: array} with the shapes of `shapes`.
+        rgb: float (B, H, W, 3) in [0, 1].
+        version: key of POOLING.
+
+    Returns:
+        float32 (B, 2048).
     """
 
     def conv(x, name, outputs, kernel, stride=1, padding=(0, 0)):
@@ -53,12 +59,12 @@ def features(parameters, rgb, flavour: str):
         return jax.nn.relu(x * scale + (parameters[f'{name}.bn.bias'] - parameters[f'{name}.bn.running_mean'] * scale))
 
     x = jax.image.resize(rgb, (rgb.shape[0], SIZE, SIZE, 3), 'bilinear', antialias=False) * 2 - 1
-    x = _network(x, conv, _pool, lambda parts: jnp.concatenate(parts, axis=-1), flavour)  # (B, 8, 8, 2048)
+    x = _network(x, conv, _pool, lambda branches: jnp.concatenate(branches, axis=-1), version)  # (B, 8, 8, 2048)
     return jnp.mean(x, axis=(1, 2))
 
 
 def _pool(x, kind, stride):
-    """3x3 pooling: 'max' and 'max_same'; 'mean' over all 9 places, 'mean_inside' over those inside the image."""
+    """3x3 pooling: 'max' (VALID), 'max_same', 'mean' over all 9 pixels, 'mean_inside' over those inside the image."""
     same = [(0, 0), (1, 1), (1, 1), (0, 0)]
     window, strides = (1, 3, 3, 1), (1, stride, stride, 1)
     if kind == 'max':
@@ -71,13 +77,15 @@ def _pool(x, kind, stride):
     return total / lax.reduce_window(jnp.ones_like(x[:1, :, :, :1]), 0.0, lax.add, window, strides, same)
 
 
-def _network(x, conv, pool, join, flavour):
-    """The layers in order. `conv(x, name, outputs, kernel, stride, padding)`, `pool(x, kind, stride)` and `join(parts)` say
-    what passes through them: images, or numbers of channels."""
-    mean, last = POOLING[flavour]
+def _network(x, conv, pool, join, version):
+    """Applies the layers in order to x: images, or, to get the shapes, a number of channels.
+
+    The layers are `conv(x, name, outputs, kernel, stride, padding)`, `pool(x, kind, stride)` and `join(branches)`.
+    """
+    mean, last = POOLING[version]
 
     def chain(x, name, *layers):
-        """(suffix, outputs, kernel[, stride]) each; stride 1 keeps the size, stride 2 is without padding."""
+        """Layers (suffix, outputs, kernel[, stride]); without a stride, the size stays; with one, there is no padding."""
         for suffix, outputs, kernel, *stride in layers:
             padding = (0, 0) if stride else tuple(k // 2 for k in kernel)
             x = conv(x, f'{name}{suffix}', outputs, kernel, stride=stride[0] if stride else 1, padding=padding)
