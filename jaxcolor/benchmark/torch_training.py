@@ -102,8 +102,8 @@ class TorchTraining:
         state = jax.device_get(state)
         load_jax(self.network, state.params, state.model_state)
         if self.extractor is not None:
-            if state.frozen.flavour != 'keras':
-                raise UserError(f"PyTorch's VGG16 preprocesses as Keras does, not as {state.frozen.flavour}.")
+            if state.frozen.flavor != 'keras':
+                raise UserError(f"PyTorch's VGG16 preprocesses as Keras does, not as {state.frozen.flavor}.")
             load_jax(self.extractor, state.frozen.variables['params'])
         self._folded = None
 

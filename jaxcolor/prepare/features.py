@@ -95,7 +95,7 @@ def check_features(shard_set: shards.ShardSet, extractor: Extractor | tuple[()])
 
 
 def _weights_id(extractor):
-    return {'flavor': extractor.flavour, 'source': extractor.source}
+    return {'flavor': extractor.flavor, 'source': extractor.source}
 
 
 def _outputs(run, extractor, photos):

@@ -1,5 +1,6 @@
-"""Exporting: a trained run, or several as an ensemble -> a small folder to hand on."""
+"""Exports a trained run, or several as an ensemble, as a small folder to share."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,30 +15,30 @@ from jaxcolor.weights import runs, store
 
 
 def export(
-    models: str | Path | Sequence[str | Path],
-    out: str | Path,
+    models: str | os.PathLike | Sequence[str | os.PathLike],
+    out: str | os.PathLike,
     step: int | None = None,
     summary: str = '',
     fields: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes a trained network, with its moving average where one is kept, as an exported model.
+    """Exports a trained network, with its averaged parameters if it has an average.
 
     Args:
-        models: the run directory; of several with networks `ltbc` of the same kind the model is an ensemble, which
-            averages their predictions.
-        out: the folder of the model; its last part is the model's name.
-        step: of the checkpoint; the best by validation loss by default.
+        models: a run directory or model; several networks `ltbc` of the same kind become an ensemble, which averages their
+            predictions.
+        out: the folder of the exported model; its name is the model's name.
+        step: of the checkpoint; by default the one with the lowest validation loss.
         summary: a line that `jaxcolor models` shows.
-        fields: inference settings of the config's section `task` to store in the model: {'temperature': 0.3}.
+        fields: inference settings of the config's section `task` to store in the model, as {'temperature': 0.3}.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: no run, no checkpoint; networks of different kinds; a network with a frozen extractor; a field that the
-            task refuses or lacks; a folder that cannot be written or holds something else.
+        UserError: there is no such run or checkpoint; the networks are of different kinds or need an extractor; the task
+            has no such field or refuses its value; the folder cannot be written or holds something else.
     """
-    run, *others = [models] if isinstance(models, (str, Path)) else models
+    run, *others = [models] if isinstance(models, (str, os.PathLike)) else models
     out, fields = Path(out).resolve(), fields or {}
     if out.exists() and not store.is_exported(out) and any(out.iterdir()):
         raise UserError(f'{out} holds something else than an exported model; name a new folder.')
@@ -50,7 +51,7 @@ def export(
     if unknown := sorted(set(fields) - set(config.task)):
         raise UserError(f'{run} has no field task.{unknown[0]}: its task is {config.task.name}.')
     with config.unlocked():
-        config.name, config.train.ema = out.name, 0.0  # the average stands for the parameters now
+        config.name, config.train.ema = out.name, 0.0  # the parameters are the average already
         config.data.shards = config.train.init_from = ''  # paths on the machine that trained it
         config.task.update(fields)
     tasks.build(config)  # refuses fields that do not fit
@@ -62,10 +63,10 @@ def export(
 
 
 def _ensemble(run, config, state, others, step) -> tuple[ConfigDict, TrainState]:
-    """The config and state of the ensemble of a run's network and others'."""
+    """The config and state of the ensemble of the networks of a run and of others."""
     states = [state]
     if config.model.name != 'ltbc' or config.model.members != 1:
-        raise UserError(f'{run} is no single ltbc: only of those an ensemble is made.')
+        raise UserError(f'{run} is no single ltbc; ensembles are made of those only.')
     for other in others:
         other_config, _, other_state = runs.load(other, step)
         if differing := [name for name in ('model', 'task') if other_config[name] != config[name]]:
@@ -75,10 +76,11 @@ def _ensemble(run, config, state, others, step) -> tuple[ConfigDict, TrainState]
         config.model.members = len(states)
     model_state = {}
     for name in state.model_state:
-        parts = [each.model_state[name] for each in states]
-        # What the task keeps beside the networks' own (tasks.color_classes) is of all together.
-        is_shared = name == 'color_prior'
-        model_state[name] = jax.tree.map(lambda *x: sum(x) / len(x), *parts) if is_shared else _by_member(parts)
+        collections = [each.model_state[name] for each in states]
+        if name == 'color_prior':  # of the task (tasks.color_classes), not of a network
+            model_state[name] = jax.tree.map(lambda *x: sum(x) / len(x), *collections)
+        else:
+            model_state[name] = _by_member(collections)
     return config, state.replace(params=_by_member([each.params for each in states]), model_state=model_state)
 
 

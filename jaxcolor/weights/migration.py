@@ -1,11 +1,11 @@
-"""Configs that earlier versions wrote -> today's fields: the one place that knows the old ones."""
+"""Converts configs of earlier versions to the fields of this one."""
 
 from typing import Any
 
-# Today's names of fields that were renamed, by section.
+# Renamed fields by section: {old name: new name}.
 _RENAMED = {'task': {'answer_rebalance': 'inference_rebalance'}}
-# Fields that came later, by section and the section's name ('' for any), with the value that means "as before". It is the
-# behavior of that time, which today's default in config.py need not be.
+# Fields added later, by section and the section's name ('' for any), with the value of the earlier behavior, which may
+# differ from the default in config.py.
 _ADDED: dict[tuple[str, str], dict[str, Any]] = {
     ('model', 'ltbc'): {
         'dense_widths': [1024, 512, 256],
@@ -37,7 +37,7 @@ _ADDED: dict[tuple[str, str], dict[str, Any]] = {
 
 
 def migrate(config: dict[str, Any]) -> dict[str, Any]:
-    """A config.json's content -> the same with today's fields; one of today comes out as it is."""
+    """The content of a config.json of any version -> the same with the fields of this version."""
     migrated = {}
     for name, section in config.items():
         if not isinstance(section, dict):
@@ -50,6 +50,6 @@ def migrate(config: dict[str, Any]) -> dict[str, Any]:
         for kind in {'', section.get('name', '')}:
             section = _ADDED.get((name, kind), {}) | section
         migrated[name] = section
-    if 'model' in migrated:  # the section `extractor` itself came later
+    if 'model' in migrated:  # the section `extractor` was added later
         migrated.setdefault('extractor', dict(_ADDED['extractor', '']))
     return migrated

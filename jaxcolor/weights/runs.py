@@ -1,6 +1,7 @@
-"""A run directory: config.json, checkpoints/, metrics.jsonl, samples/, curves.png. It needs nothing outside itself."""
+"""Run directories: config.json, checkpoints/, metrics.jsonl, samples/, curves.png. They are self-contained."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from jaxcolor.tasks.state import TrainState
 from jaxcolor.weights import imagenet, store
 from jaxcolor.weights.migration import migrate
 
-# Fields that change neither parameters (but for rounding) nor batches up to a step: a resumed run may have others.
+# Fields that a resumed run may change: they affect neither the parameters (except for rounding) nor the batches.
 CHANGEABLE_FIELDS = {
     'task.temperature',
     'task.inference_rebalance',
@@ -44,11 +45,15 @@ CHANGEABLE_FIELDS = {
 }
 
 
-def create_or_check(run: str | Path, config: ConfigDict) -> None:
-    """Makes the run directory of a config, or checks that it belongs to that config; writes config.json.
+def create_or_check(run: str | os.PathLike, config: ConfigDict) -> None:
+    """Creates a run directory and writes its config.json. One with checkpoints must have the same config.
+
+    Args:
+        run: the run directory.
+        config: of the training; may differ from the directory's in CHANGEABLE_FIELDS.
 
     Raises:
-        UserError: it cannot be written, or belongs to another config.
+        UserError: the directory cannot be written, or is of another config.
     """
     run = Path(run)
     try:
@@ -66,8 +71,8 @@ def create_or_check(run: str | Path, config: ConfigDict) -> None:
         raise UserError(f'the run directory {run} cannot be written ({error.strerror}).') from None
 
 
-def read_config(model: str | Path) -> ConfigDict:
-    """The config of a run directory or an exported model, with today's fields. Raises UserError where there is none."""
+def read_config(model: str | os.PathLike) -> ConfigDict:
+    """Reads the config of a run directory or exported model, migrated to this version. Raises UserError if there is none."""
     path = store.model_folder(model) / 'config.json'
     if str(model) == DEFAULT_MODEL and not path.exists():
         raise UserError(f'the model {model} is missing from this installation of jaxcolor; install it again.')
@@ -81,44 +86,51 @@ def read_config(model: str | Path) -> ConfigDict:
         raise UserError(f'{path} cannot be read ({error}).') from None
 
 
-def load_extractor(run: str | Path, config: ConfigDict) -> extractors.Extractor | tuple[()]:
-    """The extractor that a config names, () where it names none. The run directory keeps the one it started with.
+def load_extractor(run: str | os.PathLike, config: ConfigDict) -> extractors.Extractor | tuple[()]:
+    """Loads the extractor of a config. The run directory keeps a copy of its weights, made the first time.
+
+    Args:
+        run: the run directory.
+        config: its section `extractor` is used.
+
+    Returns:
+        The extractor, () if the config names none.
 
     Raises:
-        UserError: no such extractor; its weights are not there and cannot be downloaded; they do not fit.
+        UserError: there is no such extractor; its weights do not fit, or are missing and cannot be downloaded.
     """
     name, weights = config.extractor.name, config.extractor.weights
     if not name:
         return ()
     if name not in extractors.NETWORKS:
         raise UserError(f'extractor.name: there is no {name!r}; there are {", ".join(sorted(extractors.NETWORKS))}.')
-    kept = Path(run) / 'extractor.safetensors'
+    copy = Path(run) / 'extractor.safetensors'
 
-    def keep():
-        if not kept.exists():
-            extractor = imagenet.find_extractor(name, weights)  # perhaps downloads it
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            imagenet.save_extractor(extractor, kept)
+    def make_copy():
+        if not copy.exists():
+            extractor = imagenet.find_extractor(name, weights)  # may download it
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            imagenet.save_extractor(extractor, copy)
 
-    cluster.run_on_main(keep)
-    return imagenet.import_extractor(name, kept)
+    cluster.run_on_main(make_copy)
+    return imagenet.import_extractor(name, copy)
 
 
 def load(
-    model: str | Path, step: int | None = None, sharding: jax.sharding.Sharding | None = None
+    model: str | os.PathLike, step: int | None = None, sharding: jax.sharding.Sharding | None = None
 ) -> tuple[ConfigDict, Any, TrainState]:
-    """A trained network, ready to evaluate and predict.
+    """Loads a trained network, to evaluate it or to predict.
 
     Args:
-        model: a run directory; or an exported model, by its folder or its name in `store.model_names`.
-        step: of the checkpoint; None takes the best by validation loss. An exported model has only one.
-        sharding: where the arrays go; None puts them on the first device.
+        model: a run directory, or an exported model by its folder or its name in `store.model_names`.
+        step: of the checkpoint; None for the one with the lowest validation loss. An exported model has only one.
+        sharding: of the arrays; None for the first device.
 
     Returns:
-        (config, task, state); the state's opt_state is empty.
+        (config, task, state), without the optimizer's state.
 
     Raises:
-        UserError: no run, no checkpoint, one that is damaged, a run of another version.
+        UserError: there is no such model or checkpoint; it is damaged, or of an incompatible version.
     """
     run = store.model_folder(model)
     config = read_config(run)
@@ -130,7 +142,7 @@ def load(
     shapes = jax.eval_shape(task.init, jax.random.PRNGKey(0))
     if store.is_exported(run):
         if step not in (None, only := int(store.read_metadata(run)['step'])):
-            raise UserError(f'--step={step}: the exported model {run} is of step {only} alone.')
+            raise UserError(f'--step={step}: the exported model {run} has step {only} only.')
         return config, task, jax.device_put(store.read_state(run, shapes), sharding)
     if not (run / 'checkpoints').is_dir():
         raise UserError(f'{run} holds no checkpoint yet.')
@@ -145,42 +157,49 @@ def load(
 
 
 def init_from(
-    model: str | Path, state: TrainState, redraw: Sequence[str] = (), sharding: jax.sharding.Sharding | None = None
+    model: str | os.PathLike, state: TrainState, redraw: Sequence[str] = (), sharding: jax.sharding.Sharding | None = None
 ) -> TrainState:
-    """A fresh state with its weights replaced by those of a trained model (its moving average, where one is kept).
+    """Initializes a state with the weights of a trained model (its averaged ones, if it has an average).
 
     Args:
         model: as for `load`.
-        state: fresh; its optimizer state stays.
-        redraw: layers, by name, that keep their fresh weights.
+        state: a fresh state, whose optimizer state is kept.
+        redraw: names of layers that keep their fresh weights.
+        sharding: as for `load`.
+
+    Returns:
+        The state with those weights.
 
     Raises:
-        UserError: as `load`; another network than the state's, but for those layers.
+        UserError: as `load`; a layer that is not in `redraw` has another shape, or is in one network only.
     """
     fresh, trained = (
         flax.traverse_util.flatten_dict(tree, sep='.')
         for tree in (state.weights(), load(model, sharding=sharding)[2].for_inference().weights())
     )
-    layers = {part for name in fresh.keys() | trained.keys() for part in name.split('.')}
+    layers = {layer for name in fresh.keys() | trained.keys() for layer in name.split('.')}
     if missing := sorted(set(redraw) - layers):
         raise UserError(f'train.init_redraw: neither network has a layer {missing[0]!r}.')
     kept = {name for name in fresh.keys() | trained.keys() if set(redraw) & set(name.split('.'))}
     for name in sorted((fresh.keys() | trained.keys()) - kept):
-        by_config, in_model = (getattr(tree.get(name), 'shape', 'missing') for tree in (fresh, trained))
-        if by_config != in_model:
+        in_config, in_model = (getattr(tree.get(name), 'shape', 'missing') for tree in (fresh, trained))
+        if in_config != in_model:
             raise UserError(
-                f'train.init_from: {model} is another network: {name} is {in_model} there, {by_config} by the config. '
-                f'Layers that train.init_redraw names are drawn instead.'
+                f'train.init_from: {model} is another network: {name} is {in_model} there, {in_config} by the config. '
+                f'Name layers that differ in train.init_redraw.'
             )
     weights = {name: fresh[name] if name in kept else trained[name] for name in fresh}
     weights = flax.traverse_util.unflatten_dict(weights, '.')
-    # The step donates parameters and average: they may not share arrays.
+    # The training step donates parameters and average, so they must not share arrays.
     return state.replace(**weights, ema=jax.tree.map(jax.numpy.copy, weights) if state.ema else ())
 
 
-def evaluation_folder(model: str | Path) -> Path:
-    """The folder for a model's evaluations, made if missing: RUN/evaluation, or runs/NAME/evaluation for a model that comes
-    with the package. Raises UserError."""
+def evaluation_folder(model: str | os.PathLike) -> Path:
+    """Makes the folder for evaluations: RUN/evaluation; runs/NAME/evaluation for a model that comes with the package.
+
+    Raises:
+        UserError: it cannot be made.
+    """
     folder = (Path('runs', model) if str(model) in store.model_names() else Path(model)) / 'evaluation'
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -190,7 +209,7 @@ def evaluation_folder(model: str | Path) -> Path:
 
 
 def check_classes(config: ConfigDict, shards: ShardSet) -> None:
-    """Raises UserError where a shard set has more classes than the network can tell apart."""
+    """Raises UserError if a shard set has more classes than the network's classifier."""
     classes = config.model.get('classes', 0)
     if classes and len(shards.classes) > classes:
         raise UserError(
@@ -199,9 +218,9 @@ def check_classes(config: ConfigDict, shards: ShardSet) -> None:
         )
 
 
-def _flat(config) -> dict:
-    """{'section.field': value} with lists for tuples, as JSON gives them back."""
-    flat = {}
+def _flat(config: ConfigDict) -> dict[str, Any]:
+    """{'section.field': value}, with lists for tuples as in JSON."""
+    flat: dict[str, Any] = {}
     for name, value in json.loads(config.to_json_best_effort()).items():
         if isinstance(value, dict):
             flat |= {f'{name}.{field}': inner for field, inner in value.items()}

@@ -1,10 +1,11 @@
-"""Exported models: a folder of config.json and weights.safetensors that stands for a run wherever a model is asked for.
+"""Exported models: folders of config.json and weights.safetensors, which work wherever a run directory does.
 
-Those in the package's own folder `pretrained` go by their names.
+Models in the package's folder `pretrained` are called by their names.
 """
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,32 +22,32 @@ from jaxcolor.errors import UserError
 from jaxcolor.tasks.state import TrainState
 
 WEIGHTS = 'weights.safetensors'
-# The value of `format` in the metadata of the files.
+# The value of `format` in the metadata of weights.safetensors.
 _FORMAT = 'jaxcolor model'
 _REMEDY = 'install jaxcolor again, or export the model again'
 _PRETRAINED = Path(__file__).parent.parent / 'pretrained'
 
 
 def model_names() -> list[str]:
-    """The models that come with the package."""
+    """The names of the models that come with the package."""
     return sorted(path.parent.name for path in _PRETRAINED.glob('*/config.json'))
 
 
-def model_folder(model: str | Path) -> Path:
-    """The folder of a model, by its name or path. A name of the package's wins over a folder of that name here."""
+def model_folder(model: str | os.PathLike) -> Path:
+    """The folder of a model, given its name or path. Names of models in the package come first."""
     return _PRETRAINED / model if str(model) in model_names() else Path(model)
 
 
-def is_exported(folder: str | Path) -> bool:
-    """Whether a folder is an exported model, not a run directory."""
+def is_exported(folder: str | os.PathLike) -> bool:
+    """Whether a folder is an exported model (and not a run directory)."""
     return (Path(folder) / WEIGHTS).exists() or Path(folder).parent == _PRETRAINED
 
 
-def read_metadata(folder: str | Path) -> dict[str, str]:
-    """An exported model's 'name', 'parameters', 'step', 'summary', 'config' (SHA-256 of its config.json).
+def read_metadata(folder: str | os.PathLike) -> dict[str, str]:
+    """The metadata of an exported model: 'name', 'parameters', 'step', 'summary', 'config' (SHA-256 of its config.json).
 
     Raises:
-        UserError: a file is missing, damaged, or no exported model.
+        UserError: the file is missing, damaged, or no exported model.
     """
     path = Path(folder) / WEIGHTS
     try:
@@ -59,31 +60,33 @@ def read_metadata(folder: str | Path) -> dict[str, str]:
     return metadata
 
 
-def read_state(folder: str | Path, shapes: TrainState) -> TrainState:
-    """An exported model's state.
+def read_state(folder: str | os.PathLike, shapes: TrainState) -> TrainState:
+    """Reads the state of an exported model.
 
     Args:
         folder: of the model.
-        shapes: as `jax.eval_shape(task.init, ...)` gives it.
+        shapes: the state as `jax.eval_shape(task.init, ...)` returns it.
 
     Returns:
-        The state with float32 NumPy arrays for `params` and `model_state`, and its step.
+        A state with its step, and float32 NumPy arrays for `params` and `model_state`.
 
     Raises:
         UserError: files are missing, damaged, or do not belong together.
     """
     metadata, path = read_metadata(folder), Path(folder) / WEIGHTS
     if metadata['config'] != hashlib.sha256((path.parent / 'config.json').read_bytes()).hexdigest():
-        raise UserError(f'{path} was exported with another config.json than lies beside it; {_REMEDY}.')
+        raise UserError(f'{path} was exported with another config.json than the one beside it; {_REMEDY}.')
     try:
         arrays = safetensors.numpy.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise _unreadable(path, error) from None
     expected = _flatten(shapes)
     for name in sorted(expected.keys() | arrays.keys()):
-        in_file, by_config = (getattr(tree.get(name), 'shape', 'missing') for tree in (arrays, expected))
-        if in_file != by_config:
-            raise UserError(f'{path} does not fit its config.json: {name} is {in_file} in the file, {by_config} by it.')
+        in_file, in_network = (getattr(tree.get(name), 'shape', 'missing') for tree in (arrays, expected))
+        if in_file != in_network:
+            raise UserError(
+                f'{path} does not fit its config.json: {name} is {in_file} in the file and {in_network} in the network.'
+            )
     weights = flax.traverse_util.unflatten_dict({name: array.astype(np.float32) for name, array in arrays.items()}, '/')
     return shapes.replace(
         params=weights['params'],
@@ -95,21 +98,27 @@ def read_state(folder: str | Path, shapes: TrainState) -> TrainState:
     )
 
 
-def write(folder: str | Path, config: ConfigDict, state: TrainState, summary: str = '') -> None:
-    """Writes a model: kernels in half precision, all else in float32.
+def write(folder: str | os.PathLike, config: ConfigDict, state: TrainState, summary: str = '') -> None:
+    """Writes an exported model, with kernels in half precision and all else in float32.
+
+    Args:
+        folder: of the model, made if missing; its name is the model's name.
+        config: of the model.
+        state: of the network, without a moving average.
+        summary: a line that `jaxcolor models` shows.
 
     Raises:
-        UserError: a weight does not fit half precision, or the folder cannot be written.
+        UserError: a value is too large for half precision, or the folder cannot be written.
     """
     folder = Path(folder)
     step, state = int(state.step), jax.device_get(state)
-    with np.errstate(over='ignore'):  # refused in the next lines
+    with np.errstate(over='ignore'):  # checked below
         arrays = {
             name: np.ascontiguousarray(array.astype(np.float16 if array.ndim > 1 else np.float32))
             for name, array in _flatten(state).items()
         }
-    if damaged := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
-        raise UserError(f'{damaged[0]} does not fit half precision; the model cannot be exported.')
+    if overflowing := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+        raise UserError(f'{overflowing[0]} does not fit half precision; the model cannot be exported.')
     content = (json.dumps(config.to_dict(), indent=1) + '\n').encode()
     metadata = {
         'format': _FORMAT,

@@ -1,15 +1,17 @@
-"""Weights files as arrays by name: Keras' HDF5 and zip files, PyTorch's pickles, safetensors.
+"""Reads weights files of Keras (HDF5, zip), PyTorch (pickles) and safetensors as arrays by name.
 
-A file's kind is told from its first bytes, not from its name. No code runs from a weights file: PyTorch's pickles are
-read by `_Unpickler`, which makes tensors of them and nothing else, and needs no PyTorch.
+The kind of a file is detected from its first bytes, not its name. No code of a file is run: `_Unpickler` reads pickles
+without PyTorch and creates nothing but tensors.
 """
 
 import collections
 import io
 import math
+import os
 import pickle
 import zipfile
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import IO, Any, NamedTuple
 
 import h5py
 import ml_dtypes
@@ -18,17 +20,17 @@ import safetensors
 
 from jaxcolor.errors import UserError
 
-# Where PyTorch's older files begin: the pickled number 0x1950a86a20f9469cfc6c, under pickle protocol 2.
+# The beginning of PyTorch's older files: the pickled number 0x1950a86a20f9469cfc6c, under pickle protocol 2.
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 
 
 class WeightFile(NamedTuple):
-    """What a file holds.
+    """The content of a weights file.
 
-    kind: 'keras_named' (arrays are 'LAYER/0', 'LAYER/1', ... under Keras' layer names), 'keras_counted' (the same under
-        class names that count layers, 'conv2d_12/0'), 'torch' (a state dict), or 'safetensors'.
-    arrays: by name, in the file's order.
-    metadata: of a safetensors file, else empty.
+    kind: 'keras_named' (arrays are named 'LAYER/0', 'LAYER/1', ... by the layers' names), 'keras_counted' (by the layers'
+        classes and numbers, 'conv2d_12/0'), 'torch' (a state dict), or 'safetensors'.
+    arrays: {name: array} in the order of the file.
+    metadata: of safetensors, else empty.
     """
 
     kind: str
@@ -36,7 +38,7 @@ class WeightFile(NamedTuple):
     metadata: dict[str, str]
 
 
-def read_weights(path):
+def read_weights(path: str | os.PathLike) -> WeightFile:
     """Reads a weights file.
 
     Args:
@@ -44,7 +46,7 @@ def read_weights(path):
             or a safetensors file.
 
     Raises:
-        UserError: the file is missing, cut short, damaged, of another kind, or wants to run code.
+        UserError: the file is missing, incomplete, damaged, of another kind, or asks to run code.
     """
     try:
         with open(path, 'rb') as file:
@@ -55,11 +57,11 @@ def read_weights(path):
         if error.errno is not None:
             raise UserError(f'Weights file {path} cannot be read: {error.strerror}.') from error
         raise UserError(f'Weights file {path} is damaged or cut short ({error}); fetch it again.') from error
-    except Exception as error:  # Damaged bytes make the libraries below raise anything.
+    except Exception as error:  # on damaged files the libraries raise all kinds of errors
         raise UserError(f'Weights file {path} is damaged or cut short ({error}); fetch it again.') from error
 
 
-def _read(path, file):
+def _read(path: str | os.PathLike, file: IO[bytes]) -> WeightFile:
     head = file.read(16)
     file.seek(0)
     if head.startswith(b'\x89HDF'):
@@ -81,14 +83,14 @@ def _read(path, file):
     )
 
 
-def _read_hdf5(file):
+def _read_hdf5(file: IO[bytes]) -> WeightFile:
     with h5py.File(file, 'r') as opened:
-        # Keras 3: groups by class and count, their variables numbered.
+        # Keras 3: groups by class and number, with numbered variables.
         if 'layers' in opened:
             groups = {name: group['vars'] for name, group in opened['layers'].items() if 'vars' in group}
             arrays = {f'{name}/{i}': vars_[i][()] for name, vars_ in groups.items() for i in vars_}
             return WeightFile('keras_counted', arrays, {})
-        # Keras 1 and 2: groups by layer name, an attribute with the weights' names in order; whole models nest them.
+        # Keras 1 and 2: groups by layer name, with an attribute that lists the weights; in a whole model under one group.
         groups = opened.get('model_weights', opened)
         arrays = {}
         for layer, group in groups.items():
@@ -100,7 +102,7 @@ def _read_hdf5(file):
 
 
 def _state_dict(loaded):
-    """The tensors of a state dict, which a training checkpoint holds under 'state_dict'."""
+    """The tensors of a state dict; a training checkpoint has it under 'state_dict'."""
     if isinstance(loaded, dict):
         loaded = loaded.get('state_dict', loaded)
     arrays = {k: v for k, v in loaded.items() if isinstance(v, np.ndarray)} if isinstance(loaded, dict) else {}
@@ -123,8 +125,8 @@ _STORAGES = {
     'ByteStorage': np.dtype('u1'),
     'BoolStorage': np.dtype('?'),
 }
-# What training checkpoints hold beside the state dict: hyper-parameters, callbacks, paths. Nothing of it is wanted or
-# imported; it becomes `_Ignored`.
+# Packages of objects that training checkpoints hold besides the state dict: hyperparameters, callbacks, paths. They are
+# not imported; their objects become `_Ignored`.
 _IGNORED_PACKAGES = (
     '_codecs',
     'argparse',
@@ -139,7 +141,7 @@ _IGNORED_PACKAGES = (
 
 
 class _Ignored:
-    """Takes the place of an object that is not wanted; does nothing whatever a pickle tells it."""
+    """Replaces an object that is not needed, and ignores whatever the pickle does with it."""
 
     def __init__(self, *args, **kwargs):
         pass
@@ -155,21 +157,26 @@ class _Ignored:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes tensors (as NumPy arrays), their containers, and nothing else.
+    """Creates tensors (as NumPy arrays) and their containers, nothing else.
 
-    A pickle names functions and classes to call; `find_class` gives it those below and refuses every other name.
+    A pickle names functions and classes to call: `find_class` returns those below and refuses all others.
+
+    Args:
+        file: to read.
+        load_storage: (dtype, key, count) -> the values of a storage.
     """
 
-    def __init__(self, file, load_storage):
+    def __init__(self, file: IO[bytes], load_storage: Callable[[np.dtype, str, int], np.ndarray]) -> None:
         super().__init__(file, encoding='latin-1')
         self.load_storage = load_storage
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> Any:
+        """The replacement of a name in the pickle. Raises UserError if there is none."""
         if (module, name) == ('collections', 'OrderedDict'):
             return collections.OrderedDict
         if module in ('torch', 'torch.cuda') and name in _STORAGES:
             return name
-        # Made anew for each pickle, which could set attributes on what it is given.
+        # New functions for each pickle, which could set attributes of what it gets.
         if (module, name) in (('torch._utils', '_rebuild_tensor'), ('torch._utils', '_rebuild_tensor_v2')):
             return lambda storage, offset, size, stride, *_: _tensor(storage, offset, size, stride)
         if (module, name) == ('torch._utils', '_rebuild_parameter'):
@@ -183,7 +190,8 @@ class _Unpickler(pickle.Unpickler):
             'save the network with torch.save(model.state_dict(), PATH).'
         )
 
-    def persistent_load(self, pid):
+    def persistent_load(self, pid: Any) -> np.ndarray:
+        """The values of a storage."""
         kind, storage, key, _, count, *view = pid
         if kind != 'storage' or view not in ([], [None]) or storage not in _STORAGES:
             raise UserError('it holds something other than tensors; save it anew with torch.save(state_dict, PATH).')
@@ -191,7 +199,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _tensor(storage, offset, size, stride):
-    """A view of a storage; bounds are checked, since the pickle says where the view lies."""
+    """A view of a storage. Checks its bounds, which come from the pickle."""
     if math.prod(size) == 0:
         return np.zeros(size, storage.dtype)
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
@@ -201,7 +209,7 @@ def _tensor(storage, offset, size, stride):
 
 
 def _read_torch_zip(archive):
-    """The format of torch.save since PyTorch 1.6: a pickle, and each storage as a file in a zip archive."""
+    """The format of torch.save since PyTorch 1.6: a zip archive of a pickle and a file for each storage."""
     pickled = next((name for name in archive.namelist() if name.endswith('data.pkl')), None)
     if pickled is None:
         raise UserError('it is a zip archive, but neither of Keras nor of PyTorch.')
@@ -219,7 +227,7 @@ def _read_torch_zip(archive):
 
 
 def _read_torch_stream(file):
-    """The older format, that of torchvision's VGG16: pickles one after the other, then the storages."""
+    """The older format, used for torchvision's VGG16: several pickles, then the storages."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     storages = {}
@@ -242,7 +250,7 @@ def _read_torch_stream(file):
     loaded = load()
     for key in load():
         storage = storages[key]
-        # Each storage stands behind its count of values.
+        # The number of values precedes each storage.
         if int.from_bytes(file.read(8), 'little') != storage.size:
             raise UserError('it is damaged or cut short; fetch it again.')
         if file.readinto(storage.view('u1')) != storage.nbytes:

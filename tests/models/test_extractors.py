@@ -42,18 +42,18 @@ def test_output_is_1000_float32_logits(name, dtype):
     assert (out.shape, out.dtype) == ((2, 1000), jnp.float32)
 
 
-def test_preprocessing_of_each_flavour():
+def test_preprocessing_of_each_flavor():
     rgb = np.array([[[[1.0, 0.0, 0.5]]]], np.float32)
     vgg16, inception = NETWORKS['vgg16'].preprocess, NETWORKS['inception_resnet_v2'].preprocess
     # Blue first, 0..255, minus the mean of BGR.
     np.testing.assert_allclose(vgg16['keras'](rgb)[0, 0, 0], [127.5 - 103.939, -116.779, 255 - 123.68], rtol=1e-5)
     expected = [(1 - 0.485) / 0.229, -0.456 / 0.224, (0.5 - 0.406) / 0.225]
     np.testing.assert_allclose(vgg16['torchvision'](rgb)[0, 0, 0], expected, rtol=1e-5)
-    for flavour in ('keras', 'timm'):
-        np.testing.assert_allclose(inception[flavour](rgb)[0, 0, 0], [1, -1, 0], rtol=0, atol=1e-6)
+    for flavor in ('keras', 'timm'):
+        np.testing.assert_allclose(inception[flavor](rgb)[0, 0, 0], [1, -1, 0], rtol=0, atol=1e-6)
 
 
-def test_gray_photo_enters_as_itself():
+def test_gray_photo_stays_the_same():
     gray = np.random.default_rng(0).uniform(size=(2, 24, 24, 1)).astype(np.float32).repeat(3, axis=-1)
     given = extractors.gray_to_input(color.rgb_to_lab(gray)[..., :1], 24)
     np.testing.assert_allclose(given, gray, rtol=0, atol=1e-4)
@@ -66,12 +66,12 @@ def test_gray_photo_is_resized_to_the_network():
     np.testing.assert_allclose(given, 0.5, rtol=0, atol=1e-4)
 
 
-def test_saved_extractor_keeps_weights_and_flavour(random_inception, tmp_path):
-    saved = random_inception.replace(flavour='timm', source='model.safetensors')
+def test_saved_extractor_keeps_weights_and_flavor(random_inception, tmp_path):
+    saved = random_inception.replace(flavor='timm', source='model.safetensors')
     imagenet.save_extractor(saved, tmp_path / 'extractor.safetensors')
     assert [file.name for file in tmp_path.iterdir()] == ['extractor.safetensors']
     loaded = import_extractor('inception_resnet_v2', tmp_path / 'extractor.safetensors')
-    assert (loaded.name, loaded.flavour, loaded.source) == (saved.name, 'timm', 'model.safetensors')
+    assert (loaded.name, loaded.flavor, loaded.source) == (saved.name, 'timm', 'model.safetensors')
     jax.tree.map(np.testing.assert_array_equal, loaded.variables, saved.variables)
 
 

@@ -44,14 +44,14 @@ def test_shared_low_level_features_equal_two_passes():
     lightness = jax.random.uniform(jax.random.key(1), (2, 64, 64, 1))
     variables = network.init(jax.random.key(0), lightness)
     shared = network.apply(variables, lightness)
-    # `describe` computes the low-level features again, from its own (here: equal) copy.
+    # `global_features` computes the low-level features again, from its own (here: equal) copy.
     features, logits = network.apply(variables, lightness, method='global_features')
     separate = network.apply(variables, lightness, features)
     np.testing.assert_allclose(shared['ab'], separate['ab'], rtol=0, atol=1e-5)  # of 1
     np.testing.assert_allclose(shared['logits'], logits, rtol=0, atol=1e-5 * np.abs(logits).max())
 
 
-def test_at_own_size_the_low_level_features_are_computed_once():
+def test_low_level_features_are_computed_once_at_the_global_size():
     network = models.build(TINY)
 
     def convolutions(size):
@@ -63,7 +63,7 @@ def test_at_own_size_the_low_level_features_are_computed_once():
     assert convolutions(96) - convolutions(64) == 6
 
 
-def test_global_features_of_another_photo_change_the_colors_only_through_the_fusion():
+def test_global_features_affect_the_colors_through_the_fusion_only():
     network = models.build(TINY)
     first, second = jax.random.uniform(jax.random.key(1), (2, 1, 32, 32, 1))
     variables = network.init(jax.random.key(0), first)
@@ -92,7 +92,7 @@ def test_upsample_repeats_each_pixel():
     np.testing.assert_array_equal(upsample(x), jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2))
 
 
-def test_dropout_falls_in_training_by_photo_and_step_whatever_the_batch():
+def test_dropout_depends_on_the_photo_and_the_step_only():
     network = models.build({**TINY, 'global_dropout': 0.5})
     lightness = jax.random.uniform(jax.random.key(1), (3, 64, 64, 1))
     variables = network.init(jax.random.key(0), lightness)
@@ -107,9 +107,7 @@ def test_dropout_falls_in_training_by_photo_and_step_whatever_the_batch():
     plain = models.build(TINY).apply(variables, lightness, method='global_features')[0]
     np.testing.assert_array_equal(global_features(lightness, 0, train=False), plain)
     values = jnp.ones((3, 4000))
-    dropped = network.apply(
-        variables, values, lightness, True, rngs={'dropout': jax.random.key(0)}, method=ltbc.LTBC._dropped
-    )
+    dropped = ltbc.dropout_by_photo(values, lightness, jax.random.key(0), 0.5)
     assert set(np.unique(dropped)) == {0.0, 2.0}
     np.testing.assert_allclose(dropped.mean(axis=1), 1, atol=0.1)  # the mean stays; 0.016 is its standard deviation
 
@@ -126,7 +124,7 @@ def test_bfloat16_keeps_float32_parameters_and_outputs():
     np.testing.assert_allclose(output['logits'], exact['logits'], rtol=0, atol=8 * 2**-8 * np.abs(exact['logits']).max())
 
 
-def test_batch_norm_stands_after_every_layer_but_the_outputs():
+def test_batch_norm_follows_every_layer_but_the_outputs():
     _, variables = shape_of(models.build({**TINY, 'batch_norm': True}), (224, 224))
     normed = {path[0].key for path, _ in jax.tree_util.tree_leaves_with_path(variables['batch_stats'])}
     layers = set(variables['params'])
@@ -134,7 +132,7 @@ def test_batch_norm_stands_after_every_layer_but_the_outputs():
     assert isinstance(models.build(TINY), ltbc.LTBC)
 
 
-def test_an_ensemble_averages_the_logarithms_of_likelihoods():
+def test_an_ensemble_averages_log_probabilities():
     config = {**TINY, 'color_classes': 7}
     network, single = models.build({**config, 'members': 2}), models.build(config)
     lightness = jax.random.uniform(jax.random.key(1), (2, 32, 32, 1))
@@ -151,7 +149,7 @@ def test_an_ensemble_averages_the_logarithms_of_likelihoods():
         assert np.abs(likely - jax.nn.softmax(first[name])).max() > 1e-3
 
 
-def test_what_cannot_be_built_is_refused():
+def test_invalid_configs_are_refused():
     refused = [({'name': 'x'}, 'no network'), ({'dtype': 'half'}, 'bfloat16'), ({'depth': 3}, 'no such field')]
     refused += [({'global_dropout': 1.0}, 'must lie between 0 and 0.99'), ({'members': 0}, 'at least 1')]
     for change, word in refused:

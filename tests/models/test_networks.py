@@ -157,7 +157,7 @@ def test_every_recipe_is_checked_here():
 
 
 @pytest.mark.parametrize(('name', 'variant'), RECIPES)
-def test_recipe_is_its_report_s_and_builds(name, variant):
+def test_recipe_follows_its_report_and_builds(name, variant):
     parameters, fields = RECIPES[name, variant]
     config = recipe(name, variant)
     for path, value in fields.items():
@@ -169,7 +169,7 @@ def test_recipe_is_its_report_s_and_builds(name, variant):
 
 
 @pytest.mark.parametrize('name', ['ltbc', 'ltbc_deconv', 'deepcolor', 'cgan'])
-def test_an_unknown_variant_is_refused_with_those_that_there_are(name):
+def test_an_unknown_variant_is_refused(name):
     with pytest.raises(UserError, match="no variant 'x'; there are"):
         recipe(name, 'x')
 
@@ -226,7 +226,7 @@ def test_output_sizes(name, size):
         ('ltbc_deconv', 224, 'fusion', (28, 28, 256), 256),
     ],
 )
-def test_the_vector_is_joined_to_every_pixel_of_the_encoded_photo(name, size, layer, encoded, fused):
+def test_fusion_shapes(name, size, layer, encoded, fused):
     _, variables, inner = shapes_of(NETWORKS[name], (size, size))
     vector = 512 if name == 'ltbc_deconv' else 1000
     assert inner[layer].shape == (2, *encoded[:2], fused)
@@ -269,11 +269,11 @@ def test_kernel_l2_covers_all_convolutions_but_the_encoder_s_last(variant):
 @pytest.mark.parametrize(
     ('name', 'change', 'words'),
     [
-        ('deepcolor', {'variant': '4'}, "model.variant: there is no '4'; there are base, 1, 2, 3"),
+        ('deepcolor', {'variant': '4'}, "model.variant: there is no variant '4'; there are base, 1, 2, 3"),
         ('vgg_fusion', {'encoder_widths': (64, 128)}, 'model.encoder_widths: 2 .* six'),
     ],
 )
-def test_networks_that_do_not_exist_are_refused(name, change, words):
+def test_invalid_architectures_are_refused(name, change, words):
     config = recipe(name)
     config.model.update(change)
     with pytest.raises(UserError, match=words):
@@ -293,7 +293,7 @@ class Glance(nn.Module):
 @pytest.fixture(scope='module', autouse=True)
 def glance():
     """An extractor by that name, which the configs below ask for; files and steps handle it as any other."""
-    network = extractors.Network(Glance, 8, {'keras': lambda rgb: rgb}, '', '')
+    network = extractors.Network(Glance, 8, {'keras': lambda rgb: rgb})
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(extractors.NETWORKS, 'glance', network)
         yield
@@ -391,7 +391,7 @@ def test_eight_devices_equal_one(tmp_path, name):
 
 
 @pytest.mark.slow
-def test_with_the_whole_inception_as_a_user_would(tmp_path, shards, command):
+def test_commands_with_the_real_inception(tmp_path, shards, command):
     """Random weights, asked for by name: train, go on, evaluate, color. The run directory needs nothing else."""
     run = tmp_path / 'run'
     arguments = [

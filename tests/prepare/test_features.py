@@ -25,7 +25,7 @@ class Means:
     """Stands in for an ImageNet network: 1000 weighted means of the photo, which differ from photo to photo."""
 
     name: str = struct.field(pytree_node=False, default='vgg16')
-    flavour: str = struct.field(pytree_node=False, default='keras')
+    flavor: str = struct.field(pytree_node=False, default='keras')
     source: str = struct.field(pytree_node=False, default='means.h5')
 
     def __call__(self, lightness, dtype=jnp.float32):

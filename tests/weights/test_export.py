@@ -1,4 +1,4 @@
-"""Exported models: they color as the run that they were made of, and damage is told in a sentence."""
+"""Exported models: predictions, ensembles, and errors for damaged files."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def model(trained, tmp_path_factory):
     return export(trained, tmp_path_factory.mktemp('models') / 'small', summary='For tests.')
 
 
-def test_it_colors_as_its_run(trained, model, photos):
+def test_an_exported_model_predicts_as_its_run(trained, model, photos):
     assert sorted(path.name for path in model.iterdir()) == ['config.json', 'weights.safetensors']
     assert (model / store.WEIGHTS).stat().st_mode & 0o044  # for others to read, too
     photo = Image.fromarray(photos[0])
@@ -46,19 +46,19 @@ def test_it_colors_as_its_run(trained, model, photos):
     assert int(about['parameters']) == sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
 
-def test_the_average_is_what_is_exported(trained, tmp_path, monkeypatch):
+def test_the_averaged_parameters_are_exported(trained, tmp_path, monkeypatch):
     config, task, state = runs.load(trained)
     average = jax.tree.map(lambda x: 0.5 * x, state.weights())
     monkeypatch.setattr(runs, 'load', lambda model, step: (config, task, state.replace(ema=average)))
     folder = export(trained, tmp_path / 'averaged')
     monkeypatch.undo()
-    _, _, found = runs.load(folder)
-    assert found.ema == ()
+    _, _, exported = runs.load(folder)
+    assert exported.ema == ()
     # Half a step of half precision, and of its numbers below 2^-14.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2**-11, atol=2**-25), found.weights(), average)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2**-11, atol=2**-25), exported.weights(), average)
 
 
-def test_damage_is_one_sentence(model, tmp_path, cli, photos):
+def test_damaged_files_are_reported_in_one_sentence(model, tmp_path, cli, photos):
     Image.fromarray(photos[0]).save(tmp_path / 'photo.png')
     damaged = shutil.copytree(model, tmp_path / 'damaged')
     (damaged / store.WEIGHTS).write_bytes((model / store.WEIGHTS).read_bytes()[:1000])
@@ -66,9 +66,9 @@ def test_damage_is_one_sentence(model, tmp_path, cli, photos):
     assert_one_sentence(*_failed(cli(*colorize, f'--model={damaged}')), store.WEIGHTS, 'cannot be read')
     arrays = safetensors.numpy.load_file(model / store.WEIGHTS)
     with safetensors.safe_open(model / store.WEIGHTS, 'numpy') as file:
-        said = file.metadata()
+        metadata = file.metadata()
     arrays.pop('params/output/conv/bias')
-    safetensors.numpy.save_file(arrays, damaged / store.WEIGHTS, said)
+    safetensors.numpy.save_file(arrays, damaged / store.WEIGHTS, metadata)
     with pytest.raises(UserError, match='does not fit its config.json: params/output/conv/bias is missing in the file'):
         runs.load(damaged)
     safetensors.numpy.save_file(arrays, damaged / store.WEIGHTS)
@@ -100,7 +100,7 @@ def test_the_command_exports(trained, tmp_path, command):
     assert jaxcolor.load(tmp_path / 'mine').config.name == 'mine'
 
 
-def test_commands_go_by_their_names():
+def test_commands_by_name():
     def run(*args):
         return subprocess.run([sys.executable, '-m', 'jaxcolor', *args], capture_output=True, text=True, cwd=ROOT)
 
@@ -113,10 +113,10 @@ def test_commands_go_by_their_names():
     assert done.returncode == 0 and len(done.stdout.splitlines()) == max(1, len(store.model_names()))
 
 
-def test_what_it_answers_by_is_chosen_at_the_export(trained, model, tmp_path, photos):
+def test_inference_settings_are_stored_in_the_model(trained, model, tmp_path, photos):
     vivid = export(trained, tmp_path / 'vivid', fields={'chroma_gain': 2.0})
-    look = Colorizer(trained).preprocess(Image.fromarray(photos[0]))
-    ours, theirs = (Colorizer(path).predict_ab(look) for path in (vivid, model))
+    lightness = Colorizer(trained).preprocess(Image.fromarray(photos[0]))
+    ours, theirs = (Colorizer(path).predict_ab(lightness) for path in (vivid, model))
     assert np.abs(theirs).max() > 5
     np.testing.assert_allclose(ours, 2 * theirs, rtol=0, atol=2 * ROUNDING)
     with pytest.raises(UserError, match=r'no field task\.temperature: its task is regression'):
@@ -125,36 +125,36 @@ def test_what_it_answers_by_is_chosen_at_the_export(trained, model, tmp_path, ph
         export(trained, tmp_path / 'none', fields={'chroma_gain': float('nan')})
 
 
-def test_photos_and_their_mirror_images_may_be_answered_alike(trained, model, tmp_path, photos, cli):
+def test_mirror_averages_with_the_mirror_image(trained, model, tmp_path, photos, cli):
     code, _, err = cli('export', f'--model={trained}', f'--out={tmp_path / "alike"}', '--mirror')
     assert code == 0, err
     plain, alike = Colorizer(model), Colorizer(tmp_path / 'alike')  # both of kernels in half precision
-    look = plain.preprocess(Image.fromarray(photos[0]))
-    there, back = (plain.predict_ab(light) for light in (look, look[:, :, ::-1]))
+    lightness = plain.preprocess(Image.fromarray(photos[0]))
+    there, back = (plain.predict_ab(light) for light in (lightness, lightness[:, :, ::-1]))
     assert np.abs(there - back[:, :, ::-1]).max() > 100 * ROUNDING
-    found = alike.predict_ab(look)
-    np.testing.assert_allclose(found, (there + back[:, :, ::-1]) / 2, rtol=0, atol=ROUNDING)
-    np.testing.assert_allclose(alike.predict_ab(look[:, :, ::-1]), found[:, :, ::-1], rtol=0, atol=ROUNDING)
+    ab = alike.predict_ab(lightness)
+    np.testing.assert_allclose(ab, (there + back[:, :, ::-1]) / 2, rtol=0, atol=ROUNDING)
+    np.testing.assert_allclose(alike.predict_ab(lightness[:, :, ::-1]), ab[:, :, ::-1], rtol=0, atol=ROUNDING)
     style = alike.global_features(Image.fromarray(photos[1]))
-    mirrored = alike.predict_ab(look[:, :, ::-1], style)
-    np.testing.assert_allclose(mirrored, alike.predict_ab(look, style)[:, :, ::-1], rtol=0, atol=ROUNDING)
+    mirrored = alike.predict_ab(lightness[:, :, ::-1], style)
+    np.testing.assert_allclose(mirrored, alike.predict_ab(lightness, style)[:, :, ::-1], rtol=0, atol=ROUNDING)
     # So are the photos that a training and `evaluate` measure.
     lab = color.encode_lab(color.rgb_to_lab(np.stack([photo[:32, :32] for photo in photos[:2]])))
     _, ab = alike.task.eval_step(alike.state, {'lab': lab, 'label': np.zeros(2, np.int32)})
-    answer = alike.task.predict(alike.state, color.decode_lab(lab)[..., :1])
-    np.testing.assert_allclose(ab, answer, rtol=0, atol=ROUNDING)
+    prediction = alike.task.predict(alike.state, color.decode_lab(lab)[..., :1])
+    np.testing.assert_allclose(ab, prediction, rtol=0, atol=ROUNDING)
 
 
-def test_a_run_of_before_there_was_a_field_mirror_answers_as_it_did(trained, tmp_path, photos):
+def test_a_run_without_the_field_mirror_predicts_as_before(trained, tmp_path, photos):
     run = shutil.copytree(trained, tmp_path / 'older')
     config = json.loads((run / 'config.json').read_text())
     assert config['task'].pop('mirror') is False
     (run / 'config.json').write_text(json.dumps(config))
-    look = Colorizer(trained).preprocess(Image.fromarray(photos[0]))
-    np.testing.assert_array_equal(Colorizer(run).predict_ab(look), Colorizer(trained).predict_ab(look))
+    lightness = Colorizer(trained).preprocess(Image.fromarray(photos[0]))
+    np.testing.assert_array_equal(Colorizer(run).predict_ab(lightness), Colorizer(trained).predict_ab(lightness))
 
 
-def test_an_export_overwrites_models_alone(trained, model, tmp_path):
+def test_export_overwrites_exported_models_only(trained, model, tmp_path):
     run = shutil.copytree(trained, tmp_path / 'run')
     before = (run / 'config.json').read_bytes()
     with pytest.raises(UserError, match='holds something else than an exported model'):
@@ -163,14 +163,14 @@ def test_an_export_overwrites_models_alone(trained, model, tmp_path):
     again = export(model, shutil.copytree(model, tmp_path / 'again'), fields={'chroma_gain': 2.0})
     config, _, state = runs.load(again)
     assert config.task.chroma_gain == 2 and int(state.step) == 4
-    with pytest.raises(UserError, match=r'--step=3: the exported model .* is of step 4 alone'):
+    with pytest.raises(UserError, match=r'--step=3: the exported model .* has step 4 only'):
         runs.load(again, 3)
     shutil.copy(model / 'config.json', again / 'config.json')
     with pytest.raises(UserError, match='was exported with another config.json'):
         runs.load(again)
 
 
-def test_it_is_evaluated_on_photos_that_are_named(trained, model, shards):
+def test_evaluating_an_exported_model_needs_data(trained, model, shards):
     with pytest.raises(UserError, match='without its training photos'):
         evaluate_run(model, '', ['validation'])
     figures = evaluate_run(model, shards, ['validation'])['validation']
@@ -179,7 +179,7 @@ def test_it_is_evaluated_on_photos_that_are_named(trained, model, shards):
     assert figures['network']['psnr'] == pytest.approx(logs.read_metrics(trained)[-1]['validation/psnr'], abs=0.02)
 
 
-def test_a_model_of_several_runs_answers_with_their_mean(trained, model, tmp_path, photos, cli):
+def test_an_ensemble_predicts_the_mean(trained, model, tmp_path, photos, cli):
     config, task, state = runs.load(model)
     other = shutil.copytree(model, tmp_path / 'other')
     arrays = safetensors.numpy.load_file(model / store.WEIGHTS)
@@ -193,10 +193,10 @@ def test_a_model_of_several_runs_answers_with_their_mean(trained, model, tmp_pat
     config, both, joined = runs.load(tmp_path / 'both')
     assert config.model.members == 2
     lightness = np.random.default_rng(0).uniform(0, 100, (2, 32, 32, 1)).astype(np.float32)
-    answers = [task.predict(each, lightness) for each in (state, runs.load(other)[2])]
-    assert np.abs(answers[0] - answers[1]).max() > 1
+    predictions = [task.predict(each, lightness) for each in (state, runs.load(other)[2])]
+    assert np.abs(predictions[0] - predictions[1]).max() > 1
     # The mean of the outputs, which is the mean of a*b*: they are proportional.
-    np.testing.assert_allclose(both.predict(joined, lightness), sum(answers) / 2, rtol=0, atol=ROUNDING)
+    np.testing.assert_allclose(both.predict(joined, lightness), sum(predictions) / 2, rtol=0, atol=ROUNDING)
     # The features of both stand behind one another, and color another photo as each would by itself.
     styles = [task.global_features(each, lightness[:1]) for each in (state, runs.load(other)[2])]
     style = both.global_features(joined, lightness[:1])
@@ -210,7 +210,7 @@ def test_a_model_of_several_runs_answers_with_their_mean(trained, model, tmp_pat
     )
 
 
-def test_only_networks_of_one_kind_are_joined(trained, model, tmp_path):
+def test_only_networks_of_one_kind_make_an_ensemble(trained, model, tmp_path):
     other = shutil.copytree(trained, tmp_path / 'other')
     config = json.loads((other / 'config.json').read_text())
     config['task']['chroma_gain'] = 2.0

