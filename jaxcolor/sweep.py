@@ -121,7 +121,7 @@ def _draw(path, rows, curves):
     figure = Figure(figsize=(15, 1.5 + 0.4 * max(6, len(rows))), layout='constrained')
     panels = figure.subplots(1, 3, width_ratios=(2, 2, 3))
     names = [str(row['number'] or row['flags']) for row in rows]
-    titles = {'psnr': 'PSNR (dB)', 'chroma_kept': "chroma, part of the truth's"}
+    titles = {'psnr': 'PSNR (dB)', 'chroma_kept': 'chroma / chroma of truth'}
     for axes, (name, title) in zip(panels, titles.items(), strict=False):
         axes.barh(names, [float(row.get(name) or 'nan') for row in rows])
         axes.set(title=title)

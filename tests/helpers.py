@@ -7,6 +7,16 @@ from jaxcolor import tasks
 from jaxcolor.config import load_recipe
 from jaxcolor.runtime.checkpoint import Checkpoints, abstract
 
+# The arguments of a training of a few steps.
+TINY = [
+    '--config=configs/ltbc.py:quickstart',
+    '--config.model.width=0.0625',
+    '--config.model.global_size=32',
+    '--config.data.crop=32',
+    '--config.train.batch_size=4',
+    '--config.train.log_every=1',
+]
+
 
 def batch_of(size, crop, seed=0):
     rng = np.random.default_rng(seed)

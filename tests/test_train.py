@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import FLAGS, ROOT, assert_one_sentence
-from helpers import assert_identical, state_of
+from helpers import TINY, assert_identical, state_of
 
 from configs import ltbc
 from jaxcolor import config as base
@@ -26,15 +26,6 @@ from jaxcolor.runtime.checkpoint import Checkpoints
 from jaxcolor.train import train
 from jaxcolor.weights import runs
 from jaxcolor.weights.export import export
-
-TINY = [
-    '--config=configs/ltbc.py:quickstart',
-    '--config.model.width=0.0625',
-    '--config.model.global_size=32',
-    '--config.data.crop=32',
-    '--config.train.batch_size=4',
-    '--config.train.log_every=1',
-]
 
 
 def test_stop_and_resume_is_bit_identical(tiny_config, tmp_path, capsys):

@@ -45,6 +45,13 @@ SIZE, CROP, BATCH = 256, 224, 32
 _READING = [(1, 0), (2, 0), (4, 0), (1, 2)]
 
 
+def _files_of(photos):
+    """The bytes of the photos in a folder."""
+    for photo in folder(Path(photos), 10**9):
+        if not photo.rejected and isinstance(data := photo.read(10**9), bytes):
+            yield data
+
+
 def write_jpegs(photos: str | PathLike, out: Path, side: int = SIZE, count: int | None = None) -> list[Path]:
     """Writes photos as JPEG files.
 
@@ -61,9 +68,8 @@ def write_jpegs(photos: str | PathLike, out: Path, side: int = SIZE, count: int 
         UserError: there are no photos.
     """
     paths: list[Path] = []
-    usable = (photo for photo in folder(Path(photos), 10**9) if not photo.rejected)
-    for photo in itertools.islice(usable, count):
-        image = open_photo(photo.load(10**9), max_megapixels=200)
+    for data in itertools.islice(_files_of(photos), count):
+        image = open_photo(data, max_megapixels=200)
         scale = side / min(image.size)
         path = out / f'{len(paths):06}.jpg'
         image.resize((round(image.width * scale), round(image.height * scale))).save(path, quality=92)
@@ -234,7 +240,7 @@ def benchmark_preparing(args: argparse.Namespace) -> None:
 
 def benchmark_encodings(args: argparse.Namespace) -> None:
     """Prints the table of `--of=encodings`."""
-    photos = [photo.load(10**9) for photo in folder(Path(args.photos), 10**9) if not photo.rejected]
+    photos = list(_files_of(args.photos))
     count = min(args.count or 200, len(photos))
     photos = photos[:: len(photos) // count][:count]
     rgb = [np.asarray(open_photo(data, shorter_side=SIZE, max_megapixels=200)) for data in photos]

@@ -10,6 +10,7 @@ padding would copy the input of every layer.
 
 import itertools
 
+import jax.numpy as jnp
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -177,7 +178,7 @@ class VGG16(nn.Module):
         inputs = 7 * 7 * channels
         for name, features in vgg16.DENSE:
             self.add_module(name, nn.Linear(inputs, inputs := features))
-        mean = vgg16.preprocess_keras(np.zeros(3, np.float32)).reshape(3, 1, 1)
+        mean = np.array(vgg16.preprocess_keras(jnp.zeros(3))).reshape(3, 1, 1)
         self.register_buffer('mean', torch.from_numpy(mean), persistent=False)
         self.eval().requires_grad_(False)
 

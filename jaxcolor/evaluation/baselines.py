@@ -3,13 +3,14 @@
 A baseline maps a batch of `pipeline.eval_batches` to a*b*, float32 (B, H, W, 2).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxcolor import color
 from jaxcolor.data import augment
+from jaxcolor.data.shards import Records
 
 Batch = Mapping[str, Any]
 
@@ -27,7 +28,7 @@ def gray(batch: Batch) -> np.ndarray:
 class TrainingPhotos:
     """Baselines from the training photos: their mean color, and the colors of the nearest photo."""
 
-    def __init__(self, records: Sequence[Mapping[str, Any]], crop: int) -> None:
+    def __init__(self, records: Records, crop: int) -> None:
         """Reads the training photos.
 
         Args:

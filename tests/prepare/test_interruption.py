@@ -32,7 +32,7 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def expected(photos, tmp_path_factory):
-    """The set as one uninterrupted process makes it."""
+    """What every interrupted command has to come to."""
     return prepare(photos, tmp_path_factory.mktemp('expected') / 'out', **OPTIONS)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 from conftest import FLAGS, ROOT
+from helpers import TINY
 
 from jaxcolor import tasks
 from jaxcolor.runtime import logs
@@ -19,12 +20,7 @@ from jaxcolor.weights import runs
 STEPS = 120  # of a job on the cluster: a signal takes 2 s to come, in which a fast machine makes 40
 COMPARED = 45  # of them, between different numbers of processes and devices
 RECIPE = [
-    '--config=configs/ltbc.py:quickstart',
-    '--config.model.width=0.0625',
-    '--config.model.global_size=32',
-    '--config.data.crop=32',
-    '--config.train.batch_size=4',
-    '--config.train.log_every=1',
+    *TINY,
     '--config.train.eval_splits=()',
     '--config.train.checkpoint_every=10',
     '--config.train.heartbeat=10',

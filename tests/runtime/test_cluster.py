@@ -10,6 +10,7 @@ import time
 
 import pytest
 from conftest import FLAGS, ROOT, assert_one_sentence
+from helpers import TINY
 
 from jaxcolor.errors import UserError
 from jaxcolor.runtime import cluster, logs
@@ -129,12 +130,7 @@ def start(*arguments, devices=1, **environ):
             sys.executable,
             '-m',
             'jaxcolor.main',
-            '--config=configs/ltbc.py:quickstart',
-            '--config.model.width=0.0625',
-            '--config.model.global_size=32',
-            '--config.data.crop=32',
-            '--config.train.batch_size=4',
-            '--config.train.log_every=1',
+            *TINY,
             '--config.train.eval_splits=()',
             *map(str, arguments),
         ],
