@@ -26,14 +26,14 @@ FLAGS = ['--size=64', '--shard-photos=4']
 
 
 @pytest.fixture(scope='module')
-def photos(tmp_path_factory):
-    return write_photos(tmp_path_factory.mktemp('photos'))
-
-
-@pytest.fixture(scope='module')
 def expected(photos, tmp_path_factory):
     """What every interrupted command has to come to."""
     return prepare(photos, tmp_path_factory.mktemp('expected') / 'out', **OPTIONS)
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    return write_photos(tmp_path_factory.mktemp('photos'))
 
 
 def command_line(*arguments):
