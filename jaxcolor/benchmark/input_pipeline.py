@@ -20,6 +20,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -284,8 +285,6 @@ def benchmark_encodings(args: argparse.Namespace) -> None:
 
 def write_tiny_photos(path: str | PathLike, count: int) -> None:
     """Writes a tar of `count` tiny JPEGs with different names."""
-    import tarfile
-
     rng = np.random.default_rng(0)
     files = []
     for _ in range(64):

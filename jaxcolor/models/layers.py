@@ -6,12 +6,14 @@ Parameters are float32; a layer computes in its `dtype`. `on_cpus` names the ker
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxcolor.models import cpu_kernels
 from jaxcolor.models.cpu_kernels import on_cpus
 
+Padding = tuple[tuple[int, int], ...]  # ((above, below), (left, right))
 ACTIVATIONS = {'relu': nn.relu, 'sigmoid': nn.sigmoid, 'tanh': nn.tanh, 'linear': lambda x: x}
 
 
@@ -20,14 +22,14 @@ def scaled(features: int, width: float) -> int:
     return max(1, round(features * width))
 
 
-def upsample(x):
+def upsample(x: jax.Array) -> jax.Array:
     """Nearest-neighbor x2: (B, H, W, C) -> (B, 2H, 2W, C). Broadcasting has a cheap backward pass, a resize has not."""
     B, H, W, C = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (B, H, 2, W, 2, C))
     return x.reshape(B, 2 * H, 2 * W, C)
 
 
-def pad_to_multiple(x, multiple: int):
+def pad_to_multiple(x: jax.Array, multiple: int) -> jax.Array:
     """Repeats the bottom and right edges until H and W are multiples of `multiple`."""
     H, W = x.shape[1:3]
     if H % multiple == 0 and W % multiple == 0:
@@ -36,32 +38,32 @@ def pad_to_multiple(x, multiple: int):
 
 
 @on_cpus(cpu_kernels.STRIDED, cpu_kernels.WINOGRAD)
-def conv2d(x, kernel, *, strides: int, padding):
+def conv2d(x: jax.Array, kernel: jax.Array, *, strides: int, padding: Padding) -> jax.Array:
     """(B, H, W, C), (h, w, C, features) -> (B, H', W', features). padding: zeros ((above, below), (left, right))."""
     return lax.conv_general_dilated(x, kernel, (strides,) * 2, padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
 
 @on_cpus(cpu_kernels.UPSAMPLED)
-def upsample_conv2d(x, kernel):
+def upsample_conv2d(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`upsample`, then a 3x3 convolution that keeps the size: (B, H, W, C) -> (B, 2H, 2W, features)."""
     return conv2d(upsample(x), kernel, strides=1, padding=((1, 1), (1, 1)))
 
 
 @on_cpus(cpu_kernels.TRANSPOSED)
-def conv_transpose2d(x, kernel, *, strides: int):
+def conv_transpose2d(x: jax.Array, kernel: jax.Array, *, strides: int) -> jax.Array:
     """Transposed 3x3 convolution, 'SAME' as in Keras and Flax: (B, H, W, C) -> (B, H*strides, W*strides, features)."""
     return lax.conv_transpose(x, kernel, (strides,) * 2, 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
 
 @on_cpus(cpu_kernels.MOMENTS)
-def channel_moments(x):
+def channel_moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(..., C) -> the means of x and of its squares, each (C,)."""
     axes = tuple(range(x.ndim - 1))
     return jnp.mean(x, axes), jnp.mean(jnp.square(x), axes)
 
 
 @on_cpus(cpu_kernels.SCALE_AND_SHIFT)
-def scale_and_shift(x, scale, shift):
+def scale_and_shift(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
     """(..., C), (C,), (C,) -> x * scale + shift."""
     return x * scale + shift
 
@@ -79,7 +81,7 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         C = x.shape[-1:]
         scale = self.param('scale', nn.initializers.ones, C, jnp.float32)
         bias = self.param('bias', nn.initializers.zeros, C, jnp.float32)
@@ -116,13 +118,13 @@ class Conv(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         size = (self.kernel, self.kernel)
         kernel, bias = _kernel_and_bias(self, (*size, x.shape[-1], self.features))
         x = x.astype(self.dtype)
         if self.upsampled:
             return upsample_conv2d(x, kernel) + bias
-        padding = ((self.kernel // 2, self.kernel // 2),) * 2
+        padding: Padding = ((self.kernel // 2, self.kernel // 2),) * 2
         if self.padding == 'SAME':
             padding = tuple(lax.padtype_to_pads(x.shape[1:3], size, (self.strides, self.strides), 'SAME'))
         return conv2d(x, kernel, strides=self.strides, padding=padding) + bias
@@ -137,7 +139,7 @@ class ConvTranspose(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         kernel, bias = _kernel_and_bias(self, (3, 3, x.shape[-1], self.features))
         return conv_transpose2d(x.astype(self.dtype), kernel, strides=self.strides) + bias
 
@@ -162,7 +164,7 @@ class ConvBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, train: bool):
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         init = _kernel_init(self.activation)
         x = Conv(self.features, self.strides, self.kernel, self.padding, self.upsampled, init, self.dtype, name='conv')(x)
         if self.batch_norm:
@@ -181,7 +183,7 @@ class DeconvBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, train: bool):
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         x = ConvTranspose(self.features, self.strides, _kernel_init(self.activation), self.dtype, name='deconv')(x)
         if self.batch_norm:
             x = BatchNorm(train, self.axis_name, self.dtype, name='norm')(x)
@@ -198,7 +200,7 @@ class DenseBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, train: bool):
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         x = nn.Dense(self.features, kernel_init=_kernel_init(self.activation), dtype=self.dtype, name='dense')(x)
         if self.batch_norm:
             x = BatchNorm(train, self.axis_name, self.dtype, name='norm')(x)
@@ -216,7 +218,7 @@ class Fusion(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, local, vector):
+    def __call__(self, local: jax.Array, vector: jax.Array) -> jax.Array:
         C, G = local.shape[-1], vector.shape[-1]
         kernel = self.param('kernel', _kernel_init('relu'), (1, 1, C + G, self.features), jnp.float32)
         bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
