@@ -37,7 +37,8 @@ def test_an_exported_model_predicts_as_its_run(trained, model, photos):
     photo = Image.fromarray(photos[0])
     run = Colorizer(trained)
     state = run.state
-    halved = jax.tree.map(lambda x: x.astype(np.float16).astype(x.dtype) if x.ndim > 1 else x, state.params)
+    params = jax.device_get(state.params)
+    halved = jax.tree.map(lambda x: x.astype(np.float16).astype(x.dtype) if x.ndim > 1 else x, params)
     run.state = state.replace(params=halved)  # its kernels are stored in half precision
     ours, theirs = (np.asarray(colorizer(photo), np.int32) for colorizer in (Colorizer(model), run))
     assert np.abs(ours - theirs).max() <= 1  # of 255, where rounding decides between two
