@@ -31,4 +31,4 @@ job=$(sbatch --parsable "${shape[@]}" --time="$time" --comment="$workdir" --outp
 echo "job:  $job ($nodes node(s) x $gpus GPU(s))"
 echo "log:  $workdir/slurm-$job.out"
 echo "see:  launch/slurm/status.sh $job"
-echo "stop: launch/slurm/kill.sh $job    # saves first; the same submit.sh goes on from there"
+echo "stop: launch/slurm/kill.sh $job    # saves first; the same submit.sh resumes there"
