@@ -28,12 +28,7 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
     add('--repeat', metavar='NAME:COUNT,...', action='append', help=repeat)
     add('--drop-duplicates', action='store_true', help='reject files with the same content')
     add('--keep-gray', action='store_true', help='keep photos without color')
-    add(
-        '--min-size',
-        type=int,
-        default=default.min_size,
-        help='reject photos whose shorter side has fewer pixels (%(default)s)',
-    )
+    add('--min-size', type=int, default=default.min_size, help='reject photos with a shorter side below this (%(default)s)')
     add('--max-megapixels', type=float, default=default.max_megapixels, help='reject larger photos (%(default)s)')
     add('--max-file-mb', type=float, default=default.max_file_mb, help='reject larger files, in MB (%(default)s)')
     add('--shard-photos', type=int, default=default.shard_photos, help='candidates per shard (%(default)s)')

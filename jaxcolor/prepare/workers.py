@@ -44,7 +44,7 @@ def make_shards(
         while True:
             # At most one shard ahead of the workers, since a stream's photos wait on the disk.
             for task in itertools.islice(tasks, max(0, workers + 1 - len(pending))):
-                with _interrupts_blocked():
+                with _interrupts_delayed():
                     pending.add(pool.submit(_work, out, task, options))
             if not pending:
                 break
@@ -75,16 +75,25 @@ def _pool(workers):
 
 
 @contextlib.contextmanager
-def _interrupts_blocked():
-    """Blocks Ctrl-C, also in processes started meanwhile: a worker that is still importing would print a traceback."""
-    if not hasattr(signal, 'pthread_sigmask'):  # Windows
-        yield
+def _interrupts_delayed():
+    """Delays Ctrl-C until the block ends, also in processes that it starts.
+
+    A worker that is still importing would print a traceback. Here, JAX's garbage collector callback could swallow the
+    KeyboardInterrupt.
+    """
+    if not hasattr(signal, 'pthread_sigmask') or threading.current_thread() is not threading.main_thread():
+        yield  # Windows has no masks, and only the main thread may set handlers
         return
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    interrupts = []
+    handler = signal.signal(signal.SIGINT, lambda *_: interrupts.append(True))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited by the processes
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+    if interrupts:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _start_worker(receiver, counter):
