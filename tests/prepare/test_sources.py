@@ -98,6 +98,13 @@ def test_webdataset(tmp_path):
     assert labels == [3, 4, 3, 4] and shards.classes == ['0', '1', '2', '3', '4']
 
 
+def test_webdataset_with_empty_class(tmp_path):
+    with tarfile.open(tmp_path / 'set.tar.gz', 'w:gz') as tar:
+        add_to_tar(tar, '1.cls', b'')
+        add_to_tar(tar, '1.jpg', JPEG)
+    assert list(prepare_records(tmp_path / 'set.tar.gz', tmp_path, split='train:1').values()) == [(None, 'train')]
+
+
 @pytest.mark.parametrize('suffix', ['tar', 'tar.gz', 'zip'])
 def test_unsafe_names_in_archives(tmp_path, suffix):
     file = tmp_path / f'photos.{suffix}'
