@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from torch_helpers import assert_close, channels_last, randomize
+from torch_helpers import TOLERANCE, assert_close, channels_last, randomize
 
 from jaxcolor import color, models, tasks
 from jaxcolor import config as base

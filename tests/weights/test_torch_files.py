@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from torch_helpers import assert_close, channels_last, randomize
+from torch_helpers import TOLERANCE, assert_close, channels_last, randomize
 
 from jaxcolor.errors import UserError
 from jaxcolor.models.extractors import NETWORKS
