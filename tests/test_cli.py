@@ -215,11 +215,14 @@ def installed(wheel, tmp_path_factory):
     )
     environment = {**os.environ, 'PYTHONPATH': str(target), 'XLA_FLAGS': FLAGS}
 
+    where = 'import jaxcolor; print(jaxcolor.__file__)'
+    found = subprocess.run([sys.executable, '-c', where], cwd=target, env=environment, capture_output=True, text=True)
+    assert found.stdout.strip() == str(target / 'jaxcolor' / '__init__.py')  # not the checkout's
+
     def run(folder, *words):
         done = subprocess.run(
             [sys.executable, '-m', *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
         )
-        assert str(ROOT) not in done.stderr
         return done.returncode, done.stdout, done.stderr
 
     return run
