@@ -136,7 +136,7 @@ def test_mistakes_in_words_are_one_sentence(words, parts, cli):
 @pytest.mark.parametrize(
     ('words', 'parts'),
     [
-        ('train', ['name a recipe', '--config=']),
+        ('train', ['give a recipe', '--config=']),
         ('train --config=ltbx', ["'ltbx'", 'ltbc_pytorch']),
         ('train --config=ltbc:slow', ['slow', 'quickstart']),
         ('train --config=ltbc --config.train.stepz=3', ['stepz']),

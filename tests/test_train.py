@@ -316,7 +316,7 @@ def test_it_begins_as_another_run_or_an_exported_model(tiny_config, trained, tmp
         runs.init_from(trained, jax.eval_shape(tasks.build(tiny_config).init, jax.random.PRNGKey(0)))
     tiny_config.model.update({'width': 0.125, 'global_size': 64})  # so that its dense layer alone takes more
     wider = jax.jit(tasks.build(tiny_config).init)(jax.random.PRNGKey(1))
-    with pytest.raises(UserError, match=r'params\.global_dense_0\..*kernel is .* Layers that train.init_redraw names'):
+    with pytest.raises(UserError, match=r'params\.global_dense_0\..*kernel is .* in train.init_redraw'):
         runs.init_from(trained, wider)
     begun = runs.init_from(trained, wider, ('global_dense_0',))
     for layer, source in (('global_dense_0', wider), ('global_dense_1', whole), ('output', whole)):
