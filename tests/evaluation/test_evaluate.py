@@ -26,7 +26,7 @@ from jaxcolor.runtime.parallel import DataParallel
 from jaxcolor.tasks import losses
 
 # A photo of 20 that counts twice, or not at all, moves means by more. Rounding moves them by less, also where it takes some
-# pixels from one step of 8 bits, or one class, to the next; and the colours of gray, which are 0 but for it.
+# pixels from one step of 8 bits, or one class, to the next; and the colors of gray, which are 0 but for it.
 ONCE = 2e-4
 # A thousandth of a decibel is 2.3e-4 of the mean square: float32 sums over a photo, and some pixels rounded the other way.
 DECIBEL = 1e-3
