@@ -38,8 +38,8 @@ def test_same_loss_and_gradients(name):
     comparison = check_same_loss(config, batch)
     assert comparison.ours > 0
     assert comparison.loss_error <= 1e-4
-    # Batch norms after dense layers amplify rounding errors of the gradient.
-    assert comparison.gradient_error <= (1e-2 if name in ('ltbc', 'ltbc_deconv') else 1e-4)
+    # Rounding may take a value across a ReLU's zero; batch norms after dense layers amplify that.
+    assert comparison.gradient_error <= (1e-2 if name in ('ltbc', 'ltbc_deconv') else 1e-3)
 
 
 @pytest.mark.parametrize('name', CONFIGS)

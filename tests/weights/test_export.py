@@ -2,14 +2,12 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import ROOT, assert_one_sentence
+from conftest import assert_one_sentence
 from PIL import Image
 
 import jaxcolor
@@ -94,24 +92,11 @@ def test_a_network_with_an_extractor_is_not_exported(trained, tmp_path, monkeypa
     assert not (tmp_path / 'none').exists()
 
 
-def test_the_command_exports(trained, tmp_path, command):
-    code, out, err = command('export', f'--model={trained}', f'--out={tmp_path / "mine"}', '--summary=Mine.')
+def test_the_command_exports(trained, tmp_path, cli):
+    code, out, err = cli('export', f'--model={trained}', f'--out={tmp_path / "mine"}', '--summary=Mine.')
     assert code == 0, err
     assert 'MiB' in out and json.loads((tmp_path / 'mine' / 'config.json').read_text())['name'] == 'mine'
     assert jaxcolor.load(tmp_path / 'mine').config.name == 'mine'
-
-
-def test_commands_by_name():
-    def run(*args):
-        return subprocess.run([sys.executable, '-m', 'jaxcolor', *args], capture_output=True, text=True, cwd=ROOT)
-
-    assert 'colorize' in run().stdout
-    done = run('export', '--help')
-    assert done.returncode == 0 and '--summary' in done.stdout
-    done = run('paint')
-    assert_one_sentence(done.returncode, done.stderr, 'paint', 'colorize')
-    done = run('models')
-    assert done.returncode == 0 and len(done.stdout.splitlines()) == max(1, len(store.model_names()))
 
 
 def test_inference_settings_are_stored_in_the_model(trained, model, tmp_path, photos):
