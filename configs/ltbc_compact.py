@@ -13,7 +13,7 @@ jaxcolor/pretrained/ltbc-compact/README.md.
 
 from jaxcolor import config as base
 
-COLOR_CLASSES = 260  # what jaxcolor.tasks.color_classes.centers counts
+COLOR_CLASSES = 260  # what jaxcolor.tasks.color_classes.class_centers counts
 
 
 def get_config(variant: str = ''):

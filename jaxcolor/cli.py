@@ -19,12 +19,12 @@ from jaxcolor.errors import UserError, one_line_errors
 _MODEL = 'a run directory, an exported model, or the name of a bundled one'
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Reports an error in one sentence, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        print(f'jaxcolor: error: {message}; see `{self.prog} --help`.', file=sys.stderr)
-        sys.exit(2)
+        """Ends the program, status 2."""
+        self.exit(2, f'jaxcolor: error: {message}; see `{self.prog} --help`.\n')
 
 
 class Command(NamedTuple):
@@ -35,7 +35,7 @@ class Command(NamedTuple):
 
     @property
     def summary(self) -> str:
-        """A sentence."""
+        """The docstring's first sentence."""
         return (inspect.getdoc(self.run) or '').partition('\n')[0]
 
     @property
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: 2, arguments that do not parse; 1, input that cannot be used.
     """
     argv = [_normalize_flag(word) for word in (sys.argv[1:] if argv is None else argv)] or ['--help']
-    parser = _Parser('jaxcolor', description='Trains and runs networks that colorize gray photos.')
+    parser = Parser('jaxcolor', description='Trains and runs networks that colorize gray photos.')
     commands = parser.add_subparsers(metavar='COMMAND', required=True)
     for name, command in COMMANDS.items():
         subparser = commands.add_parser(
@@ -80,13 +80,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _normalize_flag(word):
-    """`--num_processes=2` -> `--num-processes=2`: both spellings are accepted."""
+    """`--num_processes` -> `--num-processes`, `--noconfig.data.flip` -> `--config.data.flip=False`."""
+    if match := re.fullmatch(r'--no(config\.\S+)', word):
+        return f'--{match[1]}=False'
     flag, equals, value = word.partition('=')
     return f'{flag.replace("_", "-")}{equals}{value}' if re.fullmatch(r'--[a-z_]+', flag) else word
 
 
 def _names(text):
-    return [name for name in text.split(',') if name]
+    if names := [name for name in text.split(',') if name]:
+        return names
+    raise argparse.ArgumentTypeError('names nothing')
 
 
 def _train_arguments(parser):
@@ -114,12 +118,9 @@ def _train(args):
 
 
 def _config_arguments(parser):
-    parser.add_argument(
-        '--config', metavar='RECIPE', help='a path or name, optionally with a variant: configs/ltbc.py, ltbc:quickstart'
-    )
-    parser.add_argument(
-        '--config.SECTION.FIELD', dest='fields', metavar='VALUE', help='set a field; jaxcolor/config.py lists all'
-    )
+    add = parser.add_argument
+    add('--config', metavar='RECIPE', help='a path or name, perhaps with a variant: configs/ltbc.py, ltbc:quickstart')
+    add('--config.SECTION.FIELD', dest='fields', metavar='VALUE', help='set a field; jaxcolor/config.py lists all')
 
 
 def _read_config(args):

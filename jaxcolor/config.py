@@ -5,7 +5,9 @@ those of the network `ltbc` (Iizuka et al. 2016), its paper's recipe; see config
 """
 
 import ast
+import os
 import runpy
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -299,6 +301,13 @@ def recipes_folder() -> Path:
     return package / 'configs' if (package / 'configs').is_dir() else package.parent / 'configs'
 
 
+def _split_variant(recipe):
+    name, _, variant = recipe.rpartition(':')
+    if not name or '/' in variant or '\\' in variant:  # no variant; the colon, if any, is a drive's: C:\\recipe.py
+        return recipe, ''
+    return name, variant
+
+
 def find_recipe(recipe: str) -> str:
     """The file that a recipe stands for.
 
@@ -311,7 +320,7 @@ def find_recipe(recipe: str) -> str:
     Raises:
         UserError: there is no such file and no such name.
     """
-    name, colon, variant = recipe.partition(':')
+    name, variant = _split_variant(recipe)
     path = Path(name)
     if not path.is_file():
         # A recipe of jaxcolor's own may be called by its path in the checkout from anywhere.
@@ -320,7 +329,7 @@ def find_recipe(recipe: str) -> str:
         if not (is_own and path.is_file()):
             names = ', '.join(sorted(file.stem for file in recipes_folder().glob('*.py')))
             raise UserError(f'--config: there is no recipe {name!r}; give a path or one of {names}.')
-    return f'{path}{colon}{variant}'
+    return f'{path}:{variant}' if variant else str(path)
 
 
 def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -333,7 +342,9 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Raises:
         UserError: the recipe cannot be found or read; a field does not exist; a value is not of its type.
     """
-    path, _, variant = find_recipe(recipe).partition(':')
+    path, variant = _split_variant(find_recipe(recipe))
+    # A recipe may import modules that lie beside it or in the working directory.
+    sys.path.extend(folder for folder in (str(Path(path).parent.resolve()), os.getcwd()) if folder not in sys.path)
     try:
         get_config = runpy.run_path(path)['get_config']
         config = get_config(variant) if variant else get_config()

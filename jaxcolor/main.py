@@ -9,23 +9,31 @@ It is `jaxcolor train`, `jaxcolor evaluate --model=RUN` and `jaxcolor import --o
 JAX project has.
 """
 
-import argparse
+import re
 import sys
 from collections.abc import Sequence
 
 from jaxcolor import cli
+from jaxcolor.config import load_recipe
+from jaxcolor.errors import one_line_errors
 
 # What a command calls its run directory.
 _WORKDIR = {'train': 'workdir', 'evaluate': 'model', 'import': 'out'}
 
 
+@one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command of --mode. argv: `sys.argv[1:]` by default."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = cli.Parser('python -m jaxcolor.main', add_help=False, allow_abbrev=False)
     parser.add_argument('--mode', default='train', choices=_WORKDIR)
     parser.add_argument('--workdir')
     parser.add_argument('--photos')
     args, rest = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
+    rest = [re.sub(r'^--(lpips)=(true|1)$', r'--\1', word, flags=re.IGNORECASE) for word in rest]
+    if args.mode == 'evaluate':  # a recipe stands for the run directory that it trains by default
+        recipes = [word.partition('=')[2] for word in rest if word.startswith('--config=')]
+        rest = [word for word in rest if not word.startswith('--config')]
+        args.workdir = args.workdir or (recipes and f'runs/{load_recipe(recipes[0]).name}')
     if args.workdir:
         rest.append(f'--{_WORKDIR[args.mode]}={args.workdir}')
     cli.main([args.mode, *rest, *([args.photos] if args.photos else [])])

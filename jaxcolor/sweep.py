@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxcolor import files
+from jaxcolor.config import recipes_folder
 from jaxcolor.data.shards import SIDECAR, open_shards
 from jaxcolor.errors import UserError
 from jaxcolor.evaluation.evaluate import load_baselines, training_shards
@@ -32,7 +33,8 @@ _ERROR = 'jaxcolor: error: '
 def read_sweep(path: str | Path) -> list[list[str]]:
     """The trainings of a sweep: the arguments of each. Raises UserError where there are none."""
     try:
-        lines = Path(path).read_text(encoding='utf-8').splitlines()
+        bundled = recipes_folder() / 'sweeps' / f'{path}.txt'
+        lines = (bundled if bundled.is_file() else Path(path)).read_text(encoding='utf-8').splitlines()
     except OSError as error:
         raise UserError(f'the sweep {path} cannot be read ({error.strerror}).') from None
     trainings = [line.split() for line in lines if line.strip() and not line.startswith('#')]

@@ -120,7 +120,7 @@ def mistake_in(words, is_whole=True):
         if missing := re.search(r'arguments are required: (.*?);', error):
             names = missing[1].split(', ')
             words += [f'{name}={MADE_UP.get(name, 1)}' if name.startswith('--') else 'WORD' for name in names]
-        elif 'name a recipe' in error:
+        elif 'give a recipe' in error:
             words.append('--config=ltbc')
     return error
 

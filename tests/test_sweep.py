@@ -42,7 +42,7 @@ def test_what_is_trained_is_tabulated(trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_study_is_trained_tabulated_and_goes_on(shards, tmp_path, command):
+def test_a_sweep_is_trained_tabulated_and_goes_on(shards, tmp_path, command):
     recipe = '--config=configs/ltbc.py:quickstart'
     lines = ['# two trainings', recipe, '', f'{recipe} --config.optimizer.learning_rate=1e30']
     (tmp_path / 'sweep.txt').write_text('\n'.join(lines) + '\n')
@@ -61,7 +61,7 @@ def test_a_study_is_trained_tabulated_and_goes_on(shards, tmp_path, command):
     assert (tmp_path / 'out' / '1' / 'config.json').stat().st_mtime_ns == config
 
 
-def test_a_mistake_in_a_study_ends_it(tmp_path, command, cli):
+def test_a_mistake_in_a_sweep_ends_it(tmp_path, command, cli):
     (tmp_path / 'sweep.txt').write_text('--config=configs/none.py\n')
     code, _, err = command('sweep', tmp_path / 'sweep.txt', f'--out={tmp_path / "out"}')
     assert code == 1 and 'training 1 of the sweep ended' in err and 'none.py' in err and 'Traceback' not in err

@@ -297,7 +297,8 @@ def write_tiny_photos(path: str | PathLike, count: int) -> None:
             member = tarfile.TarInfo(f'{i % 10}/{i:07}.jpg')
             member.size = len(files[i % 64])
             tar.addfile(member, io.BytesIO(files[i % 64]))
-            tar.members.clear()  # type: ignore[attr-defined]  # or this process would grow, and with it the peak of its children
+            # Or this process would grow, and with it the peak of its children.
+            tar.members.clear()  # type: ignore[attr-defined]
 
 
 def peak_memory(code: str, *arguments: Any) -> list[float]:

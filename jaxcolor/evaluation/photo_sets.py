@@ -66,7 +66,7 @@ class PhotoSet:
             raise UserError(f'--protocol: there is no {protocol!r}; there are {", ".join(PROTOCOLS)}.')
         self.path, self.protocol = Path(folder), PROTOCOLS[protocol]
         if not self.path.is_dir():
-            raise UserError(f'--photos: the folder {folder} does not exist.')
+            raise UserError(f'PHOTOS: the folder {folder} does not exist.')
         if self.protocol.needs_list and not photo_list:
             raise UserError(f'--protocol={protocol} needs --photo-list=FILE, with the name of a photo on each line.')
         names = sorted(
@@ -82,7 +82,7 @@ class PhotoSet:
             names = listed
         self.names = names[: self.protocol.limit]
         if not self.names:
-            raise UserError(f'--photos: the folder {folder} holds no photos.')
+            raise UserError(f'PHOTOS: the folder {folder} holds no photos.')
 
     def records(self, split: str | None = None) -> Sequence[dict[str, Any]]:
         """The photos as `ShardSet.records` returns them: {lab: uint8 (H, W, 3), label: -1, name: str}."""

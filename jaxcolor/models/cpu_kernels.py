@@ -192,7 +192,7 @@ def _transposed_conv2d(x, kernel, *, strides):
 
 TRANSPOSED = CPUKernel(
     'transposed', _transposed_conv2d, _vjp(_transposed_conv2d), lambda x, kernel, *, strides: strides == 2
-)  # fmt: skip
+)
 
 
 def _sum_of_rows(x):
