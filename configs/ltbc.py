@@ -4,7 +4,9 @@ python -m jaxcolor.main --config=configs/ltbc.py --config.data.shards=PLACES205_
 
 Adadelta, batch 128, 256-pixel photos cropped to 224 and flipped, alpha 1/300, 200,000 steps. The paper trained 3
 weeks on one K80 and reports colors that its users took for real in 92.6 % of cases; it gives no error on ab. It
-leaves open: Adadelta's rho and epsilon (0.95 and 1e-6 here, from the Adadelta paper) and where batch norm stands.
+leaves open: Adadelta's rho and epsilon (0.95 and 1e-6 here, from the Adadelta paper) and where batch norm stands. The
+squared error is the mean over pixels and channels, with which alpha makes the two losses alike; summed, as the paper's
+Frobenius norm reads, the colors' would be thousands of times the class's: configs/sweeps/README.md.
 
 python -m jaxcolor.main --config=configs/ltbc.py:quickstart
 
@@ -26,9 +28,8 @@ def get_config(variant: str = ''):
         config.model.width = 0.25
         config.model.classes = 0
         config.model.global_size = 128
-        config.task.reduction = 'mean'
         config.optimizer.update({'name': 'adam', 'schedule': 'cosine', 'learning_rate': 2e-3, 'warmup_steps': 20})
-        config.optimizer.update({'weight_decay': 1e-4, 'eps': 1e-8})
+        config.optimizer.weight_decay = 1e-4
         config.data.crop = 128
         config.data.flip = False  # 20 photos are learnt by heart here; mirrored they would be 40
         config.train.steps = 400

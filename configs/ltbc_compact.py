@@ -23,7 +23,7 @@ def get_config(variant: str = ''):
     config.name = f'ltbc-compact-{variant}' if variant else 'ltbc-compact'
     config.model.update({'width': 0.25, 'classes': 0, 'global_size': size})
     if variant == 'regression':
-        config.task.update({'reduction': 'mean', 'alpha': 0.0})
+        config.task.alpha = 0.0
     else:
         config.model.color_classes = COLOR_CLASSES
         config.task = base.color_classes()
@@ -31,7 +31,7 @@ def get_config(variant: str = ''):
         # those of a gain (task.chroma_gain).
         config.task.update({'rebalance': 1.0, 'temperature': 0.6})
     config.optimizer.update({'name': 'adam', 'schedule': 'cosine', 'learning_rate': 2e-3, 'warmup_steps': 100})
-    config.optimizer.update({'weight_decay': 1e-2, 'eps': 1e-8})
+    config.optimizer.weight_decay = 1e-2
     config.data.crop = size
     config.train.update({'batch_size': 32, 'steps': 2_000, 'ema': 0.998})
     config.train.update({'log_every': 100, 'eval_every': 500, 'checkpoint_every': 500, 'keep_best': 1})

@@ -125,7 +125,7 @@ def _config_arguments(parser):
 
 def _read_config(args):
     """Loads the recipe of --config and applies --config.SECTION.FIELD and --data."""
-    from jaxcolor.config import load_recipe
+    from jaxcolor.recipes import load_recipe
 
     if not args.config:
         raise UserError('give a recipe, such as --config=configs/ltbc.py.')

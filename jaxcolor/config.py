@@ -1,19 +1,14 @@
-"""Every config field once, with its unit and what it does; which values are allowed; where recipes are found.
+"""Every config field once, with its unit and what it does; which values are allowed.
 
 A recipe (`configs/NAME.py`, or a file of your own) starts from `get_config()` and says only what differs. The defaults are
 those of the network `ltbc` (Iizuka et al. 2016), its paper's recipe; see configs/ltbc.py.
 """
 
-import ast
-import os
-import runpy
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from jaxcolor.errors import UserError
 
@@ -32,6 +27,7 @@ def get_config() -> ConfigDict:
     config.optimizer = optimizer()
     config.data = data()
     config.train = train()
+    config.train.update({'steps': 200_000, 'eval_every': 5_000})
     return config
 
 
@@ -113,7 +109,7 @@ def regression() -> ConfigDict:
     task.error = 'squared'  # of a* and b*; 'huber' is squared up to huber_delta, linear beyond
     task.huber_delta = 10.0  # units of a*b*
     task.chroma_weight = 0.0  # a pixel's error is weighted by 1 + this * its true chroma / 100
-    task.reduction = 'sum'  # of the squared error of a photo; 'sum' is the paper's Frobenius norm
+    task.reduction = 'mean'  # of a photo's squared error; 'sum', as the paper's Frobenius norm reads, drowns the class
     task.loss_resolution = 'output'  # where the error is taken: at the size of the network's output or input
     task.alpha = 1 / 300
     return task
@@ -139,24 +135,25 @@ def adversarial() -> ConfigDict:
 
 
 def optimizer() -> ConfigDict:
-    """Section optimizer; a field that the named optimizer or schedule does not have is ignored."""
+    """Section optimizer; None stands for the named optimizer's own value (OPTIMIZER_DEFAULTS), or that it has none."""
     optimizer = ConfigDict()
-    optimizer.name = 'adadelta'  # a key of tasks.optimizers.OPTIMIZERS; for huge batches 'lars' (sgd's), 'lamb' (adam's)
-    optimizer.learning_rate = 1.0  # the peak, where the schedule varies
+    optimizer.name = 'adadelta'  # a key of OPTIMIZER_DEFAULTS; for huge batches 'lars' (sgd's), 'lamb' (adam's)
+    optimizer.learning_rate = placeholder(float)  # the peak, where the schedule varies
     optimizer.scaling = 'none'  # of the rate with batch_size / base_batch_size, a key of SCALINGS; use it with a warm-up
     optimizer.base_batch_size = 128  # photos a step that learning_rate is right for
     optimizer.schedule = 'constant'  # a key of SCHEDULES
     optimizer.warmup_steps = 0  # steps of linear warm-up from 0, ahead of any schedule
+    optimizer.warmup_epochs = 0.0  # the same in epochs; the longer of the two counts
     optimizer.decay_every = 10_000  # steps, of schedule 'step'
     optimizer.decay_factor = 0.1  # of schedule 'step'
     optimizer.weight_decay = 0.0  # decoupled (AdamW); kernel L2 in the loss is task.kernel_l2
     optimizer.clip_norm = 0.0  # largest global norm of the gradients; 0 does not clip
-    optimizer.rho = 0.95  # decay of the squared gradients: adadelta, rmsprop
-    optimizer.eps = 1e-6  # adadelta, adam, rmsprop, lars, lamb
-    optimizer.beta1 = 0.9  # adam, lamb
-    optimizer.beta2 = 0.999  # adam, lamb
-    optimizer.momentum = 0.0  # sgd, rmsprop, lars
-    optimizer.nesterov = False  # sgd, lars
+    optimizer.rho = placeholder(float)  # decay of the squared gradients
+    optimizer.eps = placeholder(float)
+    optimizer.beta1 = placeholder(float)
+    optimizer.beta2 = placeholder(float)
+    optimizer.momentum = placeholder(float)
+    optimizer.nesterov = placeholder(bool)
     return optimizer
 
 
@@ -181,7 +178,9 @@ def data() -> ConfigDict:
 def train() -> ConfigDict:
     """Section train."""
     train = ConfigDict()
-    train.steps = 200_000  # optimizer steps, in all
+    train.steps = placeholder(int)  # optimizer steps; with `epochs` too, training ends at whichever comes first
+    train.epochs = placeholder(float)  # epochs: once through the training photos, or train.epoch_steps
+    train.epoch_steps = placeholder(int)  # steps that a report calls an epoch; None: what shows each photo once
     train.init_from = ''  # trained network (run directory or exported model) to start from; '' starts from the seed
     train.init_redraw = ()  # layers, by name, that start from the seed all the same
     train.batch_size = 128  # photos a step, over all devices of all processes and all accumulation steps
@@ -191,7 +190,8 @@ def train() -> ConfigDict:
     train.ema = 0.0  # decay of the moving average of the parameters used for inference; 0 uses the parameters themselves
     train.heartbeat = 30  # seconds without a sign of life after which a process of several counts as dead
     train.log_every = 50  # steps between lines of metrics.jsonl
-    train.eval_every = 5_000  # steps between evaluations, each with example grids and curves
+    train.eval_every = placeholder(int)  # steps between evaluations, each with example grids and curves
+    train.eval_every_epochs = placeholder(float)  # the same in epochs; both may be set
     train.eval_splits = ('validation',)  # splits to evaluate; the first one's loss says which checkpoints are best
     train.checkpoint_every = 5_000  # steps between checkpoints; every evaluation saves one, too
     train.keep_best = 3  # checkpoints kept for their validation loss, beside the last two
@@ -201,6 +201,20 @@ def train() -> ConfigDict:
 
 
 # -- Allowed values ---------------------------------------------------------------------------------------------------
+
+# The fields that an optimizer has, with what it was published with; learning rates, where a paper gives none, are what
+# PyTorch and Keras start from. Duchi, Hazan, Singer 2011 (adagrad); Zeiler 2012; Tieleman, Hinton 2012 (rmsprop);
+# Kingma, Ba 2014; You, Gitman, Ginsburg 2017 (lars); You et al. 2020 (lamb).
+OPTIMIZER_DEFAULTS: dict[str, dict[str, Any]] = {
+    'adadelta': {'learning_rate': 1.0, 'rho': 0.95, 'eps': 1e-6},
+    'adam': {'learning_rate': 1e-3, 'beta1': 0.9, 'beta2': 0.999, 'eps': 1e-8},
+    'lamb': {'learning_rate': 1e-3, 'beta1': 0.9, 'beta2': 0.999, 'eps': 1e-6},
+    'lars': {'learning_rate': 1.0, 'momentum': 0.9, 'nesterov': False, 'eps': 0.0},
+    'rmsprop': {'learning_rate': 1e-3, 'rho': 0.9, 'eps': 1e-8, 'momentum': 0.0},
+    'sgd': {'learning_rate': 0.01, 'momentum': 0.0, 'nesterov': False},
+}
+# Fields that None leaves to the optimizer.
+OPTIMIZER_FIELDS = sorted({field for defaults in OPTIMIZER_DEFAULTS.values() for field in defaults})
 
 TASK_SECTIONS: dict[str, Callable[[], ConfigDict]] = {
     'regression': regression,
@@ -240,12 +254,16 @@ RANGES: dict[str, tuple[float, float | None]] = {
     'data.read_threads': (1, None),
     'data.prefetch': (1, None),
     'data.workers': (0, None),
+    'optimizer.warmup_epochs': (0, None),
     'train.steps': (1, None),
+    'train.epochs': (0, None),
+    'train.epoch_steps': (1, None),
     'train.batch_size': (1, None),
     'train.accumulation_steps': (1, None),
     'train.heartbeat': (1, None),
     'train.log_every': (1, None),
     'train.eval_every': (1, None),
+    'train.eval_every_epochs': (1e-6, None),
     'train.checkpoint_every': (1, None),
     'train.grid_photos': (1, None),
 }
@@ -275,6 +293,8 @@ def check_section(name: str, section: Mapping[str, Any], defaults: Mapping[str, 
             raise FieldError(f'the section {name}{kind} has no field {unknown[0]!r} (jaxcolor/config.py lists all).')
     for field, value in section.items():
         path = f'{name}.{field}'
+        if value is None:
+            continue
         if path in CHOICES and value not in CHOICES[path]:
             raise UserError(f'{path}: {value!r} is none of {", ".join(CHOICES[path])}.')
         if path in RANGES:
@@ -285,83 +305,8 @@ def check_section(name: str, section: Mapping[str, Any], defaults: Mapping[str, 
                 raise UserError(f'{path} must lie between {low} and {high}, not {value}.')
 
 
-# -- Recipes ----------------------------------------------------------------------------------------------------------
-
-
 def choose(variants: Mapping[str, Any], name: str) -> Any:
     """variants[name], or an error that lists what there is: for recipes that take `--config=NAME:VARIANT`."""
     if name not in variants:
         raise ValueError(f'there is no variant {name!r}; there are {", ".join(filter(None, variants))}')
     return variants[name]
-
-
-def recipes_folder() -> Path:
-    """The folder of the recipes that come with jaxcolor: in the package when installed, else beside it."""
-    package = Path(__file__).parent
-    return package / 'configs' if (package / 'configs').is_dir() else package.parent / 'configs'
-
-
-def _split_variant(recipe):
-    name, _, variant = recipe.rpartition(':')
-    if not name or '/' in variant or '\\' in variant:  # no variant; the colon, if any, is a drive's: C:\\recipe.py
-        return recipe, ''
-    return name, variant
-
-
-def find_recipe(recipe: str) -> str:
-    """The file that a recipe stands for.
-
-    Args:
-        recipe: a path ('my/recipe.py', 'configs/ltbc.py') or a name ('ltbc'), and perhaps ':VARIANT'.
-
-    Returns:
-        The same with the path of an existing file: 'configs/ltbc.py:quickstart'.
-
-    Raises:
-        UserError: there is no such file and no such name.
-    """
-    name, variant = _split_variant(recipe)
-    path = Path(name)
-    if not path.is_file():
-        # A recipe of jaxcolor's own may be called by its path in the checkout from anywhere.
-        is_own = path.parent in (Path(), Path('configs')) and path.suffix in ('', '.py')
-        path = recipes_folder() / f'{path.stem}.py'
-        if not (is_own and path.is_file()):
-            names = ', '.join(sorted(file.stem for file in recipes_folder().glob('*.py')))
-            raise UserError(f'--config: there is no recipe {name!r}; give a path or one of {names}.')
-    return f'{path}:{variant}' if variant else str(path)
-
-
-def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> ConfigDict:
-    """The config of a recipe.
-
-    Args:
-        recipe: a path or a name, as `find_recipe` takes it.
-        overrides: '--config.SECTION.FIELD=VALUE', parsed by ml_collections.
-
-    Raises:
-        UserError: the recipe cannot be found or read; a field does not exist; a value is not of its type.
-    """
-    path, variant = _split_variant(find_recipe(recipe))
-    # A recipe may import modules that lie beside it or in the working directory.
-    sys.path.extend(folder for folder in (str(Path(path).parent.resolve()), os.getcwd()) if folder not in sys.path)
-    try:
-        get_config = runpy.run_path(path)['get_config']
-        config = get_config(variant) if variant else get_config()
-    except Exception as error:  # whatever a recipe of the user's raises
-        raise UserError(f'the recipe {recipe} cannot be read ({type(error).__name__}: {error}).') from None
-    for word in overrides:
-        if word.startswith('-') and not word.startswith('--config.'):
-            raise UserError(f'{word.partition("=")[0]} is no argument here; fields are --config.SECTION.FIELD=VALUE.')
-    values, words = flags.FlagValues(), ['jaxcolor', *overrides]
-    try:
-        config_flags.DEFINE_config_dict('config', config, flag_values=values, sys_argv=words)
-        rest = values(words)
-    except (AttributeError, KeyError) as error:
-        field = ' '.join(ast.literal_eval(str(error)).split())
-        raise UserError(f'the config has no field {field} (jaxcolor/config.py lists all).') from None
-    except (flags.Error, TypeError, ValueError) as error:
-        raise UserError(f'{str(error).rstrip(".")} (jaxcolor/config.py lists all fields).') from None
-    if len(rest) > 1:
-        raise UserError(f'{rest[1]!r} is no argument here; fields are set by --config.SECTION.FIELD=VALUE.')
-    return config

@@ -14,8 +14,8 @@ import sys
 from collections.abc import Sequence
 
 from jaxcolor import cli
-from jaxcolor.config import load_recipe
 from jaxcolor.errors import one_line_errors
+from jaxcolor.recipes import load_recipe
 
 # What a command calls its run directory.
 _WORKDIR = {'train': 'workdir', 'evaluate': 'model', 'import': 'out'}

@@ -8,7 +8,6 @@ launch/slurm/array.sbatch; `jaxcolor sweep FILE --collect` then tabulates.
 import contextlib
 import csv
 import io
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from jaxcolor import files
-from jaxcolor.config import recipes_folder
 from jaxcolor.data.shards import SIDECAR, open_shards
 from jaxcolor.errors import UserError
 from jaxcolor.evaluation.evaluate import load_baselines, training_shards
 from jaxcolor.evaluation.evaluator import Evaluator, aggregate
+from jaxcolor.recipes import recipes_folder
 from jaxcolor.runtime import logs
 from jaxcolor.runtime.parallel import DataParallel
+from jaxcolor.tasks.length import Length
 from jaxcolor.weights.runs import read_config
 
 # Columns of the table: of each training's best evaluation, that of the least loss, and of the baselines.
@@ -66,8 +66,9 @@ def train_all(trainings: Sequence[Sequence[str]], out: Path, fields: Sequence[st
 def _is_done(run):
     if (run / 'failed.txt').exists():
         return True
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        steps = json.loads((run / 'config.json').read_text(encoding='utf-8'))['train']['steps']
+    with contextlib.suppress(UserError):
+        config = read_config(run)
+        steps = Length.of(config.train, open_shards(training_shards(run, config)).counts.get('train', 0)).steps
         return (run / 'checkpoints' / str(steps)).is_dir() and any(row['step'] >= steps for row in logs.read_metrics(run))
     return False
 

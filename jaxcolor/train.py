@@ -24,7 +24,8 @@ from jaxcolor.runtime import cluster
 from jaxcolor.runtime.checkpoint import Checkpoints, abstract
 from jaxcolor.runtime.logs import MetricsLog, Progress
 from jaxcolor.runtime.parallel import DataParallel
-from jaxcolor.tasks.optimizers import peak_rate
+from jaxcolor.tasks import optimizers
+from jaxcolor.tasks.length import Length
 from jaxcolor.tasks.state import TrainState
 from jaxcolor.weights import runs
 
@@ -45,29 +46,33 @@ def train(config: ConfigDict, run: str | Path) -> dict[str, dict[str, float]]:
         UserError: the config asks for something that cannot be done, or the loss is not finite.
         SystemExit: with `cluster.EXIT_PREEMPTED`, after a SIGTERM and a checkpoint of the step that it came at.
     """
+    config = config.copy_and_resolve_references()
+    config.optimizer = optimizers.resolve(config.optimizer)
     run, hp = Path(run), config.train
     is_main = jax.process_index() == 0
     parallel = DataParallel(hp.mapping)
     _check(config, parallel.device_count)
-    task = tasks.build(config)
-    data = _setup_data(config, run, task, parallel)
+    shards, length = _setup_run(config, run)
+    task = tasks.build(config, length)
+    data = _setup_data(config, shards, task, parallel)
     train_step = parallel.map(data.train_step, donate_state=True)
     evaluator = Evaluator(task, parallel, data.shards, config)
-    progress = Progress(hp.steps, 'steps', items_per_unit=hp.batch_size, item='images', quiet=not is_main)
+    progress = Progress(length.steps, 'steps', items_per_unit=hp.batch_size, item='images', quiet=not is_main)
 
     with Checkpoints(run / 'checkpoints', hp.keep_best) as checkpoints:
         first, state = _restore_or_init(config, run, task, data, parallel, checkpoints, progress)
-        _announce(progress, config, parallel, data, state)
+        _announce(progress, config, parallel, data, state, length)
         log = _StepLog(run, first, hp.tensorboard, progress, checkpoints)
         results = {}
 
         # A step is dispatched, not awaited: what is logged are the metrics of steps before it.
-        for step in range(first + 1, hp.steps + 1):
+        for step in range(first + 1, length.steps + 1):
             state, metrics = train_step(state, parallel.shard(next(data.batches)), *data.resident)
             log.append(step, metrics)
-            is_last = step == hp.steps
+            is_last = step == length.steps
             is_preempted = cluster.is_preempted(step) and not is_last
-            is_eval = bool(data.splits) and (step % hp.eval_every == 0 or is_last) and not is_preempted
+            is_due = is_last or length.is_due(step, hp.eval_every, hp.eval_every_epochs)
+            is_eval = bool(data.splits) and is_due and not is_preempted
             is_save = is_eval or is_preempted or step % hp.checkpoint_every == 0 or is_last
 
             if step == first + 1:
@@ -93,7 +98,7 @@ def train(config: ConfigDict, run: str | Path) -> dict[str, dict[str, float]]:
     if is_main:
         log.close()
         draw_curves(run)
-        _farewell(run, data.splits, hp.steps, results)
+        _farewell(run, data.splits, length.steps, results)
     return results
 
 
@@ -107,13 +112,18 @@ class _Data(NamedTuple):
     splits: list[str]  # to evaluate
 
 
-def _setup_data(config, run, task, parallel) -> _Data:
-    """Opens the shards and claims the run directory; every process reads its share of each batch."""
-    hp = config.train
+def _setup_run(config, run) -> tuple[ShardSet, Length]:
+    """Opens the shards and claims the run directory; how long the training is on these shards."""
     shards = open_shards(config.data.shards) if config.data.shards else None
     cluster.run_on_main(runs.create_or_check, run, config)
     shards = shards or open_shards(bundled.prepare_for(config.data.crop, run / 'shards'))
     runs.check_classes(config, shards)
+    return shards, Length.of(config.train, shards.counts.get('train', 0))
+
+
+def _setup_data(config, shards, task, parallel) -> _Data:
+    """Every process reads its share of each batch."""
+    hp = config.train
     share = {
         'batch_size': hp.batch_size // jax.process_count(),
         'process_index': jax.process_index(),
@@ -245,9 +255,10 @@ class _StepLog:
 
 
 def _check(config, device_count) -> None:
-    """Refuses what could only fail later."""
+    """Refuses what could only fail later, before anything is written."""
     hp = config.train
     check_section('train', hp)
+    tasks.build(config)
     check_section('data', config.data)
     if config.data.placement == 'device' and config.extractor.cached:
         raise UserError("extractor.cached: data.placement='device' does not hold features; use placement 'host'.")
@@ -262,7 +273,7 @@ def _check(config, device_count) -> None:
         raise UserError("train.mapping: 'pmap' is for one process; use 'shard_map', with the same numbers.")
 
 
-def _announce(progress, config, parallel, data, state) -> None:
+def _announce(progress, config, parallel, data, state, length) -> None:
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     hp, devices = config.train, parallel.device_count
     each = hp.batch_size // (devices * hp.accumulation_steps)
@@ -271,7 +282,8 @@ def _announce(progress, config, parallel, data, state) -> None:
         f'{config.name}: {config.model.name}, {count:,} parameters; {data.shards.counts.get("train", 0)} training photos at '
         f'{config.data.crop} pixels; batch {hp.batch_size} = {each} x {devices} '
         f'{parallel.mesh.devices.flat[0].device_kind} device(s) of {jax.process_count()} process(es){accumulated}; '
-        f'learning rate {peak_rate(config.optimizer, hp.batch_size):.3g}; {hp.steps} steps. Compiling.'
+        f'learning rate {optimizers.peak_rate(config.optimizer, hp.batch_size):.3g}; '
+        f'{length.steps} steps, {length.epoch_of(length.steps):.4g} epochs. Compiling.'
     )
     if not data.splits:
         progress.say(f'{data.shards.path} has none of the splits {list(hp.eval_splits)}: nothing is evaluated.')

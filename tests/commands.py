@@ -9,8 +9,9 @@ from unittest import mock
 from conftest import ROOT
 
 from jaxcolor import cli, main
-from jaxcolor.config import TASK_SECTIONS, load_recipe
+from jaxcolor.config import TASK_SECTIONS
 from jaxcolor.errors import UserError
+from jaxcolor.recipes import load_recipe
 from jaxcolor.sweep import read_sweep
 
 

@@ -67,7 +67,7 @@ def shards(tmp_path_factory):
 
 def small_config(shards):
     """The quickstart's recipe made smaller still: 64 pixels, an eighth of the width, one 8-photo batch a step."""
-    from jaxcolor.config import load_recipe
+    from jaxcolor.recipes import load_recipe
 
     config = load_recipe('ltbc:quickstart')
     config.model.update({'width': 0.125, 'global_size': 32})

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from jaxcolor import tasks
-from jaxcolor.config import load_recipe
+from jaxcolor.recipes import load_recipe
 from jaxcolor.runtime.checkpoint import Checkpoints, abstract
 
 # The arguments of a training of a few steps.

@@ -13,7 +13,7 @@ PACKAGE = ROOT / 'jaxcolor'
 LEVELS = (
     {'errors', 'files'},
     {'color', 'config'},
-    {'runtime', 'data', 'models'},
+    {'runtime', 'data', 'models', 'recipes'},
     {'tasks'},
     {'weights'},
     {'prepare'},

@@ -12,8 +12,8 @@ from commands import dry_run
 from conftest import FLAGS, PHOTOS, ROOT, assert_one_sentence
 
 from jaxcolor.cli import COMMANDS
-from jaxcolor.config import find_recipe, load_recipe
 from jaxcolor.errors import UserError
+from jaxcolor.recipes import find_recipe, load_recipe
 
 OWN_RECIPE = """
 from jaxcolor import config

@@ -8,8 +8,8 @@ from conftest import ROOT, assert_one_sentence
 from PIL import Image
 
 from jaxcolor import sweep
-from jaxcolor.config import load_recipe
 from jaxcolor.errors import UserError
+from jaxcolor.recipes import load_recipe
 from jaxcolor.runtime import logs
 
 SMALL = [

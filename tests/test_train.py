@@ -48,6 +48,19 @@ def test_stop_and_resume_is_bit_identical(tiny_config, tmp_path, capsys):
         assert rows[0][step] == rows[1][step]
 
 
+def test_epochs_count_the_photos_of_the_set_also_when_resumed(tiny_config, tmp_path, capsys):
+    """20 photos in batches of 8: an epoch is 2.5 steps, two end after step 5."""
+    tiny_config.optimizer.schedule = 'constant'
+    tiny_config.train.update({'steps': None, 'epochs': 2, 'eval_every': None, 'eval_every_epochs': 1})
+    train(tiny_config, tmp_path)
+    assert '5 steps, 2 epochs' in capsys.readouterr().err
+    tiny_config.train.epochs = 3.5
+    train(tiny_config, tmp_path)
+    assert 'resuming' in capsys.readouterr().err
+    evaluated = [row['step'] for row in logs.read_metrics(tmp_path) if 'validation/loss' in row]
+    assert evaluated == [3, 5, 8, 9]
+
+
 def test_a_set_held_on_the_devices_trains_the_same(tiny_config, trained, tmp_path):
     tiny_config.data.placement = 'device'
     train(tiny_config, tmp_path)
@@ -250,7 +263,7 @@ def checkpoints_latest(run):
 def test_the_paper_recipe_is_the_paper_s():
     config = ltbc.get_config()
     assert (config.optimizer.name, config.train.batch_size, config.data.crop) == ('adadelta', 128, 224)
-    assert (config.task.alpha, config.task.reduction, config.train.steps) == (1 / 300, 'sum', 200_000)
+    assert (config.task.alpha, config.task.reduction, config.train.steps) == (1 / 300, 'mean', 200_000)
     assert config.data.flip and config.model.batch_norm and config.model.classes == 205
     assert base.get_config().model.name == 'ltbc'
 

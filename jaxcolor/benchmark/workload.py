@@ -14,13 +14,13 @@ import numpy as np
 
 from jaxcolor import color, tasks
 from jaxcolor.benchmark import flops
-from jaxcolor.config import load_recipe
 from jaxcolor.data import device, pipeline
 from jaxcolor.data.shards import open_shards
 from jaxcolor.errors import UserError
 from jaxcolor.models import extractors
 from jaxcolor.models.cpu_kernels import CPU_KERNELS, only_cpu_kernels
 from jaxcolor.prepare import bundled
+from jaxcolor.recipes import load_recipe
 from jaxcolor.runtime.parallel import DataParallel, compiler_options
 
 CHOICES = {

@@ -38,13 +38,15 @@ def make_shards(
         for task in tasks:
             make_shard(out, task, options, lambda: on_photos(1))
         return
-    with _pool(workers) as (pool, counter):
+    with _interrupts_collected() as interrupts, _pool(workers) as (pool, counter):
         pending: set[Future[None]] = set()
         reported = 0
         while True:
+            if interrupts:
+                raise KeyboardInterrupt
             # At most one shard ahead of the workers, since a stream's photos wait on the disk.
             for task in itertools.islice(tasks, max(0, workers + 1 - len(pending))):
-                with _interrupts_delayed():
+                with _interrupts_blocked():
                     pending.add(pool.submit(_work, out, task, options))
             if not pending:
                 break
@@ -75,25 +77,35 @@ def _pool(workers):
 
 
 @contextlib.contextmanager
-def _interrupts_delayed():
-    """Delays Ctrl-C until the block ends, also in processes that it starts.
+def _interrupts_collected():
+    """Yields a list that grows with each Ctrl-C, to be looked at where it is safe to stop.
 
-    A worker that is still importing would print a traceback. Here, JAX's garbage collector callback could swallow the
-    KeyboardInterrupt.
+    Raised wherever it strikes, a KeyboardInterrupt would be lost inside a callback of the garbage collector (JAX has one).
     """
-    if not hasattr(signal, 'pthread_sigmask') or threading.current_thread() is not threading.main_thread():
-        yield  # Windows has no masks, and only the main thread may set handlers
+    interrupts: list[bool] = []
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        yield interrupts  # only the main thread may set handlers; a job in the background ignores Ctrl-C
         return
-    interrupts = []
     handler = signal.signal(signal.SIGINT, lambda *_: interrupts.append(True))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited by the processes
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if interrupts:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _interrupts_blocked():
+    """Blocks Ctrl-C in processes that are started inside: one that is still importing would print a traceback."""
+    if not hasattr(signal, 'pthread_sigmask'):
+        yield  # Windows has no masks
+        return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGINT, handler)
-    if interrupts:
-        signal.raise_signal(signal.SIGINT)
 
 
 def _start_worker(receiver, counter):

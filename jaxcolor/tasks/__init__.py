@@ -1,5 +1,7 @@
 """What a network is trained for, by name: losses, optimizers, the state, and the steps. `task.py` says what a task is."""
 
+from fractions import Fraction
+
 from ml_collections import ConfigDict
 
 from jaxcolor import config as fields
@@ -9,6 +11,7 @@ from jaxcolor.runtime.parallel import AXIS
 from jaxcolor.tasks import optimizers
 from jaxcolor.tasks.adversarial import Adversarial
 from jaxcolor.tasks.color_classes import ColorClasses
+from jaxcolor.tasks.length import Length
 from jaxcolor.tasks.regression import Regression
 from jaxcolor.tasks.task import Task
 
@@ -19,8 +22,12 @@ TASKS = {
 }
 
 
-def build(config: ConfigDict) -> Task:
+def build(config: ConfigDict, length: Length | None = None) -> Task:
     """The task of a config's section `task`, with the network of its section `model`.
+
+    Args:
+        config: the whole config.
+        length: of the training, where learning rates depend on it; None without one: train.steps, if set.
 
     Raises:
         config.FieldError: the section `task` or `optimizer` lacks a field or has an unknown one.
@@ -32,8 +39,9 @@ def build(config: ConfigDict) -> Task:
     fields.check_section('task', config.task, fields.TASK_SECTIONS[name]())
     fields.check_section('optimizer', config.optimizer, fields.optimizer())
     network = models.build(config.model, AXIS if train.cross_device_batch_norm else None)
-    schedule = optimizers.schedule(config.optimizer, train.steps, train.batch_size)
-    optimizer = optimizers.build(config.optimizer, train.steps, train.batch_size)
+    length = length or Length(train.steps or 1, Fraction(1))
+    schedule = optimizers.schedule(config.optimizer, length, train.batch_size)
+    optimizer = optimizers.build(config.optimizer, schedule)
     shared = {'crop': config.data.crop, 'accumulation_steps': train.accumulation_steps, 'ema': train.ema}
     if name != 'adversarial':
         shared |= {'extractor': config.extractor.name, 'cached_features': config.extractor.cached}

@@ -18,8 +18,9 @@ def color_error(
     """Error of a* and b*, both (B, H, W, 2) in the network's range -> (B,).
 
     Args:
-        reduction: 'sum' over pixels and channels is, of squared errors, the squared Frobenius norm (Iizuka et al. 2016,
-            eq. 5); the reimplementations use 'mean'.
+        reduction: 'mean' over pixels and channels, with which alpha = 1/300 makes "the two losses ... of similar magnitude"
+            (Jacob, Darcet, section 2.2); 'sum' is, of squared errors, the squared Frobenius norm of Iizuka et al. (2016,
+            eq. 5).
         delta: None squares errors; otherwise twice Huber's loss (1964): e^2 up to delta, 2 delta |e| - delta^2 beyond.
         weight: of each pixel, (B, H, W); None for 1.
     """

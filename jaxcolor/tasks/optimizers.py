@@ -6,8 +6,9 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from jaxcolor.config import check_section
+from jaxcolor.config import OPTIMIZER_DEFAULTS, OPTIMIZER_FIELDS, check_section
 from jaxcolor.errors import UserError
+from jaxcolor.tasks.length import Length
 
 OPTIMIZERS = {
     'adam': lambda c, rate: optax.adamw(rate, b1=c.beta1, b2=c.beta2, eps=c.eps, weight_decay=c.weight_decay),
@@ -37,35 +38,59 @@ SCALINGS = {
 
 SCHEDULES = {
     'constant': lambda c, peak, steps: optax.constant_schedule(peak),
-    'cosine': lambda c, peak, steps: optax.cosine_decay_schedule(peak, max(1, steps - c.warmup_steps)),
+    'cosine': lambda c, peak, steps: optax.cosine_decay_schedule(peak, max(1, steps)),
     'step': lambda c, peak, steps: optax.exponential_decay(peak, max(1, c.decay_every), c.decay_factor, staircase=True),
 }
 
 
+def resolve(config: ConfigDict) -> ConfigDict:
+    """Section `optimizer` with the named optimizer's own values for None, and None for fields that it does not have.
+
+    Raises:
+        UserError: no such optimizer, or a value out of its range.
+    """
+    check_section('optimizer', config)
+    defaults = _lookup(OPTIMIZER_DEFAULTS, config.name, 'optimizer.name')
+    resolved = config.copy_and_resolve_references()
+    for field in OPTIMIZER_FIELDS:
+        if field not in defaults or resolved[field] is None:
+            resolved[field] = defaults.get(field)
+    return resolved
+
+
 def peak_rate(config: ConfigDict, batch_size: int) -> float:
     """The learning rate of section `optimizer`, scaled to a global batch size. Raises UserError."""
-    check_section('optimizer', config)
     scaling = _lookup(SCALINGS, config.scaling, 'optimizer.scaling')
-    return config.learning_rate * scaling(batch_size / config.base_batch_size)
+    return resolve(config).learning_rate * scaling(batch_size / config.base_batch_size)
 
 
-def schedule(config: ConfigDict, steps: int, batch_size: int) -> optax.Schedule:
-    """The learning rate by step that section `optimizer` describes: a linear warm-up, then the named schedule."""
+def schedule(config: ConfigDict, length: Length, batch_size: int) -> optax.Schedule:
+    """The learning rate by step that section `optimizer` describes: a linear warm-up, then the named schedule.
+
+    Args:
+        config: section `optimizer`.
+        length: of the training; 'cosine' ends with it, and a warm-up may be counted in epochs.
+        batch_size: photos a step, over all devices.
+
+    Raises:
+        UserError: no such optimizer, scaling or schedule.
+    """
     peak = peak_rate(config, batch_size)
-    rate = _lookup(SCHEDULES, config.schedule, 'optimizer.schedule')(config, peak, steps)
-    if config.warmup_steps:
-        warmup = optax.linear_schedule(0.0, peak, config.warmup_steps)
-        rate = optax.join_schedules([warmup, rate], [config.warmup_steps])
+    warmup_steps = max(config.warmup_steps, length.in_steps(config.warmup_epochs))
+    rate = _lookup(SCHEDULES, config.schedule, 'optimizer.schedule')(config, peak, length.steps - warmup_steps)
+    if warmup_steps:
+        rate = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), rate], [warmup_steps])
     return jax.numpy_dtype_promotion('standard')(rate)
 
 
-def build(config: ConfigDict, steps: int, batch_size: int) -> optax.GradientTransformation:
-    """The gradient transformation that section `optimizer` describes, for `steps` steps of `batch_size` photos each.
+def build(config: ConfigDict, rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """The gradient transformation that section `optimizer` describes, at a learning rate by step, as `schedule` gives it.
 
     Raises:
-        UserError: no such optimizer or schedule.
+        UserError: no such optimizer.
     """
-    optimizer = _lookup(OPTIMIZERS, config.name, 'optimizer.name')(config, schedule(config, steps, batch_size))
+    config = resolve(config)
+    optimizer = OPTIMIZERS[config.name](config, rate)
     if config.clip_norm:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     # Optax mixes dtypes where JAX's strict promotion, which the tests ask for, allows none.

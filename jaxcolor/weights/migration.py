@@ -23,7 +23,7 @@ _ADDED: dict[tuple[str, str], dict[str, Any]] = {
         'mirror': False,
     },
     ('task', 'color_classes'): {'inference_rebalance': 1.0, 'chroma_gain': 1.0, 'mirror': False},
-    ('optimizer', ''): {'scaling': 'none', 'base_batch_size': 128},
+    ('optimizer', ''): {'scaling': 'none', 'base_batch_size': 128, 'warmup_epochs': 0.0},
     ('data', ''): {
         'flip_vertical': False,
         'resized_crop': 0.0,
@@ -32,7 +32,16 @@ _ADDED: dict[tuple[str, str], dict[str, Any]] = {
         'brightness': 0.0,
         'placement': 'host',
     },
-    ('train', ''): {'accumulation_steps': 1, 'heartbeat': 30, 'init_from': '', 'init_redraw': [], 'ema': 0.0},
+    ('train', ''): {
+        'accumulation_steps': 1,
+        'heartbeat': 30,
+        'init_from': '',
+        'init_redraw': [],
+        'ema': 0.0,
+        'epochs': None,
+        'epoch_steps': None,
+        'eval_every_epochs': None,
+    },
 }
 
 

@@ -18,6 +18,7 @@ from jaxcolor.errors import UserError
 from jaxcolor.models import extractors
 from jaxcolor.runtime import cluster
 from jaxcolor.runtime.checkpoint import Checkpoints, abstract
+from jaxcolor.tasks import optimizers
 from jaxcolor.tasks.state import TrainState
 from jaxcolor.weights import imagenet, store
 from jaxcolor.weights.migration import migrate
@@ -33,10 +34,12 @@ CHANGEABLE_FIELDS = {
     'data.prefetch',
     'data.workers',
     'train.steps',
+    'train.epochs',
     'train.accumulation_steps',
     'train.heartbeat',
     'train.log_every',
     'train.eval_every',
+    'train.eval_every_epochs',
     'train.eval_splits',
     'train.checkpoint_every',
     'train.keep_best',
@@ -59,7 +62,7 @@ def create_or_check(run: str | os.PathLike, config: ConfigDict) -> None:
     try:
         (run / 'samples').mkdir(parents=True, exist_ok=True)
         if (run / 'config.json').exists() and any((run / 'checkpoints').glob('*')):
-            old, new = _flat(read_config(run)), _flat(config)
+            old, new = (_flat(_resolved(each)) for each in (read_config(run), config))
             differing = sorted(
                 name for name in old.keys() | new.keys() if name not in CHANGEABLE_FIELDS and old.get(name) != new.get(name)
             )
@@ -69,6 +72,11 @@ def create_or_check(run: str | os.PathLike, config: ConfigDict) -> None:
         files.write_text(run / 'config.json', config.to_json_best_effort(indent=1) + '\n')
     except OSError as error:
         raise UserError(f'the run directory {run} cannot be written ({error.strerror}).') from None
+
+
+def _resolved(config):
+    """With the values that the optimizer itself brings, and without those of fields that it does not have."""
+    return ConfigDict({**config, 'optimizer': optimizers.resolve(config.optimizer)})
 
 
 def read_config(model: str | os.PathLike) -> ConfigDict:

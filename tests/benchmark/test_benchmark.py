@@ -11,8 +11,8 @@ from conftest import PHOTOS, assert_one_sentence
 from jaxcolor import tasks
 from jaxcolor.benchmark import command, flops, report, timing, workload
 from jaxcolor.cli import main
-from jaxcolor.config import load_recipe
 from jaxcolor.errors import UserError
+from jaxcolor.recipes import load_recipe
 
 
 def ltbc_multiply_adds(size=224):

@@ -8,8 +8,8 @@ from conftest import ROOT
 
 from jaxcolor import config as base
 from jaxcolor import models, tasks
-from jaxcolor.config import load_recipe
 from jaxcolor.errors import UserError
+from jaxcolor.recipes import load_recipe
 from jaxcolor.tasks import losses
 
 FISH = ROOT / 'jaxcolor' / 'data' / 'photos' / 'train' / 'fish1.jpg'
@@ -24,7 +24,8 @@ DEEPCOLOR = {
     'task.kernel_l2': 0.01,
     'train.batch_size': 5,
     'data.crop': 224,
-    'train.eval_every': 25_000 * 60 // 100 // 5,
+    'train.epochs': 2_500,
+    'data.flip': False,
 }
 # By hand, layer by layer: generator, discriminator.
 CGAN = 1_002_740 + 4_832_897
@@ -57,9 +58,9 @@ RECIPES = {
             'optimizer.learning_rate': 1e-4,
             'task.alpha': 0.005,
             'train.batch_size': 32,
-            'train.keep_best': 3,
-            'train.steps': 127_750,
-            'train.eval_every': 365_000 * 80 // 100 // 32,
+            'train.epochs': 14,
+            'train.eval_every_epochs': 1,
+            'train.grid_photos': 32,
         },
     ),
     ('ltbc_deconv', ''): (
@@ -73,10 +74,15 @@ RECIPES = {
             'task.reduction': 'mean',
             'optimizer.learning_rate': 1e-3,
             'train.batch_size': 50,
-            'train.steps': 200 * 100,
+            'train.epochs': 200,
+            'train.epoch_steps': 100,
+            'data.flip': False,
         },
     ),
-    ('ltbc_deconv', 'linnaeus'): (41_973_218 + 12_484, {'train.batch_size': 50, 'train.steps': 30 * 100}),
+    ('ltbc_deconv', 'linnaeus'): (
+        41_973_218 + 12_484,
+        {'train.batch_size': 50, 'train.epochs': 30, 'train.epoch_steps': 100},
+    ),
     ('vgg_fusion', ''): (
         7_726_882 + 512,
         {
@@ -87,7 +93,7 @@ RECIPES = {
             'data.crop': 256,
             'optimizer.learning_rate': 1e-3,
             'train.batch_size': 32,
-            'train.steps': 593_750,
+            'train.epochs': 2_000,
             'task.alpha': 0.0,
             'data.flip': True,
             'data.flip_vertical': True,
@@ -111,6 +117,7 @@ RECIPES = {
             'model.noise_size': 100,
             'train.batch_size': 128,
             'train.steps': 5_000,
+            'data.flip': False,
             'task.l1': 0.0,
             'task.real_label': 1.0,
         },

@@ -40,6 +40,18 @@ def command_line(*arguments):
     return [sys.executable, '-m', 'jaxcolor', 'prepare', *map(str, arguments)]
 
 
+def start(*arguments):
+    """The command as in a terminal: in a session of its own, and Ctrl-C is not ignored, as in a shell's background."""
+    return subprocess.Popen(
+        command_line(*arguments),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
 def run(*arguments):
     return subprocess.run(command_line(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=120)
 
@@ -92,7 +104,7 @@ def test_stopped_command_leaves_no_workers(photos, tmp_path, sent):
     os.mkfifo(stuck)
     out = tmp_path / 'out'
     arguments = (tmp_path / 'photos', f'--out={out}', *FLAGS, '--split=train:1', '--workers=2')
-    process = subprocess.Popen(command_line(*arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = start(*arguments)
     while len(list((out / '.preparing').glob('train-*.json'))) < 3:
         time.sleep(0.01)
     workers = workers_of(process)
@@ -126,8 +138,10 @@ def test_stopped_command_leaves_no_workers(photos, tmp_path, sent):
 
 def test_interrupt_while_workers_start(photos, tmp_path):
     """One line, and no traceback of a worker that is still importing."""
-    arguments = (photos, f'--out={tmp_path / "out"}', *FLAGS, '--workers=2')
-    process = subprocess.Popen(command_line(*arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    shutil.copytree(photos, tmp_path / 'photos')
+    os.mkfifo(tmp_path / 'photos' / 'a' / '!.jpg')  # a worker that reads it waits, so that nothing ends before the signal
+    arguments = (tmp_path / 'photos', f'--out={tmp_path / "out"}', *FLAGS, '--workers=2')
+    process = start(*arguments)
     while not any('numpy' in Path(f'/proc/{worker}/maps').read_text() for worker in workers_of(process)):
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)

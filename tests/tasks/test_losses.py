@@ -7,6 +7,7 @@ import pytest
 
 from jaxcolor import color, tasks
 from jaxcolor.errors import UserError
+from jaxcolor.recipes import load_recipe
 from jaxcolor.runtime.parallel import DataParallel
 from jaxcolor.tasks import losses
 
@@ -65,3 +66,17 @@ def test_the_moving_average_evaluates_and_colors(tiny_config):
     rounding = 32 * 256 * np.finfo(np.float32).eps  # of a*b*, whose range of 256 is 1 at the network's output
     np.testing.assert_allclose(averaged, expected, rtol=0, atol=rounding)
     assert np.abs(averaged - own).max() > 10 * rounding
+
+
+def test_the_two_losses_of_ltbc_are_of_similar_magnitude(photos):
+    """Report 003, 2.2, says so of alpha = 1/300. Gray photos of the usual chroma against a classifier that knows nothing."""
+    config = load_recipe('ltbc')
+    ab = [color.normalize_ab(color.rgb_to_lab(photo)[None, ..., 1:], config.model.output_activation) for photo in photos]
+    gray = color.normalize_ab(np.zeros((1, 1, 1, 2), np.float32), config.model.output_activation)
+    colors = {
+        reduction: np.mean([losses.color_error(np.broadcast_to(gray, each.shape), each, reduction)[0] for each in ab])
+        for reduction in ('mean', 'sum')
+    }
+    classes = config.task.alpha * np.log(config.model.classes)
+    assert 0.1 < colors[config.task.reduction] / classes < 10
+    assert colors['sum'] / classes > 1_000

@@ -13,9 +13,9 @@ from PIL import Image
 
 from jaxcolor import config as fields
 from jaxcolor import tasks
-from jaxcolor.config import load_recipe
 from jaxcolor.errors import UserError
 from jaxcolor.inference.colorizer import Colorizer
+from jaxcolor.recipes import load_recipe
 from jaxcolor.runtime.checkpoint import Checkpoints
 from jaxcolor.train import train
 from jaxcolor.weights import runs, store
