@@ -32,7 +32,14 @@ _ADDED: dict[tuple[str, str], dict[str, Any]] = {
         'brightness': 0.0,
         'placement': 'host',
     },
-    ('train', ''): {'accumulation_steps': 1, 'heartbeat': 30, 'init_from': '', 'init_redraw': [], 'ema': 0.0},
+    ('train', ''): {
+        'accumulation_steps': 1,
+        'devices': 0,
+        'heartbeat': 30,
+        'init_from': '',
+        'init_redraw': [],
+        'ema': 0.0,
+    },
 }
 
 

@@ -22,7 +22,8 @@ from jaxcolor.tasks.state import TrainState
 from jaxcolor.weights import imagenet, store
 from jaxcolor.weights.migration import migrate
 
-# Fields that a resumed run may change: they affect neither the parameters (except for rounding) nor the batches.
+# Fields that a resumed run may change: they affect neither the parameters (except for rounding) nor the batches. A run may
+# move to another number of devices (or of accumulation steps), too, although batch statistics of each are its own photos'.
 CHANGEABLE_FIELDS = {
     'task.temperature',
     'task.inference_rebalance',
@@ -34,6 +35,8 @@ CHANGEABLE_FIELDS = {
     'data.workers',
     'train.steps',
     'train.accumulation_steps',
+    'train.devices',
+    'train.mapping',
     'train.heartbeat',
     'train.log_every',
     'train.eval_every',
