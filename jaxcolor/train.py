@@ -265,8 +265,8 @@ def _announce(progress, config, parallel, data, state) -> None:
     )
     if devices < jax.device_count() and not hp.devices:
         progress.say(
-            f'{devices} of {jax.device_count()} devices share the batch: no more divide it evenly. A train.batch_size that is '
-            f'a multiple of {jax.device_count() * hp.accumulation_steps} would use all.'
+            f'{devices} of {jax.device_count()} devices share the batch: no more divide it evenly. '
+            f'With train.batch_size a multiple of {jax.device_count() * hp.accumulation_steps}, all would.'
         )
     if not data.splits:
         progress.say(f'{data.shards.path} has none of the splits {list(hp.eval_splits)}: nothing is evaluated.')
