@@ -1,4 +1,4 @@
-"""Data parallelism: maps a step that is written for one device over the mesh of all devices.
+"""Data parallelism: maps a step that is written for one device over the mesh of the devices that share a batch.
 
 Inside a step, the batch is the device's share, and `lax.pmean(..., AXIS)` takes the mean over all devices.
 """

@@ -53,7 +53,7 @@ def by_two_processes(tmp_path_factory):
             subprocess.Popen([sys.executable, script, coordinator, '2', str(i), folder], env={**os.environ, **environ})
             for i in range(2)
         ]
-        assert [process.wait(timeout=900) for process in processes] == [0, 0]
+        assert [process.wait(timeout=1800) for process in processes] == [0, 0]
 
     return made_once(tmp_path_factory, 'two_processes', run)
 
