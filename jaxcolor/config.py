@@ -185,6 +185,7 @@ def train() -> ConfigDict:
     train.init_redraw = ()  # layers, by name, that start from the seed all the same
     train.batch_size = 128  # photos a step, over all devices of all processes and all accumulation steps
     train.accumulation_steps = 1  # sequential parts of a device's photos; the same numbers as with more devices
+    train.devices = 0  # of all processes, which use equally many each; 0: as many as divide the batch evenly
     train.mapping = 'shard_map'  # how a device's step is mapped over all devices; the numbers are the same
     train.cross_device_batch_norm = False  # batch statistics over all devices' photos, not each device's own
     train.ema = 0.0  # decay of the moving average of the parameters used for inference; 0 uses the parameters themselves
@@ -260,6 +261,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     'train.epoch_steps': (1, None),
     'train.batch_size': (1, None),
     'train.accumulation_steps': (1, None),
+    'train.devices': (0, None),
     'train.heartbeat': (1, None),
     'train.log_every': (1, None),
     'train.eval_every': (1, None),

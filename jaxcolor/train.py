@@ -23,7 +23,7 @@ from jaxcolor.prepare.features import check_features
 from jaxcolor.runtime import cluster
 from jaxcolor.runtime.checkpoint import Checkpoints, abstract
 from jaxcolor.runtime.logs import MetricsLog, Progress
-from jaxcolor.runtime.parallel import DataParallel
+from jaxcolor.runtime.parallel import DataParallel, choose_devices
 from jaxcolor.tasks import optimizers
 from jaxcolor.tasks.length import Length
 from jaxcolor.tasks.state import TrainState
@@ -50,8 +50,8 @@ def train(config: ConfigDict, run: str | Path) -> dict[str, dict[str, float]]:
     config.optimizer = optimizers.resolve(config.optimizer)
     run, hp = Path(run), config.train
     is_main = jax.process_index() == 0
-    parallel = DataParallel(hp.mapping)
-    _check(config, parallel.device_count)
+    _check(config)
+    parallel = DataParallel(hp.mapping, choose_devices(hp.batch_size, hp.accumulation_steps, hp.devices))
     shards, length = _setup_run(config, run)
     task = tasks.build(config, length)
     data = _setup_data(config, shards, task, parallel)
@@ -254,23 +254,13 @@ class _StepLog:
             self._file.write(rows[-1][0], {**means, 'images_per_second': self._progress.rate})
 
 
-def _check(config, device_count) -> None:
+def _check(config) -> None:
     """Refuses what could only fail later, before anything is written."""
-    hp = config.train
-    check_section('train', hp)
+    check_section('train', config.train)
     tasks.build(config)
     check_section('data', config.data)
     if config.data.placement == 'device' and config.extractor.cached:
         raise UserError("extractor.cached: data.placement='device' does not hold features; use placement 'host'.")
-    parts = device_count * hp.accumulation_steps
-    if hp.batch_size % parts:
-        in_parts = f' in {hp.accumulation_steps} parts each' if hp.accumulation_steps > 1 else ''
-        raise UserError(
-            f'train.batch_size: {hp.batch_size} photos cannot be shared evenly by {device_count} devices{in_parts}; '
-            f'take a multiple of {parts}.'
-        )
-    if hp.mapping == 'pmap' and jax.process_count() > 1:
-        raise UserError("train.mapping: 'pmap' is for one process; use 'shard_map', with the same numbers.")
 
 
 def _announce(progress, config, parallel, data, state, length) -> None:
@@ -285,6 +275,11 @@ def _announce(progress, config, parallel, data, state, length) -> None:
         f'learning rate {optimizers.peak_rate(config.optimizer, hp.batch_size):.3g}; '
         f'{length.steps} steps, {length.epoch_of(length.steps):.4g} epochs. Compiling.'
     )
+    if devices < jax.device_count() and not hp.devices:
+        progress.say(
+            f'{devices} of {jax.device_count()} devices share the batch: no more divide it evenly. '
+            f'With train.batch_size a multiple of {jax.device_count() * hp.accumulation_steps}, all would.'
+        )
     if not data.splits:
         progress.say(f'{data.shards.path} has none of the splits {list(hp.eval_splits)}: nothing is evaluated.')
 

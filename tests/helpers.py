@@ -1,11 +1,18 @@
 """What several tests use."""
 
+from typing import Any
+
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxcolor import tasks
+from jaxcolor.models import extractors
 from jaxcolor.recipes import load_recipe
 from jaxcolor.runtime.checkpoint import Checkpoints, abstract
+from jaxcolor.weights import runs
 
 # The arguments of a training of a few steps.
 TINY = [
@@ -51,13 +58,29 @@ SMALL = {
     'vgg_fusion': ('', {'data': {'crop': 64}, 'optimizer': {'learning_rate': 3e-3}}),
     'deepcolor': ('base', {'optimizer': {'learning_rate': 3e-3}}),
     'cgan': ('stable', {'model': {'size': 32}, 'optimizer': {'learning_rate': 1e-3}}),
+    'ltbc': ('', {'model': {'global_size': 32, 'classes': 3}}),
+    'ltbc_compact': ('', {'model': {'global_size': 32}}),
 }
+
+
+class Glance(nn.Module):
+    """In place of VGG16 and Inception-ResNet-v2, which take minutes here: one random layer over 8x8 pixels."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image):
+        return nn.Dense(1000, name='predictions')(image.reshape(image.shape[0], -1))
+
+
+# The extractor 'glance', for `extractors.NETWORKS`.
+GLANCE = extractors.Network(Glance, 8, {'keras': lambda rgb: rgb})
 
 
 def small_recipe(name, shards=''):
     """A network's own recipe, narrow, at 32 or 64 pixels, for 16 photos a step over 8 devices.
 
-    Extractors are replaced by one called 'glance', which the tests that run it define.
+    Extractors are replaced by GLANCE, which the tests that run it register.
     """
     variant, changes = SMALL[name]
     config = load_recipe(f'{name}:{variant}')
@@ -71,3 +94,28 @@ def small_recipe(name, shards=''):
     for section, fields in changes.items():
         config[section].update(fields)
     return config
+
+
+def first_gradients(name, parallel, folder):
+    """One step of a `small_recipe` on 16 fixed photos -> {'KIND/NAME': array}.
+
+    KIND is gradients, statistics (of batch norm and the like), metrics, before (the parameters then) or changes (of them).
+
+    The optimizer is SGD, whose momentum is the gradient itself after one step, with its scale, which Adam would hide.
+    """
+    config = small_recipe(name)
+    config.optimizer.update({'name': 'sgd', 'learning_rate': 1e-3, 'momentum': 0.9, 'nesterov': False, 'warmup_steps': 0})
+    config.optimizer.update({'schedule': 'constant', 'weight_decay': 0.0, 'clip_norm': 0.0})
+    task = tasks.build(config)
+    state = parallel.create(task.init, jax.random.PRNGKey(config.seed))
+    state = state.replace(frozen=parallel.replicate(runs.load_extractor(folder, config)))
+    own = 16 // jax.process_count()
+    rows = slice(jax.process_index() * own, (jax.process_index() + 1) * own)
+    batch = jax.tree.map(lambda x: x[rows], batch_of(16, config.data.crop))
+    before = jax.device_get(state.params)
+    after, measured = jax.device_get(parallel.map(task.train_step, donate_state=True)(state, parallel.shard(batch)))
+    gradients = [gradient for _, gradient in optax.tree.get_all_with_path(after.opt_state, 'trace')]
+    results = {'gradients': gradients, 'statistics': after.model_state, 'metrics': measured}
+    results |= {'before': before, 'changes': jax.tree.map(np.subtract, before, after.params)}
+    leaves = jax.tree_util.tree_leaves_with_path(results)
+    return {jax.tree_util.keystr(path, simple=True, separator='/'): np.asarray(leaf) for path, leaf in leaves}

@@ -136,8 +136,10 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rate(tiny_config, tmp_pat
 
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(tiny_config, tmp_path):
     for section, change, words in [
-        ('train', {'batch_size': 12}, 'shared evenly by 8 devices'),
-        ('train', {'batch_size': 24, 'accumulation_steps': 2}, 'shared evenly by 8 devices in 2 parts each; .* of 16'),
+        ('train', {'batch_size': 12, 'devices': 8}, 'shared evenly by 8 device'),
+        ('train', {'batch_size': 7, 'accumulation_steps': 2}, 'shared evenly by 1 .* in 2 parts each; .* of 2'),
+        ('train', {'devices': 9}, 'train.devices: 9 .* there are 8'),
+        ('train', {'devices': -1}, 'train.devices must be at least 0'),
         ('train', {'steps': 0}, 'train.steps must be at least 1'),
         ('train', {'accumulation_steps': 0}, 'train.accumulation_steps must be at least 1'),
         ('train', {'mapping': 'vmap'}, 'shard_map, pmap'),

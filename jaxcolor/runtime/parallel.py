@@ -1,4 +1,4 @@
-"""Data parallelism: maps a step that is written for one device over the mesh of all devices.
+"""Data parallelism: maps a step that is written for one device over the mesh of the devices that share a batch.
 
 Inside a step, the batch is the device's share, and `lax.pmean(..., AXIS)` takes the mean over all devices.
 """
@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental.multihost_utils import global_array_to_host_local_array
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxcolor.config import check_section
+from jaxcolor.errors import UserError
 
 AXIS = 'data'
 _REPLICATED, _SPLIT = PartitionSpec(), PartitionSpec(AXIS)
@@ -64,6 +66,40 @@ def mean_over_batch(function: Callable[[Any], Any], batch: Any, accumulation_ste
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     total, _ = lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, function(part)), None), zeros, parts)
     return lax.pmean(jax.tree.map(lambda x: x / accumulation_steps, total), AXIS)
+
+
+def choose_devices(batch_size: int, accumulation_steps: int = 1, count: int = 0) -> list[jax.Device]:
+    """The devices that share a batch evenly: as many of every process.
+
+    Args:
+        batch_size: photos of a step, over all devices and accumulation steps.
+        accumulation_steps: sequential parts of a device's photos.
+        count: of the devices of all processes; 0 for as many as divide the batch.
+
+    Returns:
+        The devices, process by process.
+
+    Raises:
+        UserError: the batch cannot be shared evenly by `count` devices, or by one of each process; there are fewer.
+    """
+    processes, there_are = jax.process_count(), jax.device_count()
+    of_processes = f' of {processes} processes' if processes > 1 else ''
+    if count > there_are or count % processes:
+        in_turn = ', each of which must use the same number' if processes > 1 else ''
+        raise UserError(
+            f'train.devices: {count} devices cannot be used: there are {there_are}{of_processes}{in_turn}; 0 takes as many '
+            f'as divide the batch.'
+        )
+    each = range(1, there_are // processes + 1)
+    fitting = [n * processes for n in each if batch_size % (n * processes * accumulation_steps) == 0]
+    total = count or max(fitting, default=processes)
+    if total not in fitting:
+        in_parts = f' in {accumulation_steps} parts each' if accumulation_steps > 1 else ''
+        raise UserError(
+            f'train.batch_size: {batch_size} photos cannot be shared evenly by {total} device(s){of_processes}{in_parts}; '
+            f'take a multiple of {total * accumulation_steps}.'
+        )
+    return [device for process in range(processes) for device in jax.local_devices(process)[: total // processes]]
 
 
 class DataParallel:
@@ -125,18 +161,25 @@ class DataParallel:
             AXIS,
             in_axes=(None, 0, None),
             out_axes=tuple(0 if is_split else None for is_split in outputs),
-            devices=list(self.mesh.devices),
+            devices=list(self.mesh.devices.flat),
             donate_argnums=donated,
         )
-        n = self.device_count
+        n, compiled = self.device_count, {}
+        in_rows = jax.jit(
+            lambda tree: jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), tree), out_shardings=self.split
+        )
+        joined = jax.jit(lambda tree: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree), out_shardings=self.split)
 
         def call(state, batch, *replicated):
-            batch = jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), batch)
-            results = mapped(state, batch, replicated)
-            return tuple(
-                jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), result) if is_split else result
-                for result, is_split in zip(results, outputs, strict=True)
-            )
+            arguments = state, in_rows(batch), replicated  # of the batch, a row (B / n, ...) for each device
+            leaves, structure = jax.tree.flatten(arguments)
+            kind = structure, tuple(map(jax.typeof, leaves))
+            if kind not in compiled:
+                # pmap takes and returns what this process holds; what it compiles, with options, takes global arrays.
+                local = global_array_to_host_local_array(arguments, self.mesh, (_REPLICATED, _SPLIT, _REPLICATED))
+                compiled[kind] = mapped.lower(*local).compile(compiler_options=compiler_options())
+            results = compiled[kind](*arguments)
+            return tuple(joined(result) if is_split else result for result, is_split in zip(results, outputs, strict=True))
 
         return call
 

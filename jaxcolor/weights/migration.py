@@ -34,6 +34,7 @@ _ADDED: dict[tuple[str, str], dict[str, Any]] = {
     },
     ('train', ''): {
         'accumulation_steps': 1,
+        'devices': 0,
         'heartbeat': 30,
         'init_from': '',
         'init_redraw': [],

@@ -23,7 +23,8 @@ from jaxcolor.tasks.state import TrainState
 from jaxcolor.weights import imagenet, store
 from jaxcolor.weights.migration import migrate
 
-# Fields that a resumed run may change: they affect neither the parameters (except for rounding) nor the batches.
+# Fields that a resumed run may change: they affect neither the parameters (except for rounding) nor the batches. A run may
+# move to another number of devices (or of accumulation steps), too, although batch statistics of each are its own photos'.
 CHANGEABLE_FIELDS = {
     'task.temperature',
     'task.inference_rebalance',
@@ -36,6 +37,8 @@ CHANGEABLE_FIELDS = {
     'train.steps',
     'train.epochs',
     'train.accumulation_steps',
+    'train.devices',
+    'train.mapping',
     'train.heartbeat',
     'train.log_every',
     'train.eval_every',

@@ -68,10 +68,20 @@ def test_batch_norm_per_device_differs(one_step):
 def test_split_outputs_keep_the_order_of_the_batch(mapping):
     parallel = DataParallel(mapping)
     mapped = parallel.map(lambda state, x: (x + state, jax.lax.psum(x.sum(), 'data')), outputs=(True, False))
-    x = np.arange(16.0, dtype=np.float32)
-    each, total = mapped(parallel.replicate(np.float32(1)), parallel.shard(x))
-    np.testing.assert_array_equal(each, x + 1)
-    assert float(total) == x.sum()
+    for size in (16, 8, 16):  # each size is compiled
+        x = np.arange(size, dtype=np.float32)
+        each, total = mapped(parallel.replicate(np.float32(1)), parallel.shard(x))
+        np.testing.assert_array_equal(each, x + 1)
+        assert float(total) == x.sum()
+
+
+@pytest.mark.parametrize('mapping', ['shard_map', 'pmap'])
+def test_steps_are_compiled_with_the_options(mapping, monkeypatch):
+    monkeypatch.setattr('jaxcolor.runtime.parallel.compiler_options', lambda: {'no_such_option': True})
+    parallel = DataParallel(mapping)
+    mapped = parallel.map(lambda state, x: (state, x), outputs=(False, True))
+    with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match='no_such_option'):
+        mapped(parallel.replicate(np.float32(1)), parallel.shard(np.ones(8, np.float32)))
 
 
 def test_unknown_mapping_is_refused():

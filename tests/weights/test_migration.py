@@ -169,6 +169,7 @@ def test_later_fields_mean_as_before(legacy):
         'task.mirror': False,
         'train.init_from': '',
         'train.init_redraw': [],
+        'train.devices': 0,
     }
 
 
