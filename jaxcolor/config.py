@@ -90,7 +90,7 @@ def extractor() -> ConfigDict:
     """Section extractor: the frozen ImageNet network whose 1000 outputs `deepcolor` and `vgg_fusion` take."""
     extractor = ConfigDict()
     extractor.name = ''  # a key of models.extractors.NETWORKS; '' for networks that take none
-    extractor.weights = ''  # a published file; '' looks in the cache, then downloads; 'random' for untrained weights
+    extractor.weights = ''  # a file; '' looks in the cache, then downloads or asks a package; 'random' for untrained weights
     extractor.cached = False  # use the vectors that `prepare --features` stored, of each photo's whole center square
     return extractor
 
