@@ -179,7 +179,8 @@ class EfficientNetLite(nn.Module):
 def preprocess(rgb: jax.Array) -> jax.Array:
     """RGB in [0, 1] (..., 3) -> about [-1, 1], as the published weights expect: 127 and 128 of 255 as mean and scale.
 
-    The PyTorch packages show ImageNet's mean and deviation instead, with which Lite0 is less sure of what it sees.
+    The pages of the PyTorch packages show ImageNet's mean and deviation instead, which is not what the stem's batch norm
+    was trained with.
     """
     return (rgb * np.float32(255) - np.float32(127)) / np.float32(128)
 

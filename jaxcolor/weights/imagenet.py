@@ -1,4 +1,4 @@
-"""Extractors from published ImageNet weights (files of Keras, torchvision, timm, and in packages) and from run directories."""
+"""Extractors from published ImageNet weights (of Keras, torchvision, timm, and in packages) and from run directories."""
 
 import importlib.util
 import os
