@@ -64,6 +64,7 @@ def deepcolor() -> ConfigDict:
     """Section model of the network `deepcolor`."""
     model = _model('deepcolor')
     model.variant = 'base'  # its architecture, a key of models.encoder_fusion.DEEPCOLOR
+    model.use_features = True  # False feeds zeros in place of the extractor's vector, to see what it is worth
     model.output_activation = 'tanh'  # illegible in the report, tanh in Deep Koalarization
     return model
 
@@ -73,7 +74,7 @@ def vgg_fusion() -> ConfigDict:
     model = _model('vgg_fusion')
     model.encoder_widths = (64, 128, 128, 256, 256, 512)  # the report's table of them is lost
     model.output_activation = 'tanh'
-    model.use_features = True  # False feeds zeros in place of VGG16's vector, to see what it is worth
+    model.use_features = True  # False feeds zeros in place of the extractor's vector, to see what it is worth
     return model
 
 
