@@ -60,6 +60,7 @@ def deepcolor() -> ConfigDict:
     """Section model of the network `deepcolor`."""
     model = _model('deepcolor')
     model.variant = 'base'  # its architecture, a key of models.encoder_fusion.DEEPCOLOR
+    model.use_features = True  # False feeds zeros in place of the extractor's vector, to see what it is worth
     model.output_activation = 'tanh'  # illegible in the report, tanh in Deep Koalarization
     return model
 
@@ -69,7 +70,7 @@ def vgg_fusion() -> ConfigDict:
     model = _model('vgg_fusion')
     model.encoder_widths = (64, 128, 128, 256, 256, 512)  # the report's table of them is lost
     model.output_activation = 'tanh'
-    model.use_features = True  # False feeds zeros in place of VGG16's vector, to see what it is worth
+    model.use_features = True  # False feeds zeros in place of the extractor's vector, to see what it is worth
     return model
 
 
@@ -86,7 +87,7 @@ def extractor() -> ConfigDict:
     """Section extractor: the frozen ImageNet network whose 1000 outputs `deepcolor` and `vgg_fusion` take."""
     extractor = ConfigDict()
     extractor.name = ''  # a key of models.extractors.NETWORKS; '' for networks that take none
-    extractor.weights = ''  # a published file; '' looks in the cache, then downloads; 'random' for untrained weights
+    extractor.weights = ''  # a file; '' looks in the cache, then downloads or asks a package; 'random' for untrained weights
     extractor.cached = False  # use the vectors that `prepare --features` stored, of each photo's whole center square
     return extractor
 

@@ -95,14 +95,20 @@ class LTBC(nn.Module):
         return self.output(self.color[3](upsample(x))), logits  # (B, 2, H/2, W/2)
 
 
+def _check_features(use_features):
+    if not use_features:
+        raise UserError('the PyTorch network needs model.use_features=True.')
+
+
 class DeepColor(nn.Module):
     """DeepColor."""
 
     rotated = True
 
     def __init__(self, net: encoder_fusion.DeepColor) -> None:
-        """Builds the network with the fields of jaxcolor's."""
+        """Builds the network with the fields of jaxcolor's. Raises UserError without `use_features`."""
         super().__init__()
+        _check_features(net.use_features)
         encoder, fusion, decoder = DEEPCOLOR[net.variant]
         channels = 1
         layers: list[nn.Module] = []
@@ -139,8 +145,7 @@ class VGGFusion(nn.Module):
     def __init__(self, net: encoder_fusion.VGGFusion) -> None:
         """Builds the network with the fields of jaxcolor's. Raises UserError without `use_features`."""
         super().__init__()
-        if not net.use_features:
-            raise UserError('the PyTorch network needs model.use_features=True.')
+        _check_features(net.use_features)
         channels, layers = 1, []
         for features in net.encoder_widths:
             layers.append(conv(channels, channels := scaled(features, net.width), 2))

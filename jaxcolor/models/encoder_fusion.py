@@ -41,6 +41,7 @@ class DeepColor(nn.Module):
     variant: str = 'base'
     width: float = 1.0
     output_activation: str = 'tanh'
+    use_features: bool = True
     axis_name: str | None = None
     dtype: Any = jnp.float32
 
@@ -70,6 +71,8 @@ class DeepColor(nn.Module):
             else:
                 x = self._conv(layer, f'encoder_{i}')(x, train)
         # (B, H/8, W/8, 256)
+        if not self.use_features:
+            features = jnp.zeros_like(features)
         x = nn.relu(Fusion(scaled(fusion[0], self.width), self.dtype, name='fusion_0')(x, features))
         for i, filters in enumerate(fusion[1:], start=1):
             x = self._conv(filters, f'fusion_{i}', kernel=1)(x, train)
@@ -110,7 +113,7 @@ class VGGFusion(nn.Module):
 
         Args:
             lightness: L*/100, float (B, H, W, 1).
-            features: VGG16's output, float (B, 1000).
+            features: the extractor's output, float (B, 1000).
             train: training mode.
 
         Returns:

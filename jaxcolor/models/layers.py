@@ -43,6 +43,15 @@ def conv2d(x: jax.Array, kernel: jax.Array, *, strides: int, padding: Padding) -
     return lax.conv_general_dilated(x, kernel, (strides,) * 2, padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
 
+@on_cpus(cpu_kernels.DEPTHWISE)
+def depthwise_conv2d(x: jax.Array, kernel: jax.Array, *, strides: int, padding: Padding) -> jax.Array:
+    """A kernel for each channel: (B, H, W, C), (h, w, 1, C) -> (B, H', W', C). padding: as for `conv2d`."""
+    dimensions = ('NHWC', 'HWIO', 'NHWC')
+    return lax.conv_general_dilated(
+        x, kernel, (strides,) * 2, padding, dimension_numbers=dimensions, feature_group_count=x.shape[-1]
+    )
+
+
 @on_cpus(cpu_kernels.UPSAMPLED)
 def upsample_conv2d(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`upsample`, then a 3x3 convolution that keeps the size: (B, H, W, C) -> (B, 2H, 2W, features)."""

@@ -34,8 +34,9 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
     add('--shard-photos', type=int, default=default.shard_photos, help='candidates per shard (%(default)s)')
     add('--workers', type=int, default=os.cpu_count(), help='worker processes (%(default)s, one per core)')
     add('--quiet', action='store_true', help='print neither progress nor a summary')
-    add('--features', choices=['vgg16', 'inception_resnet_v2'], help="also store this extractor's outputs in the records")
-    weights = "the extractor's weights, or 'random' (a file in the cache, else downloaded)"
+    networks = ['vgg16', 'inception_resnet_v2', 'efficientnet_lite0', 'efficientnet_lite2']
+    add('--features', choices=networks, help="also store this extractor's outputs in the records")
+    weights = "the extractor's weights, or 'random' (a file in the cache, else downloaded or that of a package)"
     add('--extractor-weights', default='', metavar='FILE', help=weights)
 
 

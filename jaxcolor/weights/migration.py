@@ -14,6 +14,7 @@ _ADDED: dict[tuple[str, str], dict[str, Any]] = {
         'color_classes': 0,
         'members': 1,
     },
+    ('model', 'deepcolor'): {'use_features': True},
     ('extractor', ''): {'name': '', 'weights': '', 'cached': False},
     ('task', 'regression'): {
         'error': 'squared',

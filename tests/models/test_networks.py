@@ -225,6 +225,18 @@ def test_fusion_shapes(name, size, layer, encoded, fused):
     assert variables['params'][layer]['kernel'].shape == (1, 1, encoded[2] + vector, fused)
 
 
+@pytest.mark.parametrize('name', ['deepcolor_3', 'vgg_fusion'])
+@pytest.mark.parametrize('use_features', [True, False])
+def test_vector_counts_unless_it_is_left_out(name, use_features):
+    network = models.build({**NETWORKS[name], 'width': 0.125, 'use_features': use_features})
+    rng = np.random.default_rng(0)
+    lightness = jnp.asarray(rng.uniform(size=(1, 64, 64, 1)), jnp.float32)
+    one, other = jnp.asarray(rng.normal(size=(2, 1, 1000)), jnp.float32)
+    variables = jax.jit(network.init)(jax.random.key(0), lightness, one)
+    run = jax.jit(lambda vector: network.apply(variables, lightness, vector)['ab'])
+    assert bool((run(one) == run(other)).all()) is not use_features
+
+
 @pytest.mark.parametrize('name', ['deepcolor_base', 'vgg_fusion'])
 def test_bfloat16_keeps_float32_parameters_and_outputs(name):
     with jax.numpy_dtype_promotion('standard'):  # Flax' batch norm mixes float32 statistics with bfloat16

@@ -1,5 +1,6 @@
 """Cached extractor features equal those computed in the step, leave the photos untouched, and are checked."""
 
+import argparse
 import json
 
 import jax
@@ -14,7 +15,8 @@ from jaxcolor import config as base
 from jaxcolor import files
 from jaxcolor.data.shards import open_shards
 from jaxcolor.errors import UserError
-from jaxcolor.prepare import features, prepare
+from jaxcolor.models.extractors import NETWORKS
+from jaxcolor.prepare import command, features, prepare
 from jaxcolor.runtime import logs
 from jaxcolor.train import train
 from jaxcolor.weights import runs
@@ -107,6 +109,13 @@ def test_cached_without_features_is_refused(config, tmp_path, monkeypatch, shard
     config.data.shards = str(shards)
     with pytest.raises(UserError, match='holds no features of vgg16'):
         train(config, tmp_path / 'run')
+
+
+def test_command_offers_every_extractor():
+    parser = argparse.ArgumentParser()
+    command.add_prepare_arguments(parser)
+    choices = next(action.choices for action in parser._actions if action.dest == 'features')
+    assert set(choices) == set(NETWORKS)
 
 
 def test_missing_weights_are_one_sentence(cli, tmp_path):

@@ -1,4 +1,4 @@
-"""PyTorch's own files, and VGG16 and Inception-ResNet-v2 as torchvision and timm define them."""
+"""PyTorch's own files; VGG16, Inception-ResNet-v2 and EfficientNet-Lite as torchvision, timm and its package define them."""
 
 import jax
 import numpy as np
@@ -159,6 +159,38 @@ def test_inception_resnet_v2_of_timm_in_each_format(tmp_path):
     torch.save({f'module.{k}': v for k, v in network.state_dict().items()}, tmp_path / 'model.pth')
     pickled = import_extractor('inception_resnet_v2', tmp_path / 'model.pth')
     assert jax.tree.all(jax.tree.map(np.array_equal, pickled.variables, extractor.variables))
+
+
+@pytest.mark.parametrize('variant', ['lite0', 'lite2'])
+def test_efficientnet_lite_of_its_package(tmp_path, variant):
+    package = pytest.importorskip(
+        'efficientnet_lite_pytorch', reason="needs efficientnet-lite-pytorch, of the extra 'torch'"
+    )
+    # Without an image size its padding is TensorFlow's for every size.
+    network = randomize(package.EfficientNet.from_name(f'efficientnet-{variant}', image_size=None))
+    torch.save(network.state_dict(), tmp_path / 'model.pth')
+    extractor = import_extractor(f'efficientnet_{variant}', tmp_path / 'model.pth')
+    assert extractor.flavor == 'tensorflow'
+    module = NETWORKS[extractor.name].module()
+    outputs = jax.jit(
+        lambda variables, image: (module.apply(variables, image), module.apply(variables, image, method='features'))
+    )
+    blocks = []
+    for block in network._blocks:
+        block.register_forward_hook(lambda _module, _inputs, output: blocks.append(channels_last(output)))
+    for size in ((75, 101), (64, 66)):
+        image = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
+        blocks.clear()
+        with torch.no_grad():
+            logits = network(torch.from_numpy(image.transpose(0, 3, 1, 2).copy())).numpy()
+        assert np.abs(logits[0] - logits[1]).max() > 100 * TOLERANCE * np.abs(logits).max()
+        found, features = outputs(extractor.variables, image)
+        assert_close(found, logits)
+        # The last block of each size.
+        last = {block.shape[1]: block for block in blocks}
+        assert len(features) == len(last) == 5
+        for found, expected in zip(features.values(), last.values(), strict=True):
+            assert_close(found, expected)
 
 
 # -- Pickles ----------------------------------------------------------------------------------------------------------

@@ -17,13 +17,14 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jaxcolor import color
+from jaxcolor.models import efficientnet_lite
 from jaxcolor.models.extractors import inception_resnet_v2, vgg16
 
 
 class Network(NamedTuple):
     """An ImageNet network."""
 
-    module: type[nn.Module]
+    module: Callable[..., nn.Module]
     size: int  # pixels, the side of its input
     preprocess: Mapping[str, Callable[[jax.Array], jax.Array]]  # of RGB in [0, 1], by flavor of the weights
 
@@ -33,6 +34,13 @@ NETWORKS = {
     'inception_resnet_v2': Network(
         inception_resnet_v2.InceptionResNetV2, inception_resnet_v2.SIZE, inception_resnet_v2.PREPROCESS
     ),
+} | {
+    f'efficientnet_{variant}': Network(
+        functools.partial(efficientnet_lite.EfficientNetLite, variant),
+        efficientnet_lite.VARIANTS[variant].size,
+        efficientnet_lite.PREPROCESS,
+    )
+    for variant in ('lite0', 'lite2')  # those with packages of weights
 }
 
 
@@ -89,7 +97,7 @@ def variable_shapes(name: str) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
 
 
 def random_extractor(name: str, seed: int = 0) -> Extractor:
-    """An untrained extractor, for trials without ImageNet weights, with Keras' preprocessing.
+    """An untrained extractor, for trials without ImageNet weights, with the preprocessing of the first flavor.
 
     Kernels are normal with variance 2 / inputs (He et al. 2015), batch norms are the identity, biases are 0.
 
@@ -105,4 +113,5 @@ def random_extractor(name: str, seed: int = 0) -> Extractor:
             variables[path] = rng.standard_normal(leaf.shape, np.float32) * scale
         else:
             variables[path] = np.full(leaf.shape, path[-1] in ('scale', 'var'), np.float32)
-    return Extractor(name, 'keras', 'random', flax.traverse_util.unflatten_dict(variables))
+    flavor = next(iter(NETWORKS[name].preprocess))
+    return Extractor(name, flavor, 'random', flax.traverse_util.unflatten_dict(variables))
