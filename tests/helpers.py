@@ -89,6 +89,7 @@ def small_recipe(name, shards=''):
         config.extractor.update({'name': 'glance', 'weights': 'random'})
     config.data.update({'shards': str(shards), 'crop': 32})
     config.train.update({'batch_size': 16, 'steps': 2 * HALF, 'eval_every': HALF, 'checkpoint_every': HALF})
+    config.train.update({'epochs': None, 'eval_every_epochs': None})
     config.train.update({'log_every': 1, 'grid_photos': 1, 'keep_best': 2, 'eval_splits': ('train',)})
     config.train.cross_device_batch_norm = True
     for section, fields in changes.items():
