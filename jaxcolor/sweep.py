@@ -25,8 +25,9 @@ from jaxcolor.runtime.parallel import DataParallel
 from jaxcolor.tasks.length import Length
 from jaxcolor.weights.runs import read_config
 
-# Columns of the table: of each training's best evaluation, that of the least loss, and of the baselines.
-_FIGURES = ('psnr', 'ab_rmse', 'ssim', 'larger_channel_agreement', 'colorfulness', 'chroma_kept', 'loss')
+# Columns of the table: of each training's best evaluation, that of the least loss, and of the baselines. Further splits of
+# train.eval_splits have columns of their own, SPLIT/NAME.
+_FIGURES = ('psnr', 'ab_rmse', 'ssim', 'larger_channel_agreement', 'top1', 'colorfulness', 'chroma_kept', 'loss')
 _ERROR = 'jaxcolor: error: '
 
 
@@ -84,10 +85,14 @@ def collect(trainings: Sequence[Sequence[str]], out: Path) -> list[dict[str, Any
         metrics = logs.read_metrics(run)
         evaluations = [row for row in metrics if any('/' in name for name in row)]
         if evaluations:
-            split = next(name for name in evaluations[0] if '/' in name).split('/')[0]
+            split, *others = _splits(evaluations[0])
             best = min(evaluations, key=lambda row: row[f'{split}/loss'])
             row |= {'steps': best['step'], 'result': f'of {split}'}
             row |= {name: f'{best[f"{split}/{name}"]:.5g}' for name in _FIGURES if f'{split}/{name}' in best}
+            for other in others:
+                row |= {
+                    f'{other}/{name}': f'{best[f"{other}/{name}"]:.5g}' for name in _FIGURES if f'{other}/{name}' in best
+                }
             baselines = baselines or _baselines(run, split)
             curves.append((number, [(row['step'], row[f'{split}/psnr']) for row in evaluations]))
         if (run / 'failed.txt').exists():
@@ -95,12 +100,19 @@ def collect(trainings: Sequence[Sequence[str]], out: Path) -> list[dict[str, Any
         rows.append(row)
     rows += baselines
     text = io.StringIO()
-    table = csv.DictWriter(text, ['number', 'flags', 'steps', *_FIGURES, 'result'], restval='', lineterminator='\n')
+    further = list(dict.fromkeys(name for row in rows for name in row if '/' in name))
+    columns = ['number', 'flags', 'steps', *_FIGURES, *further, 'result']
+    table = csv.DictWriter(text, columns, restval='', lineterminator='\n')
     table.writeheader()
     table.writerows(rows)
     files.write_text(out / 'table.csv', text.getvalue())
     _draw(out / 'sweep.png', rows, curves)
     return rows
+
+
+def _splits(evaluation):
+    """The splits of an evaluation, in the order of train.eval_splits; the first one's loss says which is best."""
+    return list(dict.fromkeys(name.split('/')[0] for name in evaluation if '/' in name))
 
 
 def _baselines(run, split) -> list[dict]:

@@ -1,6 +1,7 @@
 """Studies: every line trained once, also after an interruption; what diverges is a result; the table."""
 
 import csv
+import json
 import shutil
 
 import pytest
@@ -39,6 +40,19 @@ def test_what_is_trained_is_tabulated(trained, tmp_path):
         assert [row['flags'] for row in csv.DictReader(file)] == [row['flags'] for row in rows]
     assert Image.open(tmp_path / 'sweep.png').width > 1000
     assert sweep._is_done(tmp_path / '1') and sweep._is_done(tmp_path / '2') and not sweep._is_done(tmp_path / '3')
+
+
+def test_further_splits_have_columns_of_their_own(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / '1')
+    rows = logs.read_metrics(trained)
+    rows[-1] |= {'test/loss': 9.0, 'test/psnr': 21.5}
+    (tmp_path / '1' / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    (row, *_) = sweep.collect([['--config=a.py']], tmp_path)
+    assert float(row['psnr']) == pytest.approx(rows[-1]['validation/psnr'], rel=1e-3)
+    with open(tmp_path / 'table.csv', encoding='utf-8') as file:
+        first, *baselines = csv.DictReader(file)
+    assert (first['test/psnr'], first['test/loss']) == ('21.5', '9')
+    assert [row['test/psnr'] for row in baselines] == ['', '', '']
 
 
 @pytest.mark.slow
