@@ -58,7 +58,7 @@ def train(config: ConfigDict, run: str | Path) -> dict[str, dict[str, float]]:
     with Checkpoints(run / 'checkpoints', hp.keep_best) as checkpoints:
         first, state = _restore_or_init(config, run, task, data, parallel, checkpoints, progress)
         _announce(progress, config, parallel, data, state)
-        log = _StepLog(run, first, hp.tensorboard, progress, checkpoints)
+        log = _StepLog(run, first, _steps_per_epoch(hp, data.shards), hp.tensorboard, progress, checkpoints)
         results = {}
 
         # A step is dispatched, not awaited: what is logged are the metrics of steps before it.
@@ -132,6 +132,11 @@ def _setup_data(config, run, task, parallel) -> _Data:
     return _Data(shards, device.DeviceBatches(dataset, **share), train_step, (dataset,), splits)
 
 
+def _steps_per_epoch(hp, shards) -> float:
+    """Steps in which every training photo is seen once."""
+    return shards.counts['train'] / hp.batch_size
+
+
 def _restore_or_init(config, run, task, data, parallel, checkpoints, progress) -> tuple[int, TrainState]:
     """The step that is done and the state after it, a copy on every device; the batches go on from there."""
     extractor = runs.load_extractor(run, config)
@@ -162,7 +167,7 @@ def _evaluate(evaluator, state, step, run, splits, log, progress) -> dict[str, d
         log.write(step, {f'{split}/{name}': value for split, row in results.items() for name, value in row.items()})
         draw_curves(run)
         for split in splits:
-            evaluator.draw_grid(state, split, run / 'samples' / f'{split}_{step:07d}.png', evaluator.spread(split))
+            evaluator.draw_grid(state, split, run / 'samples' / f'{split}_{step:07d}.png', evaluator.random_photos(split))
     progress.say(f'step {step}: ' + ', '.join(_brief(split, results[split]) for split in splits))
     return results
 
@@ -190,8 +195,8 @@ def _leave(checkpoints, step, progress) -> None:
 class _StepLog:
     """Logs the metrics of steps without awaiting the last one; process 0 writes, the others only check."""
 
-    def __init__(self, run, first, tensorboard, progress, checkpoints):
-        self._file = MetricsLog(run, first, tensorboard) if jax.process_index() == 0 else None
+    def __init__(self, run, first, steps_per_epoch, tensorboard, progress, checkpoints):
+        self._file = MetricsLog(run, steps_per_epoch, first, tensorboard) if jax.process_index() == 0 else None
         self._progress, self._checkpoints = progress, checkpoints
         self._pending, self._rate = [], math.nan
 
@@ -237,7 +242,9 @@ class _StepLog:
             self._rate = float(row['learning_rate'])
             if not (math.isfinite(row['loss']) and math.isfinite(row.get('grad_norm', 0.0))):
                 raise self.not_finite('the loss or its gradient', step, float(row['loss']))
-        means = {name: float(sum(row[name] for row in values) / len(values)) for name in values[0]}
+        # A share of no photos is NaN: the accuracy of the class where none of a step's photos has a label.
+        finite = {name: [row[name] for row in values if math.isfinite(row[name])] for name in values[0]}
+        means = {name: float(sum(each) / len(each)) for name, each in finite.items() if each}
         means['learning_rate'] = self._rate
         self._progress.note = f'loss {means["loss"]:.4g}'
         if self._file is not None:

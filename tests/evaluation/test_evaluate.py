@@ -244,10 +244,12 @@ def test_gains_over_a_baseline_and_by_class():
 def test_example_photos(tiny_config, shards):
     tiny_config.train.grid_photos = 3
     evaluator = Evaluator(None, DataParallel(), open_shards(shards), tiny_config)
-    assert evaluator.spread('train').tolist() == [0, 10, 19] and len(evaluator.spread('validation')) == 3
+    drawn = evaluator.random_photos('train').tolist()
+    assert len(set(drawn)) == 3 and drawn == sorted(drawn) == evaluator.random_photos('train').tolist()
+    assert len(evaluator.random_photos('validation')) == 3
     assert evaluator.worst({'ab_squared_error': np.array([3.0, 9, 1, 5])}).tolist() == [1, 3, 0]
     tiny_config.train.grid_photos = 30
-    assert evaluator.spread('validation').tolist() == [0, 1, 2, 3]
+    assert evaluator.random_photos('validation').tolist() == [0, 1, 2, 3]
 
 
 def test_bad_input_gives_one_sentence(trained, tmp_path, cli):
