@@ -17,6 +17,7 @@ from jaxcolor.data.shards import ShardSet, open_shards
 from jaxcolor.errors import UserError
 from jaxcolor.evaluation.curves import draw_curves
 from jaxcolor.evaluation.evaluator import Evaluator
+from jaxcolor.evaluation.network_picture import draw_network
 from jaxcolor.evaluation.report import table
 from jaxcolor.prepare import bundled
 from jaxcolor.prepare.features import check_features
@@ -58,6 +59,8 @@ def train(config: ConfigDict, run: str | Path) -> dict[str, dict[str, float]]:
     with Checkpoints(run / 'checkpoints', hp.keep_best) as checkpoints:
         first, state = _restore_or_init(config, run, task, data, parallel, checkpoints, progress)
         _announce(progress, config, parallel, data, state)
+        if is_main:
+            _draw_network(task, run, progress)
         log = _StepLog(run, first, _steps_per_epoch(hp, data.shards), hp.tensorboard, progress, checkpoints)
         results = {}
 
@@ -282,6 +285,17 @@ def _announce(progress, config, parallel, data, state) -> None:
     )
     if not data.splits:
         progress.say(f'{data.shards.path} has none of the splits {list(hp.eval_splits)}: nothing is evaluated.')
+
+
+def _draw_network(task, run, progress) -> None:
+    """Draws the network, once a run; no training fails by it."""
+    path = run / 'network.png'
+    if path.exists():
+        return
+    try:
+        draw_network(task.network, task.network_inputs(), path)
+    except Exception as error:  # whatever a network does that the drawing does not know
+        progress.say(f'{path} was not drawn ({type(error).__name__}: {error}).')
 
 
 def _brief(split, row):

@@ -98,7 +98,10 @@ def test_a_run_directory_is_complete(tiny_config, tmp_path):
     tiny_config.train.tensorboard = True
     results = train(tiny_config, tmp_path)
     made = {path.name for path in tmp_path.iterdir()}
-    assert made == {'config.json', 'checkpoints', 'metrics.jsonl', 'samples', 'curves.png', 'tensorboard'}
+    assert made == {
+        *('config.json', 'checkpoints', 'metrics.jsonl', 'samples'),
+        *('network.png', 'curves.png', 'tensorboard'),
+    }
     assert {p.name for p in (tmp_path / 'samples').iterdir()} == {
         f'{split}_{step:07d}.png' for split in ('validation', 'train') for step in (2, 4)
     }

@@ -57,11 +57,15 @@ class AbTask(Task):
 
     # -- The interface of a task --------------------------------------------------------------------------------------
 
+    def network_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """L*/100 and, where there is an extractor, its vector: (1, crop, crop, 1), (1, 1000)."""
+        shapes = [(1, self.crop, self.crop, 1), *([(1, 1000)] if self.extractor else [])]
+        return tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+
     def init(self, rng: jax.Array) -> TrainState:
         """A fresh state. rng: uint32 (2,) key."""
         init_rng, rng = jax.random.split(rng)
-        vector = (jnp.zeros((1, 1000)),) if self.extractor else ()
-        variables = self.network.init(init_rng, jnp.zeros((1, self.crop, self.crop, 1)), *vector)
+        variables = self.network.init(init_rng, *(jnp.zeros(each.shape) for each in self.network_inputs()))
         params = variables.pop('params')
         model_state = {**variables, **self.init_statistics()}
         state = TrainState(jnp.zeros((), jnp.int32), params, model_state, self.optimizer.init(params), rng)

@@ -30,11 +30,15 @@ class Adversarial(Task):
         if self.network.size != self.crop:
             raise UserError(f'model.size is {self.network.size}, data.crop {self.crop}: the GAN needs both the same.')
 
+    def network_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Y and z: (1, size, size, 1), (1, noise_size)."""
+        size, noise_size = self.network.size, self.network.noise_size
+        return tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in [(1, size, size, 1), (1, noise_size)])
+
     def init(self, rng: jax.Array) -> TrainState:
         """A fresh state. rng: uint32 (2,) key."""
         init_rng, rng = jax.random.split(rng)
-        size = self.network.size
-        variables = self.network.init(init_rng, jnp.zeros((1, size, size, 1)), jnp.zeros((1, self.network.noise_size)))
+        variables = self.network.init(init_rng, *(jnp.zeros(each.shape) for each in self.network_inputs()))
         params, statistics = variables['params'], variables['batch_stats']
         opt_state = {name: self.optimizer.init(params[name]) for name in params}
         state = TrainState(jnp.zeros((), jnp.int32), params, statistics, opt_state, rng)
