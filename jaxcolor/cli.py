@@ -163,10 +163,11 @@ def _evaluate_arguments(parser):
     add('--data', default='', metavar='SHARDS', help='the shard set (that of the training)')
     add('--splits', type=_names, default=['validation'], metavar='NAME,...', help='splits of the shard set (validation)')
     add('--protocol', default='', metavar='NAME', help='how PHOTOS are selected: val5k, val50k, ctest10k or native')
-    add('--photo-list', default='', metavar='FILE', help='with --protocol: a file of photo names to evaluate, one a line')
+    add('--photo-list', dest='only', default='', metavar='FILE', help='with --protocol: the photos to take, one name a line')
     add('--compare', type=_names, default=[], metavar='RUN,...', help='write a page that compares --model with these')
     add('--lpips', action='store_true', help='also compute LPIPS (needs jaxcolor[lpips])')
     add('--fid', default='', metavar='FILE', help='also compute the FID, with these weights of Inception v3')
+    add('--grid-photos', dest='grid', type=int, metavar='N', help='how many random photos to draw (train.grid_photos)')
     add('--step', type=int, help='checkpoint step (that of the lowest validation loss)')
     _cluster_arguments(parser)
 
@@ -187,16 +188,15 @@ def _evaluate(args):
     from jaxcolor.evaluation.evaluate import evaluate_protocol, evaluate_run
     from jaxcolor.runtime import cluster
 
-    metrics = {'lpips': args.lpips, 'fid': args.fid}
     if process.count > 1:
         cluster.join(process, heartbeat=30)
     with cluster.abort_on_error(process):
         if args.compare:
-            print(compare_runs([args.model, *args.compare], args.data, args.splits[0], **metrics))
+            print(compare_runs([args.model, *args.compare], args.data, args.splits[0], lpips=args.lpips, fid=args.fid))
         elif args.protocol:
-            evaluate_protocol(args.model, args.protocol, args.photos, args.photo_list, args.step, **metrics)
+            evaluate_protocol(args.model, args.protocol, args.photos, args.only, args.step, args.lpips, args.fid, args.grid)
         else:
-            evaluate_run(args.model, args.data, args.splits, args.step, **metrics)
+            evaluate_run(args.model, args.data, args.splits, args.step, args.lpips, args.fid, args.grid)
 
 
 def _colorize_arguments(parser):

@@ -89,10 +89,8 @@ def collect(trainings: Sequence[Sequence[str]], out: Path) -> list[dict[str, Any
             best = min(evaluations, key=lambda row: row[f'{split}/loss'])
             row |= {'steps': best['step'], 'result': f'of {split}'}
             row |= {name: f'{best[f"{split}/{name}"]:.5g}' for name in _FIGURES if f'{split}/{name}' in best}
-            for other in others:
-                row |= {
-                    f'{other}/{name}': f'{best[f"{other}/{name}"]:.5g}' for name in _FIGURES if f'{other}/{name}' in best
-                }
+            further = [f'{other}/{name}' for other in others for name in _FIGURES]
+            row |= {name: f'{best[name]:.5g}' for name in further if name in best}
             baselines = baselines or _baselines(run, split)
             curves.append((number, [(row['step'], row[f'{split}/psnr']) for row in evaluations]))
         if (run / 'failed.txt').exists():

@@ -17,6 +17,7 @@ from jaxcolor.data.shards import ShardSet, open_shards
 from jaxcolor.errors import UserError
 from jaxcolor.evaluation.curves import draw_curves
 from jaxcolor.evaluation.evaluator import Evaluator
+from jaxcolor.evaluation.network_picture import draw_network
 from jaxcolor.evaluation.report import table
 from jaxcolor.prepare import bundled
 from jaxcolor.prepare.features import check_features
@@ -62,7 +63,9 @@ def train(config: ConfigDict, run: str | Path) -> dict[str, dict[str, float]]:
     with Checkpoints(run / 'checkpoints', hp.keep_best) as checkpoints:
         first, state = _restore_or_init(config, run, task, data, parallel, checkpoints, progress)
         _announce(progress, config, parallel, data, state, length)
-        log = _StepLog(run, first, hp.tensorboard, progress, checkpoints)
+        if is_main:
+            _draw_network(task, run, progress)
+        log = _StepLog(run, first, float(length.steps_per_epoch), hp.tensorboard, progress, checkpoints)
         results = {}
 
         # A step is dispatched, not awaited: what is logged are the metrics of steps before it.
@@ -172,7 +175,7 @@ def _evaluate(evaluator, state, step, run, splits, log, progress) -> dict[str, d
         log.write(step, {f'{split}/{name}': value for split, row in results.items() for name, value in row.items()})
         draw_curves(run)
         for split in splits:
-            evaluator.draw_grid(state, split, run / 'samples' / f'{split}_{step:07d}.png', evaluator.spread(split))
+            evaluator.draw_grid(state, split, run / 'samples' / f'{split}_{step:07d}.png', evaluator.random_photos(split))
     progress.say(f'step {step}: ' + ', '.join(_brief(split, results[split]) for split in splits))
     return results
 
@@ -200,8 +203,8 @@ def _leave(checkpoints, step, progress) -> None:
 class _StepLog:
     """Logs the metrics of steps without awaiting the last one; process 0 writes, the others only check."""
 
-    def __init__(self, run, first, tensorboard, progress, checkpoints):
-        self._file = MetricsLog(run, first, tensorboard) if jax.process_index() == 0 else None
+    def __init__(self, run, first, steps_per_epoch, tensorboard, progress, checkpoints):
+        self._file = MetricsLog(run, steps_per_epoch, first, tensorboard) if jax.process_index() == 0 else None
         self._progress, self._checkpoints = progress, checkpoints
         self._pending, self._rate = [], math.nan
 
@@ -247,7 +250,9 @@ class _StepLog:
             self._rate = float(row['learning_rate'])
             if not (math.isfinite(row['loss']) and math.isfinite(row.get('grad_norm', 0.0))):
                 raise self.not_finite('the loss or its gradient', step, float(row['loss']))
-        means = {name: float(sum(row[name] for row in values) / len(values)) for name in values[0]}
+        # A share of no photos is NaN: the accuracy of the class where none of a step's photos has a label.
+        finite = {name: [row[name] for row in values if math.isfinite(row[name])] for name in values[0]}
+        means = {name: float(sum(each) / len(each)) for name, each in finite.items() if each}
         means['learning_rate'] = self._rate
         self._progress.note = f'loss {means["loss"]:.4g}'
         if self._file is not None:
@@ -282,6 +287,17 @@ def _announce(progress, config, parallel, data, state, length) -> None:
         )
     if not data.splits:
         progress.say(f'{data.shards.path} has none of the splits {list(hp.eval_splits)}: nothing is evaluated.')
+
+
+def _draw_network(task, run, progress) -> None:
+    """Draws the network, once a run; no training fails by it."""
+    path = run / 'network.png'
+    if path.exists():
+        return
+    try:
+        draw_network(task.network, task.network_inputs(), path)
+    except Exception as error:  # whatever a network does that the drawing does not know
+        progress.say(f'{path} was not drawn ({type(error).__name__}: {error}).')
 
 
 def _brief(split, row):

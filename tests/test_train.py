@@ -23,7 +23,7 @@ from jaxcolor.data.shards import open_shards
 from jaxcolor.errors import UserError
 from jaxcolor.runtime import logs
 from jaxcolor.runtime.checkpoint import Checkpoints
-from jaxcolor.train import train
+from jaxcolor.train import _StepLog, train
 from jaxcolor.weights import runs
 from jaxcolor.weights.export import export
 
@@ -111,17 +111,34 @@ def test_a_run_directory_is_complete(tiny_config, tmp_path):
     tiny_config.train.tensorboard = True
     results = train(tiny_config, tmp_path)
     made = {path.name for path in tmp_path.iterdir()}
-    assert made == {'config.json', 'checkpoints', 'metrics.jsonl', 'samples', 'curves.png', 'tensorboard'}
+    assert made == {
+        *('config.json', 'checkpoints', 'metrics.jsonl', 'samples'),
+        *('network.png', 'curves.png', 'tensorboard'),
+    }
     assert {p.name for p in (tmp_path / 'samples').iterdir()} == {
         f'{split}_{step:07d}.png' for split in ('validation', 'train') for step in (2, 4)
     }
     assert runs.read_config(tmp_path).model.width == tiny_config.model.width
     rows = logs.read_metrics(tmp_path)
     assert [r['step'] for r in rows if 'loss' in r] == [1, 2, 3, 4]
+    assert all(r['epoch'] == r['step'] * 8 / 20 for r in rows)  # batches of 8 of 20 photos
+    assert all(0 <= r['larger_channel_agreement'] <= 1 for r in rows if 'loss' in r)
     assert {r['step']: r['validation/loss'] for r in rows if 'validation/loss' in r}[4] == results['validation']['loss']
     kept = {int(path.name) for path in (tmp_path / 'checkpoints').iterdir()}
     best = min((r['validation/loss'], r['step']) for r in rows if 'validation/loss' in r)[1]
     assert kept == {best, 3, 4}
+
+
+def test_a_share_of_no_photos_is_left_out_of_the_log(tmp_path):
+    log = _StepLog(tmp_path, 0, 5.0, False, logs.Progress(4, 'steps', quiet=True), None)
+    for step, top1 in enumerate([np.nan, 0.25, 0.75, np.nan], 1):
+        log.append(step, {'loss': np.float32(1), 'learning_rate': np.float32(0.1), 'top1': np.float32(top1)})
+        if step % 3 == 0:
+            log.write_all()
+    log.write_all()
+    log.close()
+    rows = logs.read_metrics(tmp_path)
+    assert [(row['step'], row['epoch'], row.get('top1')) for row in rows] == [(3, 0.6, 0.5), (4, 0.8, None)]
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_rate(tiny_config, tmp_path):

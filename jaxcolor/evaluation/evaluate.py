@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from jaxcolor import color
+from jaxcolor.config import check_section
 from jaxcolor.data.shards import SIDECAR, ShardSet, open_shards
 from jaxcolor.errors import UserError
 from jaxcolor.evaluation import baselines, report
@@ -31,6 +32,7 @@ def evaluate_run(
     step: int | None = None,
     lpips: bool = False,
     fid: str = '',
+    grid_photos: int | None = None,
 ) -> dict[str, dict[str, Means]]:
     """Evaluates a model and the baselines on splits of a shard set.
 
@@ -44,6 +46,7 @@ def evaluate_run(
         step: of the checkpoint; by default the one with the best validation loss.
         lpips: whether to compute LPIPS, which takes longer than all other metrics.
         fid: weights of Inception v3, to compute the FID; '' skips it.
+        grid_photos: photos in each picture of examples, drawn at random; None for the config's train.grid_photos.
 
     Returns:
         {split: {'network', 'gray', ...: {name: value}}}.
@@ -55,6 +58,7 @@ def evaluate_run(
     perceptual_metrics = load_perceptual_metrics(lpips, fid)
     parallel = DataParallel(runs.read_config(model).train.mapping)
     config, task, state = runs.load(model, step, parallel.replicated)
+    _set_grid_photos(config, grid_photos)
     shards = open_shards_for(model, config, data)
     for split in splits:
         shards.records(split)  # a missing split is reported before the first is evaluated
@@ -81,6 +85,7 @@ def evaluate_protocol(
     step: int | None = None,
     lpips: bool = False,
     fid: str = '',
+    grid_photos: int | None = None,
 ) -> dict[str, Means]:
     """Evaluates a model and the baselines on a folder of photos by a protocol.
 
@@ -95,6 +100,7 @@ def evaluate_protocol(
         step: as in `evaluate_run`.
         lpips: as in `evaluate_run`.
         fid: as in `evaluate_run`.
+        grid_photos: as in `evaluate_run`.
 
     Returns:
         {'network', 'gray', ...: {name: value}}.
@@ -110,6 +116,7 @@ def evaluate_protocol(
         raise UserError(f'--protocol={protocol} evaluates photos one by one; run it with one process.')
     parallel = DataParallel(runs.read_config(model).train.mapping, jax.devices()[:1] if is_native else None)
     config, task, state = runs.load(model, step, parallel.replicated)
+    _set_grid_photos(config, grid_photos)
     with config.unlocked():
         trained_size, config.data.crop = config.data.crop, photo_set.protocol.size or config.data.crop
     evaluator = Evaluator(task, parallel, photo_set, config, perceptual_metrics, losses=False)
@@ -131,6 +138,12 @@ def evaluate_protocol(
     if not is_native and jax.process_index() == 0:
         evaluator.draw_examples(state, protocol, folder / protocol, measurements['network'][0])
     return columns
+
+
+def _set_grid_photos(config, count):
+    if count is not None:
+        check_section('train', {'grid_photos': count})
+        config.train.grid_photos = count
 
 
 def predictor(colorizer: Colorizer) -> PredictAb:

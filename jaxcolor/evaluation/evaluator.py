@@ -94,13 +94,13 @@ class Evaluator:
         return {name: values[mask] for name, values in joined.items()}, totals
 
     def draw_grid(self, state: TrainState, split: str, path: str | PathLike, indices: Iterable[int]) -> None:
-        """Draws photos of a split, one per column: gray, output, truth. Call it on one process.
+        """Draws photos of a split: gray, output, truth. Call it on one process.
 
         Args:
             state: of the task.
             split: of the shard set.
             path: of the PNG.
-            indices: of the photos in the split, e.g. from `spread` or `worst`.
+            indices: of the photos in the split, e.g. from `random_photos` or `worst`.
         """
         # One device's copy of the state, so that no other process has to take part.
         state = jax.tree.map(lambda x: x.addressable_data(0), state)
@@ -123,14 +123,14 @@ class Evaluator:
             path: without suffix.
             photos: {name: (N,)} of `per_photo_metrics`.
         """
-        self.draw_grid(state, split, f'{path}.png', self.spread(split))
+        self.draw_grid(state, split, f'{path}.png', self.random_photos(split))
         self.draw_grid(state, split, f'{path}_worst.png', self.worst(photos))
         print(f'examples: {path}.png; largest errors: {path}_worst.png\n', flush=True)
 
-    def spread(self, split: str) -> np.ndarray:
-        """Indices of train.grid_photos photos evenly over a split, as shards hold one class after the other."""
+    def random_photos(self, split: str) -> np.ndarray:
+        """Indices of train.grid_photos photos of a split, drawn at random, so that nobody chose them; always the same."""
         count = len(self.shards.records(split))
-        return np.unique(np.linspace(0, count - 1, min(count, self.config.train.grid_photos)).round().astype(int))
+        return np.sort(np.random.default_rng(0).choice(count, min(count, self.config.train.grid_photos), replace=False))
 
     def worst(self, photos: Mapping[str, np.ndarray]) -> np.ndarray:
         """Indices of the train.grid_photos photos with the largest ab errors, largest first."""

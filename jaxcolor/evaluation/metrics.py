@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcolor import color
+from jaxcolor.tasks.losses import larger_channel_agreement
 
 LIGHTNESS_BANDS = 10
 MAX_AB_ERROR = 150.0  # the AuC's largest threshold
@@ -66,16 +67,6 @@ def ab_auc(prediction: jax.Array, target: jax.Array) -> jax.Array:
     1 - mean(min(error, 150)) / 150.
     """
     return 1 - jnp.mean(_capped_error(prediction, target), axis=(1, 2)) / MAX_AB_ERROR
-
-
-def larger_channel_agreement(prediction: jax.Array, target: jax.Array) -> jax.Array:
-    """Share of pixels whose larger channel of (a*, b*) is the same in both -> (B,) in [0, 1].
-
-    Keras computes this as 'accuracy' of a two-channel output, and the DeepColor and LTBC reports print it under that name.
-    It says little about color: a photo whose a* and b* both have the wrong sign can score 1.
-    """
-    same = jnp.argmax(prediction, axis=-1) == jnp.argmax(target, axis=-1)
-    return jnp.mean(same.astype(jnp.float32), axis=(1, 2))
 
 
 def colorfulness(rgb: jax.Array) -> jax.Array:

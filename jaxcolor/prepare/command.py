@@ -19,9 +19,11 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
     add('--size', type=int, default=default.size, help='shorter side in pixels; smaller photos keep theirs (%(default)s)')
     add('--encoding', default=default.encoding, choices=ENCODINGS, help='how records store photos (%(default)s)')
     add('--source', default=default.source, choices=['auto', *SOURCES], help='the source type (%(default)s: detected)')
-    split = f"fractions by a hash of the photo's name (the source's own splits; {DEFAULT_SPLIT} for photos in none)"
-    add('--split', metavar='NAME:FRACTION,...', help=split)
+    split = f"fractions by a hash of the photo's name (the source's own splits; {DEFAULT_SPLIT} for photos in none); "
+    add('--split', metavar='NAME:FRACTION,...', help=split + "test:test keeps the source's own split test")
     add('--classes', type=lambda text: tuple(text.split(',')), metavar='NAME,...', help='only photos of these classes')
+    limit = 'at most N random photos of each split, or of those named (train:1000,validation:200,test:200)'
+    add('--limit', metavar='N|NAME:N,...', help=limit)
     add('--limit-per-class', type=int, metavar='N', help="at most N photos of each class in each of the source's splits")
     add('--fraction', type=float, default=default.fraction, help="keep this fraction, by a hash of the photo's name (all)")
     repeat = 'repeat photos in the split train, by class, name or pattern (bird/*-wild.jpg); may be given several times'

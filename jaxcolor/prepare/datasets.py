@@ -84,11 +84,16 @@ def celeba(path: Path, max_bytes: int) -> Iterator[Photo]:
 
 # Places365: lists of paths and class numbers; folders nested by letter and class, or one flat folder per class.
 
-_PLACES_LISTS = {'train': 'places365_train_standard.txt', 'validation': 'places365_val.txt'}
+_PLACES_LISTS = {
+    'train': 'places365_train_standard.txt',
+    'validation': 'places365_val.txt',
+    'test': 'places365_test.txt',
+}
 _PLACES_CATEGORIES = ('categories_places365.txt', 'filelist_places365-standard/categories_places365.txt')
 _PLACES_FOLDERS = {
     'train': ('data_256_standard', 'data_large_standard', 'data_256', 'data_large', 'train', '.'),
     'validation': ('val_256', 'val_large', 'val', '.'),
+    'test': ('test_256', 'test_large', 'test'),
 }
 
 
@@ -97,8 +102,10 @@ def _places_list(path, split):
 
 
 def places365(path: Path, max_bytes: int) -> Iterator[Photo]:
-    """Places365-Standard, small or large images, with its own class numbers."""
+    """Places365-Standard, small or large images, with its own class numbers, which its test photos lack."""
     lists = {split: file for split in _PLACES_LISTS if (file := _places_list(path, split))}
+    if not _first_existing(path, _PLACES_FOLDERS['test'], Path.is_dir):
+        lists.pop('test', None)  # its list comes with the others, its photos need not
     if not lists:
         raise UserError(f'{path} does not have the expected layout: {_PLACES_LISTS["train"]} is missing')
     names: dict[int | None, str] = {}  # by class number
@@ -108,11 +115,12 @@ def places365(path: Path, max_bytes: int) -> Iterator[Photo]:
         to_path = None
         for line, position in _read_list(file):
             parts = line[0].strip('/').split('/')
-            if len(line) < 2 or not line[1].isdigit() or '..' in parts:
+            number = line[1] if len(line) > 1 else '-1'
+            if not (number.isdigit() or (split == 'test' and number == '-1')) or '..' in parts:
                 yield Photo(line[0], rejected=_BAD_LINE)
                 continue
             to_path = to_path or _places_layout(path, split, parts)
-            fields = parse_class(line[1])
+            fields = parse_class(number)
             label = fields.get('label')
             if len(parts) > 2:  # a/abbey/00000001.jpg
                 names.setdefault(label, '/'.join(parts[1:-1]))

@@ -4,12 +4,13 @@ import collections
 import dataclasses
 import fnmatch
 import hashlib
+import heapq
 from collections.abc import Iterable, Iterator, Mapping
 
 from jaxcolor.data import shards
 from jaxcolor.errors import UserError
 from jaxcolor.prepare.decode import RejectedError
-from jaxcolor.prepare.sources import Photo
+from jaxcolor.prepare.sources import SPLITS, Photo
 
 DEFAULT_SPLIT = 'train:0.9,validation:0.1'
 
@@ -23,6 +24,7 @@ class Options:
     source: str = 'auto'
     split: str | None = None
     classes: tuple[str, ...] | None = None
+    limit: str | None = None
     limit_per_class: int | None = None
     fraction: float = 1.0
     repeat: str | None = None
@@ -44,6 +46,7 @@ class Options:
         if self.encoding not in shards.ENCODINGS:
             raise UserError(f'there is no encoding {self.encoding!r}; choose one of {", ".join(shards.ENCODINGS)}')
         parse_split(self.split or DEFAULT_SPLIT)
+        parse_limit(self.limit)
         parse_repeat(self.repeat)
 
     @property
@@ -52,20 +55,51 @@ class Options:
         return int(self.max_file_mb * 1e6)
 
 
-def parse_split(text: str) -> dict[str, float]:
-    """Parses 'train:0.9,validation:0.1' to {'train': 0.9, 'validation': 0.1}.
+def parse_split(text: str) -> tuple[dict[str, float], dict[str, str]]:
+    """Parses 'train:0.8,validation:0.2,test:test' to ({'train': 0.8, 'validation': 0.2}, {'test': 'test'}).
+
+    Returns:
+        ({split: fraction}, {split of the source: split that its photos stay together in}).
 
     Raises:
         UserError: it does not parse, or the fractions do not add up to 1.
     """
+    fractions, kept, is_valid = {}, {}, True
+    for entry in text.split(','):
+        name, _, value = (word.strip() for word in entry.partition(':'))
+        is_valid &= name.isidentifier()
+        if value in SPLITS.values():
+            kept[value] = name
+            continue
+        try:
+            fractions[name] = float(value)
+        except ValueError:
+            is_valid = False
+    is_valid &= all(fraction > 0 for fraction in fractions.values()) and abs(sum(fractions.values()) - 1) < 1e-6
+    if not is_valid:
+        raise UserError(
+            f'--split={text} is invalid; give names and fractions that add up to 1, such as {DEFAULT_SPLIT}, and, to keep '
+            "photos together, the source's splits, such as test:test"
+        )
+    return fractions, kept
+
+
+def parse_limit(text: str | None) -> dict[str, int]:
+    """Parses 'train:1000,test:200' to {'train': 1000, 'test': 200}, and '1000' to {'': 1000}: for every split.
+
+    Raises:
+        UserError: it does not parse, or a number is negative.
+    """
     try:
-        split = {name.strip(): float(fraction) for name, fraction in (entry.split(':') for entry in text.split(','))}
+        entries = [entry.rpartition(':') for entry in (text or '').split(',') if entry]
+        limits = {name.strip(): int(number) for name, _, number in entries}
     except ValueError:
-        split = {}
-    is_valid = all(name.isidentifier() and fraction > 0 for name, fraction in split.items())
-    if not is_valid or not abs(sum(split.values()) - 1) < 1e-6:
-        raise UserError(f'--split={text} is invalid; give names and fractions that add up to 1, such as {DEFAULT_SPLIT}')
-    return split
+        limits = {'': -1}
+    if min(limits.values(), default=0) < 0 or ('' in limits and len(limits) > 1):
+        raise UserError(
+            f'--limit={text} is invalid; give a number of photos, or names and numbers, such as train:1000,test:200'
+        )
+    return limits
 
 
 def parse_repeat(text: str | None) -> dict[str, int]:
@@ -105,7 +139,7 @@ def split_by_name(name: str, split: Mapping[str, float]) -> str:
 
     Args:
         name: of the photo.
-        split: {split: fraction}, as from `parse_split`.
+        split: {split: fraction}, the first of `parse_split`.
     """
     threshold = _unit_hash(name, b'split')
     for key, fraction in split.items():
@@ -115,33 +149,77 @@ def split_by_name(name: str, split: Mapping[str, float]) -> str:
     return key  # the fractions may add up to slightly less than 1
 
 
-def select(photos: Iterable[Photo], options: Options) -> Iterator[Photo]:
-    """Yields the photos that the options select, with their split. Duplicates are yielded as rejected.
-
-    Photos that `repeat` names are yielded so many times in a row if they are in the split `train`, to oversample rare ones.
-
-    Raises:
-        UserError: at the end, if an entry of `repeat` has matched no photo.
-    """
-    split, repeat = parse_split(options.split or DEFAULT_SPLIT), parse_repeat(options.repeat)
-    patterns = [key for key in repeat if set(key) & set('*?[')]
-    counts: collections.Counter[tuple[str | None, str | None]] = collections.Counter()  # by the source's split, class
-    digests: set[bytes] = set()  # of contents, some 100 bytes a photo
-    unmatched = set(repeat)
+def _choose(photos, options):
+    """Yields the photos that the options but `limit` choose by their names, with their split."""
+    fractions, kept = parse_split(options.split or DEFAULT_SPLIT)
+    counts = collections.Counter()  # by the source's split, class
     for photo in photos:
         if options.classes is not None and photo.class_name not in options.classes:
             continue
         if options.fraction < 1 and _unit_hash(photo.name, b'fraction') >= options.fraction:
             continue
         if options.split:
-            photo.split = None
+            photo.split = kept.get(photo.split)
         if options.limit_per_class and not photo.rejected:
             if counts[photo.split, photo.class_name] == options.limit_per_class:
                 continue
             counts[photo.split, photo.class_name] += 1
+        photo.split = photo.split or split_by_name(photo.name, fractions)
+        yield photo
+
+
+def largest_hashes(photos: Iterable[Photo], options: Options) -> dict[str, float]:
+    """What `options.limit` keeps of each split: its photos of the smallest hashes, whose largest one is given.
+
+    So the photos are drawn at random from all of the split, but the same ones every time.
+
+    Args:
+        photos: all of the source, which is read once for this alone.
+        options: those of `select`.
+
+    Returns:
+        {split: hash in [0, 1)}, of the splits that have a limit; -1 where it is 0.
+
+    Raises:
+        UserError: a split that the limit names has no photos.
+    """
+    limits = parse_limit(options.limit)  # '' stands for any split
+    smallest: dict[str, list[float]] = {name: [] for name in limits if name}  # negated, in a heap
+    for photo in _choose(photos, options):
+        limit = limits.get(photo.split, limits.get(''))
+        if limit is None or photo.rejected:
+            continue
+        heap = smallest.setdefault(photo.split, [])
+        heapq.heappush(heap, -_unit_hash(photo.name, b'limit'))
+        if len(heap) > max(1, limit):
+            heapq.heappop(heap)
+    if empty := [name for name, heap in smallest.items() if not heap]:
+        raise UserError(f'--limit: there are no photos of the split {", ".join(empty)}; correct the name')
+    return {name: -heap[0] if limits.get(name, limits.get('')) else -1.0 for name, heap in smallest.items()}
+
+
+def select(photos: Iterable[Photo], options: Options, largest: Mapping[str, float] | None = None) -> Iterator[Photo]:
+    """Yields the photos that the options select, with their split. Duplicates are yielded as rejected.
+
+    Photos that `repeat` names are yielded so many times in a row if they are in the split `train`, to oversample rare ones.
+
+    Args:
+        photos: all of the source.
+        options: all but `limit` are applied.
+        largest: of `largest_hashes`, where there is a limit.
+
+    Raises:
+        UserError: at the end, if an entry of `repeat` has matched no photo.
+    """
+    repeat, largest = parse_repeat(options.repeat), largest or {}
+    patterns = [key for key in repeat if set(key) & set('*?[')]
+    digests: set[bytes] = set()  # of contents, some 100 bytes a photo
+    unmatched = set(repeat)
+    for photo in _choose(photos, options):
+        if not photo.rejected and _unit_hash(photo.name, b'limit') > largest.get(photo.split, 1.0):
+            continue
         if options.drop_duplicates and not photo.rejected and _is_duplicate(photo, digests, options.max_bytes):
             photo.rejected = 'duplicate: the same content came up before'
-        photo.split = photo.split or split_by_name(photo.name, split)
         keys = photo.name, *patterns, photo.class_name  # in order of precedence
         matches = [key for key in keys if key in repeat and (key not in patterns or fnmatch.fnmatchcase(photo.name, key))]
         unmatched.difference_update(matches)

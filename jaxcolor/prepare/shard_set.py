@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from jaxcolor import files
 from jaxcolor.data import shards
 from jaxcolor.errors import UserError
 from jaxcolor.prepare import datasets
-from jaxcolor.prepare.selection import Options, select
+from jaxcolor.prepare.selection import Options, largest_hashes, select
 from jaxcolor.prepare.shard_tasks import WORK_FOLDER, ClassLabels, is_complete, manifest_path, plan_shards, write_error
 from jaxcolor.prepare.sources import Photo
 from jaxcolor.prepare.workers import make_shards
@@ -62,13 +62,18 @@ def prepare(
         summary = f'{out} is already finished\n'
     else:
         candidates = datasets.open_source(photos, checked.source, checked.max_bytes)
+        largest = {}
+        if checked.limit:
+            if not quiet:
+                print(f'choosing {checked.limit} photos of {photos}', file=sys.stderr, flush=True)
+            largest = largest_hashes(datasets.open_source(photos, checked.source, checked.max_bytes), checked)
         try:
             first = next(candidates)  # before anything is written
         except StopIteration:
             raise UserError(f'there are no photos in {photos}') from None
         try:
             _create_or_check(out, plan)
-            _make(itertools.chain([first], candidates), out, checked, plan, workers, quiet)
+            _make(itertools.chain([first], candidates), largest, out, checked, plan, workers, quiet)
         except OSError as error:
             raise write_error(out, error) from error
         summary = ''
@@ -103,14 +108,22 @@ def _check_same(out, old, plan):
         raise UserError(f'{out} holds a set made with other options ({changes}); remove it or give a new folder with --out')
 
 
-def _make(candidates: Iterable[Photo], out: Path, options: Options, plan: dict, workers: int, quiet: bool) -> None:
+def _make(
+    candidates: Iterable[Photo],
+    largest: Mapping[str, float],
+    out: Path,
+    options: Options,
+    plan: dict,
+    workers: int,
+    quiet: bool,
+) -> None:
     """Makes the shards that are missing, then finishes the set."""
     classes = ClassLabels()
     stems: list[str] = []
     progress = Progress(0, 'photos', quiet=quiet)
 
     def labeled():
-        for count, photo in enumerate(select(candidates, options), 1):
+        for count, photo in enumerate(select(candidates, options, largest), 1):
             photo.label = classes.label(photo)
             progress.total = max(count, round(count / photo.position))
             if progress.bar is not None:

@@ -95,10 +95,11 @@ class Progress:
 
 
 class MetricsLog:
-    """Appends lines {"step": ..., name: value} to a run's metrics.jsonl, and events for TensorBoard if asked for.
+    """Appends lines {"step": ..., "epoch": ..., name: value} to a run's metrics.jsonl; TensorBoard's events if asked for.
 
     Args:
         run: the run directory.
+        steps_per_epoch: steps in which every training photo is seen once; a line's epoch is its step / this.
         resume_step: lines after this step are dropped; the resumed run writes them again.
         tensorboard: whether to write events to RUN/tensorboard, too.
 
@@ -106,16 +107,19 @@ class MetricsLog:
         UserError: tensorboardX is not installed.
     """
 
-    def __init__(self, run: str | os.PathLike, resume_step: int = 0, tensorboard: bool = False) -> None:
+    def __init__(
+        self, run: str | os.PathLike, steps_per_epoch: float, resume_step: int = 0, tensorboard: bool = False
+    ) -> None:
         path = _metrics_path(run)
         kept = [row for row in read_metrics(run) if row['step'] <= resume_step]
         files.write_text(path, ''.join(json.dumps(row) + '\n' for row in kept))
+        self._steps_per_epoch = steps_per_epoch
         self._file = open(path, 'a', encoding='utf-8')  # noqa: SIM115
         self._events = _open_tensorboard(run, resume_step) if tensorboard else None
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes one line of scalars and flushes the file."""
-        values = {name: float(value) for name, value in values.items()}
+        values = {'epoch': step / self._steps_per_epoch, **{name: float(value) for name, value in values.items()}}
         self._file.write(json.dumps({'step': int(step), **values}) + '\n')
         self._file.flush()
         if self._events is not None:

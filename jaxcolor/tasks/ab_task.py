@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from jaxcolor import color
 from jaxcolor.models.layers import upsample
@@ -42,6 +43,8 @@ class AbTask(Task):
         """The network's outputs -> a*b* float32 (B, *size, 2)."""
         raise NotImplementedError
 
+    agreement_stride = 1  # the training step's agreement is of every such row and column of the network's output
+
     def init_statistics(self) -> dict[str, Any]:
         """Collections of model_state that the task itself keeps; none by default."""
         return {}
@@ -54,11 +57,15 @@ class AbTask(Task):
 
     # -- The interface of a task --------------------------------------------------------------------------------------
 
+    def network_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """L*/100 and, where there is an extractor, its vector: (1, crop, crop, 1), (1, 1000)."""
+        shapes = [(1, self.crop, self.crop, 1), *([(1, 1000)] if self.extractor else [])]
+        return tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+
     def init(self, rng: jax.Array) -> TrainState:
         """A fresh state. rng: uint32 (2,) key."""
         init_rng, rng = jax.random.split(rng)
-        vector = (jnp.zeros((1, 1000)),) if self.extractor else ()
-        variables = self.network.init(init_rng, jnp.zeros((1, self.crop, self.crop, 1)), *vector)
+        variables = self.network.init(init_rng, *(jnp.zeros(each.shape) for each in self.network_inputs()))
         params = variables.pop('params')
         model_state = {**variables, **self.init_statistics()}
         state = TrainState(jnp.zeros((), jnp.int32), params, model_state, self.optimizer.init(params), rng)
@@ -73,13 +80,15 @@ class AbTask(Task):
             model_state = self.update_statistics(model_state, outputs, batch, state.step)
             if self.settings.kernel_l2:
                 terms['l2_loss'] = self.settings.kernel_l2 * losses.kernel_l2(params, self.settings.kernel_l2_excluded)
-            return sum(terms.values()), (terms, model_state)
+            return sum(terms.values()), ({**terms, **self._accuracies(outputs, batch, state.model_state)}, model_state)
 
         def gradients(batch):
-            (loss, (terms, model_state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batch)
-            return grads, model_state, {'loss': loss, **terms}
+            (loss, (metrics, model_state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batch)
+            return grads, model_state, {'loss': loss, **metrics}
 
         grads, model_state, metrics = mean_over_batch(gradients, batch, self.accumulation_steps)
+        if 'top1' in metrics:
+            metrics['top1'] /= metrics.pop('labeled')  # NaN where no photo has a label
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         metrics |= {'grad_norm': optax.tree.norm(grads), 'learning_rate': jnp.asarray(self.schedule(state.step))}
         state = state.replace(
@@ -168,6 +177,21 @@ class AbTask(Task):
         if 'logits' in outputs and self.settings.alpha:
             terms['class_loss'] = self.settings.alpha * losses.cross_entropy(outputs['logits'], batch['label'])
         return terms
+
+    def _accuracies(self, outputs, batch, model_state):
+        """Means over a training batch: of `losses.larger_channel_agreement`, at the size of the network's output; and, where
+        there is a classifier, the share of photos that have a label and whose class is found, and of those that have one."""
+        outputs, every = lax.stop_gradient(outputs), self.agreement_stride
+        size = next(x.shape[1:3] for x in outputs.values() if x.ndim == 4)
+        truth = resize(color.decode_lab(batch['lab'])[..., 1:], size)[:, ::every, ::every]
+        some = {name: x[:, ::every, ::every] if x.ndim == 4 else x for name, x in outputs.items()}
+        agreement = losses.larger_channel_agreement(self.decode(some, truth.shape[1:3], model_state), truth)
+        shares = {'larger_channel_agreement': jnp.mean(agreement)}
+        if 'logits' in outputs:
+            found = losses.top_k_accuracy(outputs['logits'], batch['label'], 1)
+            labeled = (batch['label'] >= 0).astype(jnp.float32)
+            shares |= {'top1': jnp.mean(jnp.nan_to_num(found)), 'labeled': jnp.mean(labeled)}
+        return shares
 
 
 def _variables(state):

@@ -30,11 +30,15 @@ class Adversarial(Task):
         if self.network.size != self.crop:
             raise UserError(f'model.size is {self.network.size}, data.crop {self.crop}: the GAN needs both the same.')
 
+    def network_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Y and z: (1, size, size, 1), (1, noise_size)."""
+        size, noise_size = self.network.size, self.network.noise_size
+        return tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in [(1, size, size, 1), (1, noise_size)])
+
     def init(self, rng: jax.Array) -> TrainState:
         """A fresh state. rng: uint32 (2,) key."""
         init_rng, rng = jax.random.split(rng)
-        size = self.network.size
-        variables = self.network.init(init_rng, jnp.zeros((1, size, size, 1)), jnp.zeros((1, self.network.noise_size)))
+        variables = self.network.init(init_rng, *(jnp.zeros(each.shape) for each in self.network_inputs()))
         params, statistics = variables['params'], variables['batch_stats']
         opt_state = {name: self.optimizer.init(params[name]) for name in params}
         state = TrainState(jnp.zeros((), jnp.int32), params, statistics, opt_state, rng)
@@ -48,7 +52,7 @@ class Adversarial(Task):
         keys = jax.random.split(jax.random.fold_in(state.rng, state.step))
         first, second = (self._noise(key, indices) for key in keys)
         state, discriminator_metrics = self.discriminator_step(state, yuv, first)
-        state, generator_metrics = self.generator_step(state, yuv, second)
+        state, generator_metrics = self.generator_step(state, yuv, second, color.decode_lab(batch['lab'])[..., 1:])
         metrics = {**discriminator_metrics, **generator_metrics}
         metrics['loss'] = metrics['discriminator_loss'] + metrics['generator_loss']
         metrics['learning_rate'] = jnp.asarray(self.schedule(state.step))
@@ -79,22 +83,32 @@ class Adversarial(Task):
 
         return self._update(state, 'discriminator', loss_fn, yuv, noise)
 
-    def generator_step(self, state: TrainState, yuv: jax.Array, noise: jax.Array) -> tuple[TrainState, Metrics]:
-        """Trains the generator alone to fool the discriminator, for the Y of yuv (B, H, W, 3) and noise (B, Z)."""
+    def generator_step(
+        self, state: TrainState, yuv: jax.Array, noise: jax.Array, ab: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        """Trains the generator alone to fool the discriminator, for the Y of yuv (B, H, W, 3) and noise (B, Z).
 
-        def loss_fn(own, yuv, noise):
+        ab: the photos' a*b* (B, H, W, 2), to measure it; not computed from yuv, where rounding would decide equal channels.
+        """
+
+        def loss_fn(own, yuv, noise, ab):
             params = {**state.params, 'generator': own}
             chroma, statistics = self._run(params, state.model_state, 'generate', yuv[..., :1], noise)
             fake = jnp.concatenate([yuv[..., :1], chroma], axis=-1)
             logits, _ = self._run(params, state.model_state, 'discriminate', fake)
             loss = jnp.mean(optax.sigmoid_binary_cross_entropy(logits, jnp.ones(len(yuv))))
-            metrics = {'generator_loss': loss, 'generator_fools': _share(logits > 0)}
+            agreement = losses.larger_channel_agreement(_ab(lax.stop_gradient(fake)), ab)
+            metrics = {
+                'generator_loss': loss,
+                'generator_fools': _share(logits > 0),
+                'larger_channel_agreement': jnp.mean(agreement),
+            }
             if self.settings.l1:
                 metrics['l1_loss'] = self.settings.l1 * jnp.mean(losses.absolute_error(chroma, yuv[..., 1:]))
                 loss += metrics['l1_loss']
             return loss, (metrics, statistics['generator'])
 
-        return self._update(state, 'generator', loss_fn, yuv, noise)
+        return self._update(state, 'generator', loss_fn, yuv, noise, ab)
 
     def eval_step(self, state: TrainState, batch: Batch) -> tuple[Metrics, jax.Array]:
         """Metrics of each photo, {name: (B,)}, and its generated a*b*, float32 (B, H, W, 2).
@@ -140,14 +154,14 @@ class Adversarial(Task):
         output, new = self.network.apply(variables, *inputs, method=method, train=True, mutable=['batch_stats'])
         return output, {**statistics, **new['batch_stats']}
 
-    def _update(self, state, name, loss_fn, yuv, noise):
+    def _update(self, state, name, loss_fn, *batch):
         """One optimizer step of one of the two networks; gradients and statistics are averaged over AXIS."""
 
         def gradients(part):
             (_, (metrics, statistics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params[name], *part)
             return grads, metrics, statistics
 
-        grads, metrics, statistics = mean_over_batch(gradients, (yuv, noise), self.accumulation_steps)
+        grads, metrics, statistics = mean_over_batch(gradients, batch, self.accumulation_steps)
         updates, opt_state = self.optimizer.update(grads, state.opt_state[name], state.params[name])
         state = state.replace(
             params={**state.params, name: optax.apply_updates(state.params[name], updates)},

@@ -1,4 +1,7 @@
-"""Losses, one float32 per photo, (B,): their mean over any number of equal devices is the mean over the global batch."""
+"""Losses and accuracies, one float32 per photo, (B,).
+
+Their mean over any number of equal devices is the mean over the global batch.
+"""
 
 from collections.abc import Collection
 from typing import Any
@@ -60,3 +63,13 @@ def top_k_accuracy(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
     photo without a label (-1)."""
     above = jnp.sum(logits > jnp.take_along_axis(logits, jnp.maximum(labels, 0)[:, None], axis=1), axis=1)
     return jnp.where(labels < 0, jnp.nan, (above < k).astype(jnp.float32))
+
+
+def larger_channel_agreement(prediction: jax.Array, target: jax.Array) -> jax.Array:
+    """Share of pixels whose larger channel of (a*, b*) is the same in both -> (B,) in [0, 1].
+
+    Keras computes this as 'accuracy' of a two-channel output, and the DeepColor and LTBC reports print it under that name.
+    It says little about color: a photo whose a* and b* both have the wrong sign can score 1.
+    """
+    same = jnp.argmax(prediction, axis=-1) == jnp.argmax(target, axis=-1)
+    return jnp.mean(same.astype(jnp.float32), axis=(1, 2))

@@ -46,6 +46,10 @@ class Task:
         self.settings, self.network, self.optimizer, self.schedule = settings, network, optimizer, schedule
         self.crop, self.accumulation_steps, self.ema = crop, accumulation_steps, ema
 
+    def network_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes and dtypes of what the network takes of one training photo, (1, ...) each."""
+        raise NotImplementedError
+
     def init(self, rng: jax.Array) -> TrainState:
         """A fresh state. rng: uint32 (2,) key."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Run directories: config.json, checkpoints/, metrics.jsonl, samples/, curves.png. They are self-contained."""
+"""Run directories: config.json, checkpoints/, metrics.jsonl, samples/, curves.png, network.png. They are self-contained."""
 
 import json
 import os

@@ -21,6 +21,7 @@ from jaxcolor.evaluation import evaluator as evaluator_module
 from jaxcolor.evaluation.compare import compare_runs
 from jaxcolor.evaluation.evaluate import evaluate_run
 from jaxcolor.evaluation.evaluator import Evaluator
+from jaxcolor.evaluation.grids import COLUMNS, save_grid
 from jaxcolor.runtime import logs
 from jaxcolor.runtime.parallel import DataParallel
 from jaxcolor.tasks import losses
@@ -244,10 +245,33 @@ def test_gains_over_a_baseline_and_by_class():
 def test_example_photos(tiny_config, shards):
     tiny_config.train.grid_photos = 3
     evaluator = Evaluator(None, DataParallel(), open_shards(shards), tiny_config)
-    assert evaluator.spread('train').tolist() == [0, 10, 19] and len(evaluator.spread('validation')) == 3
+    drawn = evaluator.random_photos('train').tolist()
+    assert len(set(drawn)) == 3 and drawn == sorted(drawn) == evaluator.random_photos('train').tolist()
+    assert len(evaluator.random_photos('validation')) == 3
     assert evaluator.worst({'ab_squared_error': np.array([3.0, 9, 1, 5])}).tolist() == [1, 3, 0]
     tiny_config.train.grid_photos = 30
-    assert evaluator.spread('validation').tolist() == [0, 1, 2, 3]
+    assert evaluator.random_photos('validation').tolist() == [0, 1, 2, 3]
+
+
+def test_a_grid_of_many_photos_continues_below(tmp_path):
+    photos = np.linspace(0, 1, 19 * 8 * 8 * 3, dtype=np.float32).reshape(19, 8, 8, 3)
+    save_grid({'gray': 1 - photos, 'truth': photos}, tmp_path / 'grid.png')
+    sheet = np.asarray(Image.open(tmp_path / 'grid.png'))
+    margin, gap = sheet.shape[1] - COLUMNS * 8, 1
+    assert sheet.shape[0] == 3 * 2 * 8 + 2 * gap
+    for i, photo in enumerate(np.asarray(color.to_uint8(photos))):
+        top, left = i // COLUMNS * (2 * 8 + gap) + 8, margin + i % COLUMNS * 8
+        np.testing.assert_array_equal(sheet[top : top + 8, left : left + 8], photo)
+
+
+def test_a_number_of_random_photos_can_be_asked_for(trained, tmp_path, cli):
+    shutil.copytree(trained, tmp_path / 'run')
+    code, _, err = cli('evaluate', f'--model={tmp_path / "run"}', '--splits=validation', '--grid-photos=3')
+    assert code == 0, err
+    width = Image.open(tmp_path / 'run' / 'evaluation' / 'validation.png').width
+    assert 3 * 64 < width < 4 * 64 + 64  # and a margin for the rows' names
+    code, _, err = cli('evaluate', f'--model={trained}', '--grid-photos=0')
+    assert_one_sentence(code, err, 'train.grid_photos must be at least 1')
 
 
 def test_bad_input_gives_one_sentence(trained, tmp_path, cli):

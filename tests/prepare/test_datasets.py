@@ -13,6 +13,7 @@ from PIL import Image
 from prepare_helpers import JPEG, JPEGS, SIZE, prepare_records, prepare_tree, rejected, write
 
 from jaxcolor import color
+from jaxcolor.data.shards import open_shards
 from jaxcolor.errors import UserError
 from jaxcolor.prepare import prepare
 
@@ -83,6 +84,19 @@ def test_celeba(tmp_path, expected, layout):
     assert prepare_records(root, tmp_path) == without_class(expected)
 
 
+def test_celeba_by_the_report_s_numbers(tmp_path, cli):
+    """As 1,000, 200 and 200 of 200,000 are taken by one command: --limit by split."""
+    root = tmp_path / 'celeba'
+    lines = [f'{i}.jpg {[0, 0, 0, 1, 2][i % 5]}\n' for i in range(20)]
+    for i in range(20):
+        write(root / 'img_align_celeba' / f'{i}.jpg', list(JPEGS.values())[i % 6])
+    write(root / 'list_eval_partition.txt', ''.join(lines).encode())
+    limit = '--limit=train:5,validation:3,test:2'
+    code, _, err = cli('prepare', root, f'--out={tmp_path / "out"}', f'--size={SIZE}', limit, '--quiet', '--workers=1')
+    assert code == 0, err
+    assert open_shards(tmp_path / 'out').counts == {'test': 2, 'train': 5, 'validation': 3}
+
+
 def test_celeba_with_a_missing_photo_and_bad_lines(tmp_path):
     write(tmp_path / 'secret.jpg', JPEG)
     write(tmp_path / 'set' / 'img_align_celeba' / '1.jpg', JPEG)
@@ -116,6 +130,27 @@ def test_places365(tmp_path, layout):
     assert [int(shards.records('validation')[i]['label']) for i in range(2)] == [2, 5]
     only = prepare(root, tmp_path / 'only', size=SIZE, classes=('attic',), quiet=True)
     assert only.counts == {'train': 2, 'validation': 1} and int(only.records('train')[0]['label']) == 2
+
+
+def test_places365_test_photos_and_fractions_of_the_rest(tmp_path):
+    """Test photos have no classes; a split by fractions leaves them where they are."""
+    root = tmp_path / 'places'
+    train = []
+    for i in range(20):
+        write(root / 'data_256_standard' / 'a' / 'attic' / f'{i:08}.jpg', list(JPEGS.values())[i % 6])
+        train.append(f'/a/attic/{i:08}.jpg 2\n')
+    (root / 'places365_train_standard.txt').write_text(''.join(train))
+    (root / 'places365_test.txt').write_text('Places365_test_1.jpg\nPlaces365_test_2.jpg\n')
+    assert prepare(root, tmp_path / 'without', size=SIZE, split='train:1', quiet=True).counts == {'train': 20}
+    for i, data in enumerate(list(JPEGS.values())[:2], 1):
+        write(root / 'test_256' / f'Places365_test_{i}.jpg', data)
+    split = 'train:0.8,validation:0.2,test:test'
+    shards = prepare(root, tmp_path / 'out', size=SIZE, split=split, limit_per_class=15, quiet=True)
+    assert shards.counts['train'] + shards.counts['validation'] == 15 and shards.counts['test'] == 2
+    assert shards.counts['train'] > shards.counts['validation'] > 0
+    test, train = shards.records('test'), shards.records('train')
+    assert [test[i]['name'] for i in range(2)] == ['Places365_test_1.jpg', 'Places365_test_2.jpg']
+    assert {int(test[i]['label']) for i in range(2)} == {-1} and int(train[0]['label']) == 2
 
 
 def test_places365_without_its_photos(tmp_path):

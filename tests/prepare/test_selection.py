@@ -27,14 +27,15 @@ def test_adding_photos_moves_none_between_splits(photos, tmp_path):
 
 
 def test_split_fractions():
-    split = selection.parse_split('train:0.6,validation:0.2,test:0.2')
+    split, kept = selection.parse_split('train:0.6,validation:0.2,test:0.2')
+    assert kept == {}
     counts = dict.fromkeys(split, 0)
     for i in range(5000):
         counts[selection.split_by_name(f'{i}.jpg', split)] += 1
     assert {key: round(count / 5000, 1) for key, count in counts.items()} == split
 
 
-@pytest.mark.parametrize('text', ['train', 'train:0.5', 'train:2,test:-1', 'a:b', '', 'train:nan', '../x:1'])
+@pytest.mark.parametrize('text', ['train', 'train:0.5', 'train:2,test:-1', 'a:b', '', 'train:nan', '../x:1', 'test:test'])
 def test_invalid_split(text):
     with pytest.raises(UserError, match='--split'):
         selection.parse_split(text)
@@ -74,6 +75,44 @@ def test_source_splits_are_kept_unless_overridden(tmp_path):
     assert own.counts == {'train': 20, 'validation': 4}
     other = prepare(PHOTOS, tmp_path / 'other', size=32, split='train:0.5,test:0.5', quiet=True)
     assert other.counts.keys() == {'train', 'test'} and sum(other.counts.values()) == 24
+
+
+def test_a_split_of_the_source_is_kept_beside_fractions(tmp_path):
+    """The 24 bundled photos are 20 of train and 4 of validation."""
+    split = 'train:0.5,validation:0.5,test:validation'
+    own = prepare(PHOTOS, tmp_path / 'own', size=32, quiet=True)
+    divided = prepare(PHOTOS, tmp_path / 'divided', size=32, split=split, quiet=True)
+    assert names(divided, 'test') == names(own, 'validation')
+    assert sorted(names(divided, 'train') + names(divided, 'validation')) == sorted(names(own, 'train'))
+    assert divided.counts['validation'] > 4
+
+
+def test_limit_by_split(photos, tmp_path):
+    def prepared(name, **options):
+        return prepare(photos, tmp_path / name, size=32, quiet=True, **options)
+
+    split = 'train:0.5,validation:0.3,test:0.2'
+    whole = prepared('whole', split=split)
+    some = prepared('some', split=split, limit='train:6,validation:3')
+    # Up to two of 40 are rejected when they are decoded, and in the place of none.
+    assert 4 <= some.counts['train'] <= 6 and 1 <= some.counts['validation'] <= 3
+    assert some.counts['test'] == whole.counts['test']
+    for name in whole.counts:
+        assert set(names(some, name)) <= set(names(whole, name))
+    assert {name[0] for name in names(some, 'train')} == {'a', 'b'}  # of all the split, not the first ones
+    assert set(names(prepared('fewer', split=split, limit='train:2'), 'train')) <= set(names(some, 'train'))
+    each = prepared('each', split=split, limit='2', min_size=1, keep_gray=True)
+    assert all(count <= 2 for count in each.counts.values())
+    assert prepared('no_test', split=split, limit='test:0').counts.keys() == {'train', 'validation'}
+    assert prepared('all', split=split, limit='1000').counts == whole.counts
+    with pytest.raises(UserError, match='--limit: there are no photos of the split tset'):
+        prepared('none', split=split, limit='tset:3')
+
+
+@pytest.mark.parametrize('text', ['train', 'train:-1', 'train:x', '-2', '1.5', '5,train:3'])
+def test_invalid_limit(text):
+    with pytest.raises(UserError, match='--limit'):
+        selection.parse_limit(text)
 
 
 def test_duplicates(photos, tmp_path):

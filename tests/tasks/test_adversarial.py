@@ -42,13 +42,15 @@ def lab(photos):
 @pytest.fixture(scope='module')
 def half_steps(task, state, lab):
     """{name of the network that learns: (the state before, the state after, what was measured, the noise)}."""
-    yuv = color.rgb_to_yuv(color.lab_to_rgb(color.decode_lab(lab)))
+    decoded = color.decode_lab(lab)
+    yuv = color.rgb_to_yuv(color.lab_to_rgb(decoded))
     parallel = DataParallel(devices=jax.devices()[:1])
     before, made = state, {}
     for i, name in enumerate(('discriminator', 'generator')):
         noise = np.random.default_rng(i).uniform(-1, 1, (len(lab), 100)).astype(np.float32)
         step = parallel.map(lambda state, batch, name=name: getattr(task, f'{name}_step')(state, *batch))
-        after, measured = jax.device_get(step(before, (yuv, noise)))
+        truth = (decoded[..., 1:],) if name == 'generator' else ()
+        after, measured = jax.device_get(step(before, (yuv, noise, *truth)))
         made[name] = before, after, measured, noise
         before = after
     return made
@@ -103,6 +105,11 @@ def test_losses_and_accuracies_by_hand(task, half_steps, lab):
         'generator_fools': np.asarray(fake > 0).mean(),
         'l1_loss': 10 * np.abs(chroma - yuv[..., 1:]).mean(),
     }
+    generated = adversarial._ab(jnp.concatenate([yuv[..., :1], chroma], axis=-1))
+    larger = [x[..., 1] > x[..., 0] for x in (np.asarray(generated), color.decode_lab(lab)[..., 1:])]
+    # Rounding may turn a pixel of 6 x 32 x 32 whose channels are all but equal.
+    agreement = measured.pop('larger_channel_agreement')
+    np.testing.assert_allclose(agreement, np.mean(larger[0] == larger[1]), rtol=0, atol=3 / (6 * 32 * 32))
     assert measured.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_allclose(measured[name], value, rtol=1e-4, err_msg=name)

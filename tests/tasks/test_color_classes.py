@@ -89,6 +89,17 @@ def test_the_temperature_goes_from_the_mean_to_the_likeliest(config):
     np.testing.assert_allclose(gained, 1.5 * of[0.01], rtol=0, atol=ROUNDING)
 
 
+def test_a_step_s_agreement_is_of_every_fourth_row_and_column(config):
+    task, batch = tasks.build(config), photos()
+    logits = 4 * np.random.default_rng(0).standard_normal((4, 8, 8, len(class_centers()))).astype(np.float32)
+    found = task._accuracies({'color_logits': jnp.asarray(logits)}, batch, EVEN)
+    prediction = np.asarray(task.decode({'color_logits': jnp.asarray(logits)}, (8, 8), EVEN))[:, ::4, ::4]
+    truth = np.asarray(color.decode_lab(batch['lab'])[:, ::16, ::16, 1:])  # squares of 8 pixels, outputs of 4
+    assert found.keys() == {'larger_channel_agreement'}
+    expected = np.mean(prediction.argmax(axis=-1) == truth.argmax(axis=-1))
+    np.testing.assert_allclose(found['larger_channel_agreement'], expected, rtol=1e-6)
+
+
 def test_an_answer_is_rebalanced_as_a_loss_would_be(config):
     """Where each class has the weight w, the likelihoods p go over into w p, made to add up to 1 again."""
     rng = np.random.default_rng(0)

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from helpers import batch_of
 
 from jaxcolor import color, tasks
 from jaxcolor.errors import UserError
@@ -42,6 +43,43 @@ def test_the_task_gives_them_units_and_chroma(tiny_config, ab):
     tiny_config.task.error = 'cubic'
     with pytest.raises(UserError, match=r"task\.error: 'cubic' is none of squared, huber"):
         tasks.build(tiny_config)
+
+
+def one_step(config, batch, devices):
+    """The metrics of a fresh network's first step."""
+    task, parallel = tasks.build(config), DataParallel(devices=jax.devices()[:devices])
+    state = parallel.create(task.init, jax.random.PRNGKey(0))
+    return task, state, jax.device_get(parallel.map(task.train_step)(state, parallel.shard(batch))[1])
+
+
+@pytest.mark.parametrize('parts', [1, 2])
+def test_a_step_measures_the_accuracies_of_its_own_predictions(tiny_config, parts):
+    """At the size of the network's output; photos without a label are left out of the class's accuracy."""
+    tiny_config.data.crop = 32
+    tiny_config.model.update({'classes': 3, 'batch_norm': False})
+    tiny_config.train.accumulation_steps = parts
+    batch = batch_of(8, 32)
+    task, state, measured = one_step(tiny_config, batch, devices=2)
+    lab = color.decode_lab(batch['lab'])
+    outputs = task.network.apply({'params': jax.device_get(state.params)}, lab[..., :1] / 100)
+    halves = np.asarray(lab[..., 1:]).reshape(8, 16, 2, 16, 2, 2).mean(axis=(2, 4))
+    prediction = np.asarray(outputs['ab'])
+    expected = np.mean(prediction.argmax(axis=-1) == halves.argmax(axis=-1))
+    # Rounding may turn a pixel in a thousand, whose channels are all but equal.
+    np.testing.assert_allclose(measured['larger_channel_agreement'], expected, rtol=0, atol=1e-3)
+    is_labeled = batch['label'] >= 0
+    assert 0 < is_labeled.sum() < 8
+    found = np.asarray(outputs['logits']).argmax(axis=-1) == batch['label']
+    np.testing.assert_allclose(measured['top1'], found[is_labeled].mean(), rtol=1e-6)
+    assert 'labeled' not in measured
+
+
+def test_a_step_without_labels_has_no_accuracy_of_the_class(tiny_config):
+    tiny_config.data.crop = 32
+    tiny_config.model.classes = 3
+    batch = {**batch_of(4, 32), 'label': np.full(4, -1, np.int32)}
+    measured = one_step(tiny_config, batch, devices=2)[2]
+    assert np.isnan(measured['top1']) and np.isfinite(measured['loss'])
 
 
 def test_the_moving_average_evaluates_and_colors(tiny_config):
