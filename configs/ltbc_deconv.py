@@ -19,6 +19,8 @@ def get_config(variant: str = ''):
     config = base.get_config()
     config.name = f'ltbc_deconv-{variant}' if variant else 'ltbc_deconv'
     config.model.update({'dense_widths': (1024, 256, 512), 'decoder': 'deconv', 'classes': 0, 'padding': 'SAME'})
+    # "after every convolutional layer": the fusion's is one, dense layers are none.
+    config.model.update({'batch_norm_dense': False, 'batch_norm_fusion': True})
     config.task.update({'reduction': 'mean', 'alpha': 0.0})
     config.optimizer.update({'name': 'adam', 'learning_rate': 1e-3, 'eps': 1e-8})
     config.train.update({'batch_size': 50, 'steps': 100 * base.choose(VARIANTS, variant), 'eval_every': 100})

@@ -46,7 +46,10 @@ def _model(name: str) -> ConfigDict:
 def ltbc() -> ConfigDict:
     """Section model of the network `ltbc`."""
     model = _model('ltbc')
-    model.batch_norm = True  # after every convolution and dense layer but the outputs, before its ReLU
+    model.batch_norm = True  # after convolutions, before their ReLU; which other layers have it, if this is True:
+    model.batch_norm_dense = True  # the dense layers, but the classifier's output
+    model.batch_norm_fusion = False  # the fusion's 1x1 convolution
+    model.batch_norm_output = False  # the convolution that gives the colors
     model.classes = 205  # of the scene classifier; 0 leaves the classifier out
     model.classifier_width = 256  # filters of its hidden layer
     model.dense_widths = (1024, 512, 256)  # of the global branch

@@ -51,7 +51,8 @@ class LTBC(nn.Module):
             return scaled(features, net.width)
 
         def chain(layer, *steps):
-            return nn.Sequential(*(layer(*step, batch_norm=net.batch_norm) for step in steps))
+            normalize = net.batch_norm and (layer is not dense or net.batch_norm_dense)
+            return nn.Sequential(*(layer(*step, batch_norm=normalize) for step in steps))
 
         self.low = chain(
             conv,
@@ -67,16 +68,17 @@ class LTBC(nn.Module):
         self.global_conv = chain(conv, (d, d, 2), (d, d), (d, d, 2), (d, d))
         first, second, third = map(w, net.dense_widths)
         self.global_dense = chain(dense, (side * side * d, first), (first, second), (second, third))
-        self.fusion = Fusion(w(256), third, w(256))
+        self.fusion = Fusion(w(256), third, w(256), net.batch_norm and net.batch_norm_fusion)
+        normalize_output = net.batch_norm and net.batch_norm_output
         if net.decoder == 'deconv':
             self.color = chain(deconv, (w(256), w(128)), (w(128), w(64), 2), (w(64), w(64)), (w(64), w(32), 2))
-            self.output = deconv(w(32), 2, 2, net.batch_norm, net.output_activation)
+            self.output = deconv(w(32), 2, 2, normalize_output, net.output_activation)
         else:
             self.color = chain(conv, (w(256), w(128)), (w(128), w(64)), (w(64), w(64)), (w(64), w(32)))
-            self.output = conv(w(32), 2, activation=net.output_activation)
+            self.output = conv(w(32), 2, batch_norm=normalize_output, activation=net.output_activation)
         self.classes = net.classes
         if net.classes:
-            self.classifier_hidden = dense(second, w(net.classifier_width), net.batch_norm)
+            (self.classifier_hidden,) = chain(dense, (second, w(net.classifier_width)))
             self.classifier = dense(w(net.classifier_width), net.classes, activation='linear')
         self.flattened = {'global_dense.0.dense.weight': (side, side, d)}
 

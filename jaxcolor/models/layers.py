@@ -208,7 +208,9 @@ class DenseBlock(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Joins a vector to every pixel and mixes both by a 1x1 convolution (Iizuka et al. 2016, eq. 3), before its activation.
+    """Joins a vector to every pixel and mixes both by a 1x1 convolution (Iizuka et al. 2016, eq. 3), optional batch norm.
+
+    Its activation is the caller's.
 
     (B, H, W, C), (B, G) -> (B, H, W, features). The kernel (1, 1, C + G, features) is that of the convolution over the
     joined channels; the vector's part of it is multiplied once a photo, not once a pixel.
@@ -216,15 +218,18 @@ class Fusion(nn.Module):
 
     features: int
     dtype: Any = jnp.float32
+    batch_norm: bool = False
+    axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, local: jax.Array, vector: jax.Array) -> jax.Array:
+    def __call__(self, local: jax.Array, vector: jax.Array, train: bool = False) -> jax.Array:
         C, G = local.shape[-1], vector.shape[-1]
         kernel = self.param('kernel', _kernel_init('relu'), (1, 1, C + G, self.features), jnp.float32)
         bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
         kernel, bias = kernel[0, 0].astype(self.dtype), bias.astype(self.dtype)
         of_vector = vector.astype(self.dtype) @ kernel[C:] + bias  # (B, features)
-        return local.astype(self.dtype) @ kernel[:C] + of_vector[:, None, None]
+        x = local.astype(self.dtype) @ kernel[:C] + of_vector[:, None, None]
+        return BatchNorm(train, self.axis_name, self.dtype, name='norm')(x) if self.batch_norm else x
 
 
 def _kernel_init(activation: str):

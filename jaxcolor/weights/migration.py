@@ -13,6 +13,8 @@ _ADDED: dict[tuple[str, str], dict[str, Any]] = {
         'global_dropout': 0.0,
         'color_classes': 0,
         'members': 1,
+        'batch_norm_dense': True,
+        'batch_norm_fusion': False,
     },
     ('extractor', ''): {'name': '', 'weights': '', 'cached': False},
     ('task', 'regression'): {
@@ -49,6 +51,9 @@ def migrate(config: dict[str, Any]) -> dict[str, Any]:
         section = {field: [] if value == [''] else value for field, value in section.items()}
         for kind in {'', section.get('name', '')}:
             section = _ADDED.get((name, kind), {}) | section
+        if (name, section.get('name')) == ('model', 'ltbc'):
+            # Transposed convolutions once had batch norm at the output, too; others never.
+            section = {'batch_norm_output': section['decoder'] == 'deconv'} | section
         migrated[name] = section
     if 'model' in migrated:  # the section `extractor` was added later
         migrated.setdefault('extractor', dict(_ADDED['extractor', '']))

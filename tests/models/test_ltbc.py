@@ -124,12 +124,43 @@ def test_bfloat16_keeps_float32_parameters_and_outputs():
     np.testing.assert_allclose(output['logits'], exact['logits'], rtol=0, atol=8 * 2**-8 * np.abs(exact['logits']).max())
 
 
-def test_batch_norm_follows_every_layer_but_the_outputs():
-    _, variables = shape_of(models.build({**TINY, 'batch_norm': True}), (224, 224))
-    normed = {path[0].key for path, _ in jax.tree_util.tree_leaves_with_path(variables['batch_stats'])}
+DENSE = {'global_dense_0', 'global_dense_1', 'global_dense_2', 'classifier_hidden'}
+
+
+@pytest.mark.parametrize(
+    ('change', 'without'),
+    [
+        ({}, {'output', 'classifier', 'fusion'}),
+        ({'decoder': 'deconv'}, {'output', 'classifier', 'fusion'}),
+        ({'batch_norm_dense': False}, {'output', 'classifier', 'fusion', *DENSE}),
+        ({'batch_norm_dense': False, 'batch_norm_fusion': True, 'decoder': 'deconv'}, {'output', 'classifier', *DENSE}),
+        ({'batch_norm_output': True}, {'classifier', 'fusion'}),
+        ({'batch_norm_output': True, 'decoder': 'deconv'}, {'classifier', 'fusion'}),
+        ({'batch_norm_output': True, 'batch_norm_fusion': True, 'color_classes': 7}, {'classifier'}),
+    ],
+)
+def test_which_layers_have_batch_norm(change, without):
+    _, variables = shape_of(models.build({**TINY, 'batch_norm': True, **change}), (64, 64))
     layers = set(variables['params'])
-    assert layers - normed == {'output', 'classifier', 'fusion'}
-    assert isinstance(models.build(TINY), ltbc.LTBC)
+    for collection in ('batch_stats', 'params'):
+        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(variables[collection])]
+        normed = {path[0].key for path in paths if path[1].key == 'norm'}
+        assert layers - normed == without
+    switched_off = models.build({**TINY, **change, 'batch_norm_fusion': True})
+    assert set(shape_of(switched_off, (64, 64))[1]) == {'params'}
+
+
+def test_batch_norm_of_the_fusion():
+    """It stands between the 1x1 convolution and its ReLU, with the statistics of all pixels of the batch."""
+    rng = np.random.default_rng(0)
+    local, vector = (rng.standard_normal(shape, np.float32) for shape in [(2, 4, 6, 5), (2, 3)])
+    network = Fusion(7, batch_norm=True)
+    variables = network.init(jax.random.key(0), local, vector)
+    before = Fusion(7).apply({'params': {key: variables['params'][key] for key in ('kernel', 'bias')}}, local, vector)
+    after, new = network.apply(variables, local, vector, True, mutable=['batch_stats'])
+    mean, var = np.mean(before, axis=(0, 1, 2)), np.var(before, axis=(0, 1, 2))
+    np.testing.assert_allclose(after, (before - mean) / np.sqrt(var + 1e-5), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(new['batch_stats']['norm']['mean'], 0.1 * mean, rtol=0, atol=1e-6)
 
 
 def test_an_ensemble_averages_log_probabilities():

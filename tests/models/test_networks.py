@@ -28,6 +28,8 @@ DEEPCOLOR = {
 }
 # By hand, layer by layer: generator, discriminator.
 CGAN = 1_002_740 + 4_832_897
+# Scale and bias of every convolution's filters: low, mid, global, fusion, transposed.
+DECONV_NORMS = 2 * (1344 + 768 + 2048 + 256 + 288)
 # Of every recipe: its network's parameters, and what its report says.
 RECIPES = {
     ('ltbc', ''): (42_353_839 + 12_992, {'optimizer.name': 'adadelta', 'train.batch_size': 128}),
@@ -63,10 +65,13 @@ RECIPES = {
         },
     ),
     ('ltbc_deconv', ''): (
-        41_973_218 + 12_484,
+        41_973_218 + DECONV_NORMS,
         {
             **ADAM,
             'model.batch_norm': True,
+            'model.batch_norm_dense': False,
+            'model.batch_norm_fusion': True,
+            'model.batch_norm_output': False,
             'model.classes': 0,
             'model.dense_widths': (1024, 256, 512),
             'model.decoder': 'deconv',
@@ -76,7 +81,7 @@ RECIPES = {
             'train.steps': 200 * 100,
         },
     ),
-    ('ltbc_deconv', 'linnaeus'): (41_973_218 + 12_484, {'train.batch_size': 50, 'train.steps': 30 * 100}),
+    ('ltbc_deconv', 'linnaeus'): (41_973_218 + DECONV_NORMS, {'train.batch_size': 50, 'train.steps': 30 * 100}),
     ('vgg_fusion', ''): (
         7_726_882 + 512,
         {
