@@ -146,9 +146,27 @@ def normalize_l(lightness: Array) -> Array:
     return lightness / np.float32(100)
 
 
-# Scale and offset by output activation: ab = output * scale + offset.
+# Scale and offset by output activation, of channels that lie in [0, 1]: channel = output * scale + offset.
+# tanh: (-1, 1) <-> (0, 1); linear: as tanh, but unbounded.
+UNIT_RANGE = {'sigmoid': (1.0, 0.0), 'tanh': (0.5, 0.5), 'linear': (0.5, 0.5)}
+# The same of a*b*, for which (0, 1) is (-128, 128): ab = output * scale + offset.
 # sigmoid: (0, 1) <-> (-128, 128); tanh: (-1, 1) <-> (-128, 128); linear: unbounded, in units of 128.
-AB_RANGE = {'sigmoid': (256.0, -128.0), 'tanh': (128.0, 0.0), 'linear': (128.0, 0.0)}
+AB_RANGE = {activation: (256 * scale, 256 * offset - 128) for activation, (scale, offset) in UNIT_RANGE.items()}
+
+
+def normalize_unit(channels: Array, activation: str) -> Array:
+    """Channels in [0, 1] (RGB, or the U and V of `rgb_to_yuv`), float, any shape -> the output range of a network.
+
+    activation: the network's output activation, a key of UNIT_RANGE.
+    """
+    scale, offset = UNIT_RANGE[activation]
+    return (channels - np.float32(offset)) / np.float32(scale)
+
+
+def denormalize_unit(output: Array, activation: str) -> Array:
+    """A network's output -> channels in [0, 1]; the inverse of `normalize_unit`."""
+    scale, offset = UNIT_RANGE[activation]
+    return output * np.float32(scale) + np.float32(offset)
 
 
 def normalize_ab(ab: Array, activation: str) -> Array:

@@ -86,6 +86,11 @@ def cgan() -> ConfigDict:
     model.size = 64  # pixels, a multiple of 16: side of the training photos; data.crop is the same
     model.noise_size = 100  # values of z, uniform in [-1, 1]; from the code of the report's paper
     model.hidden_width = 64  # of the discriminator's first dense layer; the report is silent, its paper's code has 64
+    model.output_activation = 'sigmoid'  # of U and V; with 'tanh' they lie in [-1, 1] for the discriminator, too
+    model.generator_layers = 7  # 7: an output layer follows the six that the report lists; 6: the sixth is the output layer
+    model.leaky_slope = 0.2  # of the discriminator's leaky ReLU, below 0
+    model.batch_norm_momentum = 0.9  # decay of the running statistics
+    model.batch_norm_eps = 1e-5  # added to the variance
     return model
 
 
@@ -227,6 +232,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
 RANGES: dict[str, tuple[float, float | None]] = {
     'model.members': (1, None),
     'model.global_dropout': (0, 0.99),
+    'model.generator_layers': (6, 7),
+    'model.leaky_slope': (0, 1),
+    'model.batch_norm_momentum': (0, 1),
+    'model.batch_norm_eps': (1e-12, 1),
     'task.huber_delta': (1e-3, 1e3),
     'task.chroma_weight': (0, 1e3),
     'task.chroma_gain': (0, 10),

@@ -23,7 +23,7 @@ from jaxcolor.errors import UserError
 from jaxcolor.models import cgan, encoder_fusion, ltbc
 from jaxcolor.models.encoder_fusion import DEEPCOLOR
 from jaxcolor.models.extractors import vgg16
-from jaxcolor.models.layers import scaled
+from jaxcolor.models.layers import EPSILON, MOMENTUM, scaled
 
 
 def build(config: ConfigDict) -> nn.Module:
@@ -34,6 +34,12 @@ def build(config: ConfigDict) -> nn.Module:
     """
     network = models.build(config)
     return {'ltbc': LTBC, 'deepcolor': DeepColor, 'vgg_fusion': VGGFusion, 'cgan': CGAN}[config.name](network)
+
+
+def _require(net, **values):
+    for field, value in values.items():
+        if getattr(net, field) != value:
+            raise UserError(f'the PyTorch network needs model.{field}={value}.')
 
 
 class LTBC(nn.Module):
@@ -141,8 +147,7 @@ class VGGFusion(nn.Module):
     def __init__(self, net: encoder_fusion.VGGFusion) -> None:
         """Builds the network with the fields of jaxcolor's. Raises UserError without `use_features`."""
         super().__init__()
-        if not net.use_features:
-            raise UserError('the PyTorch network needs model.use_features=True.')
+        _require(net, use_features=True)
         channels, layers = 1, []
         for features in net.encoder_widths:
             layers.append(conv(channels, channels := scaled(features, net.width), 2))
@@ -203,8 +208,10 @@ class CGAN(nn.Module):
     rotated = True
 
     def __init__(self, net: cgan.CGAN) -> None:
-        """Builds the network with the fields of jaxcolor's."""
+        """Builds the network with the fields of jaxcolor's. Raises UserError for those that PyTorch lacks."""
         super().__init__()
+        _require(net, output_activation='sigmoid', generator_layers=7, leaky_slope=0.2)
+        _require(net, batch_norm_momentum=MOMENTUM, batch_norm_eps=EPSILON)
         self.noise_size = net.noise_size
         self.generator = Generator(net)
         self.discriminator = Discriminator(net)

@@ -14,6 +14,8 @@ from jaxcolor.models import cpu_kernels
 from jaxcolor.models.cpu_kernels import on_cpus
 
 Padding = tuple[tuple[int, int], ...]  # ((above, below), (left, right))
+# Of batch norm: Torch's defaults, which the code of Iizuka et al. ran with.
+MOMENTUM, EPSILON = 0.9, 1e-5
 ACTIVATIONS = {'relu': nn.relu, 'sigmoid': nn.sigmoid, 'tanh': nn.tanh, 'linear': lambda x: x}
 
 
@@ -76,9 +78,8 @@ class BatchNorm(nn.Module):
     train: bool
     axis_name: str | None = None
     dtype: Any = jnp.float32
-    # Torch's defaults, which the paper's code ran with.
-    momentum: float = 0.9
-    epsilon: float = 1e-5
+    momentum: float = MOMENTUM
+    epsilon: float = EPSILON
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -162,13 +163,15 @@ class ConvBlock(nn.Module):
     upsampled: bool = False
     axis_name: str | None = None
     dtype: Any = jnp.float32
+    momentum: float = MOMENTUM
+    epsilon: float = EPSILON
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         init = _kernel_init(self.activation)
         x = Conv(self.features, self.strides, self.kernel, self.padding, self.upsampled, init, self.dtype, name='conv')(x)
         if self.batch_norm:
-            x = BatchNorm(train, self.axis_name, self.dtype, name='norm')(x)
+            x = BatchNorm(train, self.axis_name, self.dtype, self.momentum, self.epsilon, name='norm')(x)
         return ACTIVATIONS[self.activation](x)
 
 

@@ -16,6 +16,13 @@ _ADDED: dict[tuple[str, str], dict[str, Any]] = {
         'batch_norm_dense': True,
         'batch_norm_fusion': False,
     },
+    ('model', 'cgan'): {
+        'output_activation': 'sigmoid',
+        'generator_layers': 7,
+        'leaky_slope': 0.2,
+        'batch_norm_momentum': 0.9,
+        'batch_norm_eps': 1e-5,
+    },
     ('extractor', ''): {'name': '', 'weights': '', 'cached': False},
     ('task', 'regression'): {
         'error': 'squared',

@@ -164,6 +164,20 @@ def test_an_unknown_variant_is_refused(name):
         recipe(name, 'x')
 
 
+@pytest.mark.parametrize(('layers', 'parameters'), [(7, CGAN), (6, CGAN - 52_096 - 1_652 + 3_252)])
+def test_layers_of_the_cgan_s_generator(layers, parameters):
+    """Seven: the report's six and an output layer. Six: the sixth, of 65 channels, gives U and V in place of 32 filters."""
+    config = recipe('cgan')
+    assert config.model.generator_layers == 7
+    config.model.generator_layers = layers
+    state = jax.eval_shape(tasks.build(config).init, jax.random.PRNGKey(0))
+    convolutions = {name: layer for name, layer in state.params['generator'].items() if name != 'noise'}
+    assert list(convolutions) == [*(f'conv_{i}' for i in range(layers - 1)), 'output']
+    assert {name for name, layer in convolutions.items() if 'norm' not in layer} == {'output'}
+    assert convolutions['output']['conv']['kernel'].shape == (5, 5, 33 if layers == 7 else 65, 2)
+    assert count(state.params) == parameters
+
+
 def test_deconv_parameters_without_batch_norm():
     config = recipe('ltbc_deconv')
     config.model.batch_norm = False
@@ -261,6 +275,8 @@ def test_kernel_l2_covers_all_convolutions_but_the_encoder_s_last(variant):
     [
         ('deepcolor', {'variant': '4'}, "model.variant: there is no variant '4'; there are base, 1, 2, 3"),
         ('vgg_fusion', {'encoder_widths': (64, 128)}, 'model.encoder_widths: 2 .* six'),
+        ('cgan', {'output_activation': 'linear'}, 'model.output_activation: the cgan.s is sigmoid or tanh, not linear'),
+        ('cgan', {'generator_layers': 8}, 'model.generator_layers must lie between 6 and 7, not 8'),
     ],
 )
 def test_invalid_architectures_are_refused(name, change, words):
