@@ -147,10 +147,10 @@ def normalize_l(lightness: Array) -> Array:
 
 
 # Scale and offset by output activation, of channels that lie in [0, 1]: channel = output * scale + offset.
-# tanh: (-1, 1) <-> (0, 1); linear: as tanh, but unbounded.
-UNIT_RANGE = {'sigmoid': (1.0, 0.0), 'tanh': (0.5, 0.5), 'linear': (0.5, 0.5)}
+# tanh: (-1, 1) <-> (0, 1); linear: as tanh, but unbounded; relu, which has no negative values: as sigmoid, but unbounded.
+UNIT_RANGE = {'sigmoid': (1.0, 0.0), 'relu': (1.0, 0.0), 'tanh': (0.5, 0.5), 'linear': (0.5, 0.5)}
 # The same of a*b*, for which (0, 1) is (-128, 128): ab = output * scale + offset.
-# sigmoid: (0, 1) <-> (-128, 128); tanh: (-1, 1) <-> (-128, 128); linear: unbounded, in units of 128.
+# sigmoid: (0, 1) <-> (-128, 128); relu: the same, unbounded above; tanh: (-1, 1) <-> (-128, 128); linear: in units of 128.
 AB_RANGE = {activation: (256 * scale, 256 * offset - 128) for activation, (scale, offset) in UNIT_RANGE.items()}
 
 

@@ -67,7 +67,8 @@ def deepcolor() -> ConfigDict:
     """Section model of the network `deepcolor`."""
     model = _model('deepcolor')
     model.variant = 'base'  # its architecture, a key of models.encoder_fusion.DEEPCOLOR
-    model.output_activation = 'tanh'  # illegible in the report, tanh in Deep Koalarization
+    # Tanh as in Deep Koalarization. The report's listings end in 'relu', but not as its summaries have the layers.
+    model.output_activation = 'tanh'
     return model
 
 
@@ -220,7 +221,7 @@ TASK_SECTIONS: dict[str, Callable[[], ConfigDict]] = {
 CHOICES: dict[str, tuple[str, ...]] = {
     'model.dtype': ('float32', 'bfloat16'),
     'model.decoder': ('nearest', 'deconv'),
-    'model.output_activation': ('sigmoid', 'tanh', 'linear'),
+    'model.output_activation': ('sigmoid', 'tanh', 'relu', 'linear'),
     'model.padding': ('symmetric', 'SAME'),
     'task.error': ('squared', 'huber'),
     'task.reduction': ('sum', 'mean'),

@@ -1,6 +1,10 @@
 """What several tests use."""
 
+from typing import Any
+
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxcolor import tasks
@@ -41,6 +45,16 @@ def state_of(run, step, config):
 def assert_identical(a, b):
     for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(x, y, err_msg=jax.tree_util.keystr(path))
+
+
+class Glance(nn.Module):
+    """In place of VGG16 and Inception-ResNet-v2, which take minutes here: one random layer over 8x8 pixels."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image):
+        return nn.Dense(1000, name='predictions')(image.reshape(image.shape[0], -1))
 
 
 HALF = 8  # steps

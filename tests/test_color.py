@@ -67,9 +67,18 @@ def test_ab_normalization_round_trips_exactly(activation):
     # Powers of two scale without rounding, so equality is exact.
     ab = np.arange(-128, 128, 0.25, dtype=np.float32)
     assert (color.denormalize_ab(color.normalize_ab(ab, activation), activation) == ab).all()
-    low, high = {'sigmoid': (0, 1), 'tanh': (-1, 1), 'linear': (-1, 1)}[activation]
+    low, high = {'sigmoid': (0, 1), 'relu': (0, 1), 'tanh': (-1, 1), 'linear': (-1, 1)}[activation]
     assert color.normalize_ab(np.float32(-128), activation) == low
     assert color.normalize_ab(np.float32(128), activation) == high
+
+
+@pytest.mark.parametrize('activation', color.UNIT_RANGE)
+def test_unit_normalization_round_trips_exactly(activation):
+    channels = np.arange(0, 257, dtype=np.float32) / 256
+    output = color.normalize_unit(channels, activation)
+    assert (color.denormalize_unit(output, activation) == channels).all()
+    # [0, 1] of a channel and [-128, 128] of a*b* are the same outputs.
+    assert (color.normalize_ab(256 * channels - 128, activation) == output).all()
 
 
 @BOTH

@@ -6,13 +6,14 @@ import jax
 import numpy as np
 import pytest
 from conftest import PHOTOS
-from helpers import assert_identical, small_recipe, state_of
+from helpers import Glance, assert_identical, small_recipe, state_of
 from PIL import Image
 
 from jaxcolor import color
 from jaxcolor.data.shards import open_shards
 from jaxcolor.evaluation.evaluator import Evaluator
 from jaxcolor.inference.colorizer import Colorizer
+from jaxcolor.models import extractors
 from jaxcolor.runtime import logs
 from jaxcolor.runtime.parallel import DataParallel
 from jaxcolor.train import train
@@ -42,7 +43,20 @@ CASES = {
         },
         'l1_loss',
     ),
+    'koalarization, relu': (
+        'deepcolor',
+        {'model': {'variant': 'koalarization', 'output_activation': 'relu'}, 'task': {'kernel_l2': 0.0}},
+        'color_loss',
+    ),
 }
+
+
+@pytest.fixture(scope='module', autouse=True)
+def glance():
+    """An extractor by that name, as in test_small_trainings."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(extractors.NETWORKS, 'glance', extractors.Network(Glance, 8, {'keras': lambda rgb: rgb}))
+        yield
 
 
 def recipe_of(case, shards):
@@ -66,7 +80,8 @@ def test_learns_resumes_is_exported_and_colors(case, shards, tmp_path):
     assert train(config, resumed) == results
     assert_identical(*(state_of(path, STEPS, config) for path in (run, resumed)))
 
-    exported = export(run, tmp_path / 'exported', STEPS)
+    # A network with an extractor is passed on as its run directory.
+    exported = run if config.extractor.name else export(run, tmp_path / 'exported', STEPS)
     for section in ('model', 'task'):
         assert runs.read_config(exported)[section].to_dict() == runs.read_config(run)[section].to_dict()
     parallel = DataParallel()

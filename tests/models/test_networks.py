@@ -105,6 +105,20 @@ RECIPES = {
     ('deepcolor', '1'): (4_247_186, {**DEEPCOLOR, 'task.kernel_l2_excluded': ('encoder_6',)}),
     ('deepcolor', '2'): (1_223_314, {**DEEPCOLOR, 'task.kernel_l2_excluded': ('encoder_4',)}),
     ('deepcolor', '3'): (249_170, {**DEEPCOLOR, 'task.kernel_l2_excluded': ('encoder_4',)}),
+    # The encoder of 'base'; fusion, 5 convolutions. Its own vector is of 1001 values, which are 256 parameters more.
+    ('deepcolor', 'koalarization'): (
+        5_827_200 + (256 + 1000) * 256 + 256 + 295_040 + 73_792 + 36_928 + 18_464 + 578,
+        {
+            **DEEPCOLOR,
+            'model.variant': 'koalarization',
+            'optimizer.learning_rate': 1e-3,
+            'task.kernel_l2': 0.0,
+            'task.kernel_l2_excluded': (),
+            'train.batch_size': 100,
+            'train.eval_every': 540,
+            'data.flip': False,
+        },
+    ),
     ('cgan', ''): (
         CGAN,
         {
@@ -189,6 +203,7 @@ NETWORKS = {
     'deepcolor_1': {**base.deepcolor(), 'variant': '1'},
     'deepcolor_2': {**base.deepcolor(), 'variant': '2'},
     'deepcolor_3': {**base.deepcolor(), 'variant': '3'},
+    'koalarization': {**base.deepcolor(), 'variant': 'koalarization'},
     'vgg_fusion': base.vgg_fusion(),
     'ltbc_deconv': recipe('ltbc_deconv').model,
 }
@@ -213,7 +228,7 @@ def shapes_of(config, size, dtype='float32'):
 @pytest.mark.parametrize('name', NETWORKS)
 def test_output_sizes(name, size):
     outputs, *_ = shapes_of(NETWORKS[name], size)
-    expected = tuple(-(-side // 2) for side in size) if 'deepcolor' in name else size
+    expected = tuple(-(-side // 2) for side in size) if NETWORKS[name]['name'] == 'deepcolor' else size
     assert outputs['ab'].shape == (2, *expected, 2)
     assert outputs['ab'].dtype == jnp.float32
     assert set(outputs) == {'ab'}
@@ -226,6 +241,7 @@ def test_output_sizes(name, size):
         ('deepcolor_1', 224, 'fusion_0', (28, 28, 256), 256),
         ('deepcolor_2', 224, 'fusion_0', (28, 28, 256), 256),
         ('deepcolor_3', 224, 'fusion_0', (28, 28, 64), 64),
+        ('koalarization', 224, 'fusion_0', (28, 28, 256), 256),
         ('vgg_fusion', 256, 'fusion', (4, 4, 512), 512),
         ('ltbc_deconv', 224, 'fusion', (28, 28, 256), 256),
     ],
@@ -243,6 +259,16 @@ def test_bfloat16_keeps_float32_parameters_and_outputs(name):
         outputs, variables, inner = shapes_of(NETWORKS[name], (64, 64), 'bfloat16')
     assert {leaf.dtype for leaf in jax.tree.leaves([outputs, variables])} == {jnp.dtype('float32')}
     assert inner['encoder_0'].dtype == jnp.bfloat16
+
+
+def test_layers_of_deep_koalarization():
+    """Table 1 of Baldassarre et al. 2017: filters and sizes, layer by layer."""
+    _, _, inner = shapes_of(NETWORKS['koalarization'], (224, 224))
+    encoder = [(112, 64), (112, 128), (56, 128), (56, 256), (28, 256), (28, 512), (28, 512), (28, 256)]
+    expected = {f'encoder_{i}': shape for i, shape in enumerate(encoder)} | {'fusion_0': (28, 256)}
+    expected |= {'decoder_0': (28, 128), 'decoder_2': (56, 64), 'decoder_3': (56, 64), 'decoder_5': (112, 32)}  # 1, 4: up
+    expected['output'] = (112, 2)
+    assert {name: (layer.shape[1], layer.shape[3]) for name, layer in inner.items()} == expected
 
 
 # Of each architecture: how many convolutions its encoder and its fusion have.
@@ -273,7 +299,7 @@ def test_kernel_l2_covers_all_convolutions_but_the_encoder_s_last(variant):
 @pytest.mark.parametrize(
     ('name', 'change', 'words'),
     [
-        ('deepcolor', {'variant': '4'}, "model.variant: there is no variant '4'; there are base, 1, 2, 3"),
+        ('deepcolor', {'variant': '4'}, "model.variant: there is no variant '4'; there are base, 1, 2, 3, koalarization"),
         ('vgg_fusion', {'encoder_widths': (64, 128)}, 'model.encoder_widths: 2 .* six'),
         ('cgan', {'output_activation': 'linear'}, 'model.output_activation: the cgan.s is sigmoid or tanh, not linear'),
         ('cgan', {'generator_layers': 8}, 'model.generator_layers must lie between 6 and 7, not 8'),

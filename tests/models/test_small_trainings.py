@@ -1,16 +1,13 @@
 """Every network, made small, learns, resumes, evaluates and colorizes, on one device and on eight."""
 
 import shutil
-from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from conftest import PHOTOS, assert_one_sentence
-from helpers import HALF, SMALL, assert_identical, batch_of, norm, small_recipe, state_of
+from helpers import HALF, SMALL, Glance, assert_identical, batch_of, norm, small_recipe, state_of
 from PIL import Image
 
 from jaxcolor import color, tasks
@@ -29,16 +26,6 @@ FISH = PHOTOS / 'train' / 'fish1.jpg'
 
 def count(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
-class Glance(nn.Module):
-    """In place of VGG16 and Inception-ResNet-v2, which take minutes here: one random layer over 8x8 pixels."""
-
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, image):
-        return nn.Dense(1000, name='predictions')(image.reshape(image.shape[0], -1))
 
 
 @pytest.fixture(scope='module', autouse=True)
