@@ -54,7 +54,9 @@ def ltbc() -> ConfigDict:
     model.classifier_width = 256  # filters of its hidden layer
     model.dense_widths = (1024, 512, 256)  # of the global branch
     model.decoder = 'nearest'  # 'nearest': upsampling and convolutions; 'deconv': transposed convolutions
-    model.output_activation = 'sigmoid'  # it also decides how the output is scaled to a*b* (color.AB_RANGE)
+    model.output_activation = 'sigmoid'  # it also decides how the output is scaled (color.UNIT_RANGE)
+    model.output_space = 'lab'  # what is predicted: 'lab' a*b*, 'yuv' U and V, 'rgb' R, G and B; the photo's own L* is kept
+    model.residual = False  # convolutions whose output has the shape of their input add the input to it, ahead of the ReLU
     model.global_size = 224  # pixels, a multiple of 32: side of the copy that the global branch sees
     model.global_dropout = 0.0  # dropout rate behind the first two dense layers
     model.color_classes = 0  # color classes of a pixel (task `color_classes`); 0 gives a*b* itself
@@ -117,11 +119,13 @@ def _ab_task(name: str) -> ConfigDict:
 
 
 def regression() -> ConfigDict:
-    """Section task of ab regression: error of a*b* + alpha * cross entropy + kernel_l2 * sum of squared kernels."""
+    """Section task of ab regression: error of a*b* + alpha * cross entropy + kernel_l2 * sum of squared kernels, and
+    perhaps an adversarial loss."""
     task = _ab_task('regression')
     task.error = 'squared'  # of a* and b*; 'huber' is squared up to huber_delta, linear beyond
-    task.huber_delta = 10.0  # units of a*b*
+    task.huber_delta = 10.0  # units of a*b*; of other output spaces, 1/256 of a channel's range
     task.chroma_weight = 0.0  # a pixel's error is weighted by 1 + this * its true chroma / 100
+    task.adversarial = 0.0  # weight of fooling a discriminator that is trained beside the network; 0 trains none
     task.reduction = 'sum'  # of the squared error of a photo; 'sum' is the paper's Frobenius norm
     task.loss_resolution = 'output'  # where the error is taken: at the size of the network's output or input
     task.alpha = 1 / 300
@@ -220,6 +224,7 @@ TASK_SECTIONS: dict[str, Callable[[], ConfigDict]] = {
 # Of fields that name no registry's key.
 CHOICES: dict[str, tuple[str, ...]] = {
     'model.dtype': ('float32', 'bfloat16'),
+    'model.output_space': ('lab', 'yuv', 'rgb'),
     'model.decoder': ('nearest', 'deconv'),
     'model.output_activation': ('sigmoid', 'tanh', 'relu', 'linear'),
     'model.padding': ('symmetric', 'SAME'),
@@ -237,6 +242,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     'model.leaky_slope': (0, 1),
     'model.batch_norm_momentum': (0, 1),
     'model.batch_norm_eps': (1e-12, 1),
+    'task.adversarial': (0, None),
     'task.huber_delta': (1e-3, 1e3),
     'task.chroma_weight': (0, 1e3),
     'task.chroma_gain': (0, 10),

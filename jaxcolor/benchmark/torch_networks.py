@@ -48,6 +48,7 @@ class LTBC(nn.Module):
     def __init__(self, net: ltbc.LTBC) -> None:
         """Builds the network with the fields of jaxcolor's. Raises UserError for combinations that PyTorch lacks."""
         super().__init__()
+        _require(net, output_space='lab', residual=False)
         self.rotated = net.padding == 'SAME'
         if (net.decoder == 'deconv') != self.rotated:
             raise UserError("the PyTorch network needs both model.decoder='deconv' and model.padding='SAME', or neither.")

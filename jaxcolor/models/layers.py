@@ -152,7 +152,10 @@ def _kernel_and_bias(module, shape):
 
 
 class ConvBlock(nn.Module):
-    """`Conv`, optional batch norm, activation."""
+    """`Conv`, optional batch norm, activation.
+
+    residual: the input is added ahead of the activation where it has the output's shape (He et al. 2016, figure 2).
+    """
 
     features: int
     strides: int = 1
@@ -165,18 +168,19 @@ class ConvBlock(nn.Module):
     dtype: Any = jnp.float32
     momentum: float = MOMENTUM
     epsilon: float = EPSILON
+    residual: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        init = _kernel_init(self.activation)
+        init, before = _kernel_init(self.activation), x
         x = Conv(self.features, self.strides, self.kernel, self.padding, self.upsampled, init, self.dtype, name='conv')(x)
         if self.batch_norm:
             x = BatchNorm(train, self.axis_name, self.dtype, self.momentum, self.epsilon, name='norm')(x)
-        return ACTIVATIONS[self.activation](x)
+        return ACTIVATIONS[self.activation](_add_same_shape(x, before) if self.residual else x)
 
 
 class DeconvBlock(nn.Module):
-    """`ConvTranspose`, optional batch norm, activation."""
+    """`ConvTranspose`, optional batch norm, activation. residual: as in `ConvBlock`."""
 
     features: int
     strides: int = 1
@@ -184,13 +188,19 @@ class DeconvBlock(nn.Module):
     activation: str = 'relu'
     axis_name: str | None = None
     dtype: Any = jnp.float32
+    residual: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        before = x
         x = ConvTranspose(self.features, self.strides, _kernel_init(self.activation), self.dtype, name='deconv')(x)
         if self.batch_norm:
             x = BatchNorm(train, self.axis_name, self.dtype, name='norm')(x)
-        return ACTIVATIONS[self.activation](x)
+        return ACTIVATIONS[self.activation](_add_same_shape(x, before) if self.residual else x)
+
+
+def _add_same_shape(x, before):
+    return x + before.astype(x.dtype) if x.shape == before.shape else x
 
 
 class DenseBlock(nn.Module):

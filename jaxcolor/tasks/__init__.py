@@ -8,6 +8,7 @@ from jaxcolor.errors import UserError
 from jaxcolor.runtime.parallel import AXIS
 from jaxcolor.tasks import optimizers
 from jaxcolor.tasks.adversarial import Adversarial
+from jaxcolor.tasks.adversary import Adversary
 from jaxcolor.tasks.color_classes import ColorClasses
 from jaxcolor.tasks.regression import Regression
 from jaxcolor.tasks.task import Task
@@ -31,10 +32,14 @@ def build(config: ConfigDict) -> Task:
         raise UserError(f'task.name: there is no task {name!r}; there are {", ".join(sorted(TASKS))}.')
     fields.check_section('task', config.task, fields.TASK_SECTIONS[name]())
     fields.check_section('optimizer', config.optimizer, fields.optimizer())
-    network = models.build(config.model, AXIS if train.cross_device_batch_norm else None)
+    axis_name = AXIS if train.cross_device_batch_norm else None
+    network = models.build(config.model, axis_name)
     schedule = optimizers.schedule(config.optimizer, train.steps, train.batch_size)
     optimizer = optimizers.build(config.optimizer, train.steps, train.batch_size)
     shared = {'crop': config.data.crop, 'accumulation_steps': train.accumulation_steps, 'ema': train.ema}
     if name != 'adversarial':
         shared |= {'extractor': config.extractor.name, 'cached_features': config.extractor.cached}
+    if config.task.get('adversarial'):
+        discriminator = models.build_discriminator(config.model, axis_name)
+        shared['adversary'] = Adversary(config.task.adversarial, discriminator, optimizer)
     return TASKS[name](config.task, network, optimizer, schedule, **shared)

@@ -68,16 +68,8 @@ class Adversarial(Task):
             # Photos and fakes pass one after the other, each normalized by its own statistics.
             real_logits, statistics = self._run(params, state.model_state, 'discriminate', yuv)
             fake_logits, statistics = self._run(params, statistics, 'discriminate', fake)
-            real_loss = jnp.mean(
-                optax.sigmoid_binary_cross_entropy(real_logits, jnp.full(len(yuv), self.settings.real_label))
-            )
-            fake_loss = jnp.mean(optax.sigmoid_binary_cross_entropy(fake_logits, jnp.zeros(len(yuv))))
-            metrics = {
-                'discriminator_loss': real_loss + fake_loss,
-                'accuracy_on_photos': _share(real_logits > 0),
-                'accuracy_on_generated': _share(fake_logits < 0),
-            }
-            return real_loss + fake_loss, (metrics, statistics['discriminator'])
+            loss, metrics = losses.discriminator_loss(real_logits, fake_logits, self.settings.real_label)
+            return loss, (metrics, statistics['discriminator'])
 
         return self._update(state, 'discriminator', loss_fn, yuv, noise)
 
@@ -89,8 +81,8 @@ class Adversarial(Task):
             chroma, statistics = self._run(params, state.model_state, 'generate', yuv[..., :1], noise)
             fake = jnp.concatenate([yuv[..., :1], chroma], axis=-1)
             logits, _ = self._run(params, state.model_state, 'discriminate', fake)
-            loss = jnp.mean(optax.sigmoid_binary_cross_entropy(logits, jnp.ones(len(yuv))))
-            metrics = {'generator_loss': loss, 'generator_fools': _share(logits > 0)}
+            loss = jnp.mean(losses.fooling_loss(logits))
+            metrics = {'generator_loss': loss, 'generator_fools': losses.share(logits > 0)}
             if self.settings.l1:
                 metrics['l1_loss'] = self.settings.l1 * jnp.mean(self._uv_error(chroma, yuv[..., 1:]))
                 loss += metrics['l1_loss']
@@ -118,7 +110,7 @@ class Adversarial(Task):
 
     def predict(self, state: TrainState, lightness: jax.Array, rng: jax.Array) -> jax.Array:
         """L* (B, H, W, 1) in [0, 100] -> a*b* float32 (B, H, W, 2); rng, uint32 (2,), decides the noise."""
-        luma = color.rgb_to_yuv(color.lab_to_rgb(color.gray_lab(lightness)))[..., :1]
+        luma = color.gray_luma(lightness)
         chroma = self._generate(state.for_inference(), luma, self._noise(rng, jnp.arange(len(lightness))))
         return self._ab(jnp.concatenate([luma, chroma], axis=-1))
 
@@ -175,10 +167,6 @@ class Adversarial(Task):
 
 def _variables(state):
     return {'params': state.params, 'batch_stats': state.model_state}
-
-
-def _share(is_so):
-    return jnp.mean(is_so.astype(jnp.float32))
 
 
 def _yuv(lab):

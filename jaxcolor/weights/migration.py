@@ -15,6 +15,8 @@ _ADDED: dict[tuple[str, str], dict[str, Any]] = {
         'members': 1,
         'batch_norm_dense': True,
         'batch_norm_fusion': False,
+        'output_space': 'lab',
+        'residual': False,
     },
     ('model', 'cgan'): {
         'output_activation': 'sigmoid',
@@ -25,6 +27,7 @@ _ADDED: dict[tuple[str, str], dict[str, Any]] = {
     },
     ('extractor', ''): {'name': '', 'weights': '', 'cached': False},
     ('task', 'regression'): {
+        'adversarial': 0.0,
         'error': 'squared',
         'huber_delta': 10.0,
         'chroma_weight': 0.0,

@@ -29,6 +29,20 @@ CASES = {
         {'model': {'batch_norm_dense': True, 'batch_norm_output': True, 'output_activation': 'linear'}},
         'color_loss',
     ),
+    'yuv, residual, adversary': (
+        'ltbc_pytorch',
+        {
+            'model': {'output_space': 'yuv', 'output_activation': 'tanh', 'residual': True},
+            'task': {'adversarial': 0.01, 'chroma_weight': 1.0},
+            'train': {'ema': 0.5, 'accumulation_steps': 2},
+        },
+        'color_loss',
+    ),
+    'rgb, residual, adversary': (
+        'ltbc_deconv',
+        {'model': {'output_space': 'rgb', 'residual': True}, 'task': {'adversarial': 0.01, 'error': 'huber'}},
+        'color_loss',
+    ),
     'tanh, six layers': (
         'cgan',
         {
