@@ -13,11 +13,12 @@ or downloaded: --config.extractor.weights=FILE names a published file.
 
 from jaxcolor import config as base
 
-LAST_OF_ENCODER = {'base': 'encoder_7', '1': 'encoder_6', '2': 'encoder_4', '3': 'encoder_4'}
+# Whose kernel the kernel L2 leaves out. Deep Koalarization has no such term.
+LAST_OF_ENCODER = {'base': 'encoder_7', '1': 'encoder_6', '2': 'encoder_4', '3': 'encoder_4', 'koalarization': ''}
 
 
 def get_config(variant: str = 'base'):
-    """variant: 'base', '1', '2' or '3'."""
+    """variant: 'base', '1', '2' or '3'; 'koalarization' is Deep Koalarization itself."""
     last = base.choose(LAST_OF_ENCODER, variant)
     config = base.get_config()
     config.name = f'deepcolor-{variant}'
@@ -27,6 +28,11 @@ def get_config(variant: str = 'base'):
     config.task.update({'loss_resolution': 'input', 'alpha': 0.0})
     config.task.update({'kernel_l2': 0.01, 'kernel_l2_excluded': (last,)})
     config.optimizer.update({'name': 'adam', 'learning_rate': 1e-4})
-    config.data.flip = False  # the report mentions no augmentation
+    config.data.flip = False  # neither report mentions augmentation
     config.train.update({'batch_size': 5, 'steps': None, 'epochs': 2_500, 'eval_every': None, 'eval_every_epochs': 10})
+    if variant == 'koalarization':
+        # 90 % of about 60,000 photos of ImageNet; 100 epochs, of which the paper says nothing, are its code's.
+        config.task.update({'kernel_l2': 0.0, 'kernel_l2_excluded': ()})
+        config.optimizer.learning_rate = 1e-3
+        config.train.update({'batch_size': 100, 'epochs': 100, 'eval_every_epochs': 1})
     return config

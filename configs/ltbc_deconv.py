@@ -23,6 +23,8 @@ def get_config(variant: str = ''):
     config = base.get_config()
     config.name = f'ltbc_deconv-{variant}' if variant else 'ltbc_deconv'
     config.model.update({'dense_widths': (1024, 256, 512), 'decoder': 'deconv', 'classes': 0, 'padding': 'SAME'})
+    # "after every convolutional layer": the fusion's is one, dense layers are none.
+    config.model.update({'batch_norm_dense': False, 'batch_norm_fusion': True})
     config.task.alpha = 0.0
     config.optimizer.update({'name': 'adam', 'learning_rate': 1e-3})
     config.data.flip = False  # the report mentions no augmentation

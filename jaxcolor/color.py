@@ -135,10 +135,12 @@ def rgb_to_yuv(rgb: Array) -> Array:
 
 def yuv_to_rgb(yuv: Array) -> Array:
     """float YUV (..., 3) with every channel in [0, 1] -> float32 sRGB (..., 3), clipped to [0, 1]."""
-    xp = _numpy_like(yuv)
+    return _numpy_like(yuv).clip(_yuv_to_rgb(yuv), np.float32(0), np.float32(1))
+
+
+def _yuv_to_rgb(yuv):
     chroma = (yuv[..., 1:] - np.float32(0.5)) * (2 * _UV_MAX)
-    rgb = _mix(xp.concatenate([yuv[..., :1], chroma], axis=-1), _FROM_YUV)
-    return xp.clip(rgb, np.float32(0), np.float32(1))
+    return _mix(_numpy_like(yuv).concatenate([yuv[..., :1], chroma], axis=-1), _FROM_YUV)
 
 
 def normalize_l(lightness: Array) -> Array:
@@ -146,9 +148,27 @@ def normalize_l(lightness: Array) -> Array:
     return lightness / np.float32(100)
 
 
-# Scale and offset by output activation: ab = output * scale + offset.
-# sigmoid: (0, 1) <-> (-128, 128); tanh: (-1, 1) <-> (-128, 128); linear: unbounded, in units of 128.
-AB_RANGE = {'sigmoid': (256.0, -128.0), 'tanh': (128.0, 0.0), 'linear': (128.0, 0.0)}
+# Scale and offset by output activation, of channels that lie in [0, 1]: channel = output * scale + offset.
+# tanh: (-1, 1) <-> (0, 1); linear: as tanh, but unbounded; relu, which has no negative values: as sigmoid, but unbounded.
+UNIT_RANGE = {'sigmoid': (1.0, 0.0), 'relu': (1.0, 0.0), 'tanh': (0.5, 0.5), 'linear': (0.5, 0.5)}
+# The same of a*b*, for which (0, 1) is (-128, 128): ab = output * scale + offset.
+# sigmoid: (0, 1) <-> (-128, 128); relu: the same, unbounded above; tanh: (-1, 1) <-> (-128, 128); linear: in units of 128.
+AB_RANGE = {activation: (256 * scale, 256 * offset - 128) for activation, (scale, offset) in UNIT_RANGE.items()}
+
+
+def normalize_unit(channels: Array, activation: str) -> Array:
+    """Channels in [0, 1] (RGB, or the U and V of `rgb_to_yuv`), float, any shape -> the output range of a network.
+
+    activation: the network's output activation, a key of UNIT_RANGE.
+    """
+    scale, offset = UNIT_RANGE[activation]
+    return (channels - np.float32(offset)) / np.float32(scale)
+
+
+def denormalize_unit(output: Array, activation: str) -> Array:
+    """A network's output -> channels in [0, 1]; the inverse of `normalize_unit`."""
+    scale, offset = UNIT_RANGE[activation]
+    return output * np.float32(scale) + np.float32(offset)
 
 
 def normalize_ab(ab: Array, activation: str) -> Array:
@@ -166,6 +186,67 @@ def denormalize_ab(output: Array, activation: str) -> Array:
     """A network's output -> a*b*; the inverse of `normalize_ab`."""
     scale, offset = AB_RANGE[activation]
     return output * np.float32(scale) + np.float32(offset)
+
+
+# What a network predicts in an output space: the name of its output, and its channels.
+OUTPUT_SPACES = {'lab': ('ab', 2), 'yuv': ('uv', 2), 'rgb': ('rgb', 3)}
+# Newton steps from the Y of a gray to that of a color of the same lightness; three leave 0.003 units of a*b* in sRGB.
+_LUMA_STEPS = 4
+
+
+def encode_output(lab: Array, space: str, activation: str) -> Array:
+    """Colors -> what a network ought to predict.
+
+    Args:
+        lab: float L*a*b* (..., 3).
+        space: a key of OUTPUT_SPACES: 'lab' is a*b*, 'yuv' the U and V of `rgb_to_yuv`, 'rgb' sRGB in [0, 1].
+        activation: the network's output activation, a key of UNIT_RANGE; it decides the range.
+
+    Returns:
+        float32 (..., channels of the space).
+    """
+    if space == 'lab':
+        return normalize_ab(lab[..., 1:], activation)
+    rgb = lab_to_rgb(lab)
+    return normalize_unit(rgb if space == 'rgb' else rgb_to_yuv(rgb)[..., 1:], activation)
+
+
+def decode_output(output: Array, lightness: Array, space: str, activation: str) -> Array:
+    """The colors that a network predicts, at a lightness; the inverse of `encode_output`.
+
+    Args:
+        output: float (..., channels of the space).
+        lightness: L* (..., 1) of the photo. U and V mean the color of that lightness; RGB has a lightness of its own, which
+            is ignored.
+        space, activation: as for `encode_output`.
+
+    Returns:
+        a*b*, float32 (..., 2).
+    """
+    if space == 'lab':
+        return denormalize_ab(output, activation)
+    xp, channels = _numpy_like(output), denormalize_unit(output, activation)
+    if space == 'rgb':
+        return rgb_to_lab(xp.clip(channels, np.float32(0), np.float32(1)))[..., 1:]
+    luma = gray_luma(lightness)
+    goal, chroma_rgb = srgb_to_linear(luma), _yuv_to_rgb(xp.concatenate([np.float32(0) * luma, channels], axis=-1))
+    for _ in range(_LUMA_STEPS):
+        rgb = luma + chroma_rgb
+        excess = _mix(srgb_to_linear(rgb), _TO_XYZ)[..., 1:2] - goal
+        luma = luma - excess / _mix(_srgb_slope(rgb), _TO_XYZ)[..., 1:2]
+    return rgb_to_lab(xp.clip(luma + chroma_rgb, np.float32(0), np.float32(1)))[..., 1:]
+
+
+def _srgb_slope(rgb):
+    """The derivative of `srgb_to_linear`."""
+    xp = _numpy_like(rgb)
+    curve = _pow((xp.maximum(rgb, np.float32(0.04)) + np.float32(0.055)) / np.float32(1.055), 1.4, xp)
+    return xp.where(rgb > np.float32(0.04045), np.float32(2.4 / 1.055) * curve, np.float32(1 / 12.92))
+
+
+def gray_luma(lightness: Array) -> Array:
+    """L* (..., 1) -> the Y (..., 1) in [0, 1] of that gray."""
+    return rgb_to_yuv(lab_to_rgb(gray_lab(lightness)))[..., :1]
 
 
 # The a*b* grid of Zhang, Isola, Efros 2016, section 2.1: squares centered on multiples of 10 from -110 to 110.

@@ -42,12 +42,17 @@ def _model(name: str) -> ConfigDict:
 def ltbc() -> ConfigDict:
     """Section model of the network `ltbc`."""
     model = _model('ltbc')
-    model.batch_norm = True  # after every convolution and dense layer but the outputs, before its ReLU
+    model.batch_norm = True  # after convolutions, before their ReLU; which other layers have it, if this is True:
+    model.batch_norm_dense = True  # the dense layers, but the classifier's output
+    model.batch_norm_fusion = False  # the fusion's 1x1 convolution
+    model.batch_norm_output = False  # the convolution that gives the colors
     model.classes = 205  # of the scene classifier; 0 leaves the classifier out
     model.classifier_width = 256  # filters of its hidden layer
     model.dense_widths = (1024, 512, 256)  # of the global branch
     model.decoder = 'nearest'  # 'nearest': upsampling and convolutions; 'deconv': transposed convolutions
-    model.output_activation = 'sigmoid'  # it also decides how the output is scaled to a*b* (color.AB_RANGE)
+    model.output_activation = 'sigmoid'  # it also decides how the output is scaled (color.UNIT_RANGE)
+    model.output_space = 'lab'  # what is predicted: 'lab' a*b*, 'yuv' U and V, 'rgb' R, G and B; the photo's own L* is kept
+    model.residual = False  # convolutions whose output has the shape of their input add the input to it, ahead of the ReLU
     model.global_size = 224  # pixels, a multiple of 32: side of the copy that the global branch sees
     model.global_dropout = 0.0  # dropout rate behind the first two dense layers
     model.color_classes = 0  # color classes of a pixel (task `color_classes`); 0 gives a*b* itself
@@ -61,7 +66,8 @@ def deepcolor() -> ConfigDict:
     model = _model('deepcolor')
     model.variant = 'base'  # its architecture, a key of models.encoder_fusion.DEEPCOLOR
     model.use_features = True  # False feeds zeros in place of the extractor's vector, to see what it is worth
-    model.output_activation = 'tanh'  # illegible in the report, tanh in Deep Koalarization
+    # Tanh as in Deep Koalarization. The report's listings end in 'relu', but not as its summaries have the layers.
+    model.output_activation = 'tanh'
     return model
 
 
@@ -80,6 +86,11 @@ def cgan() -> ConfigDict:
     model.size = 64  # pixels, a multiple of 16: side of the training photos; data.crop is the same
     model.noise_size = 100  # values of z, uniform in [-1, 1]; from the code of the report's paper
     model.hidden_width = 64  # of the discriminator's first dense layer; the report is silent, its paper's code has 64
+    model.output_activation = 'sigmoid'  # of U and V; with 'tanh' they lie in [-1, 1] for the discriminator, too
+    model.generator_layers = 7  # 7: an output layer follows the six that the report lists; 6: the sixth is the output layer
+    model.leaky_slope = 0.2  # of the discriminator's leaky ReLU, below 0
+    model.batch_norm_momentum = 0.9  # decay of the running statistics
+    model.batch_norm_eps = 1e-5  # added to the variance
     return model
 
 
@@ -105,11 +116,13 @@ def _ab_task(name: str) -> ConfigDict:
 
 
 def regression() -> ConfigDict:
-    """Section task of ab regression: error of a*b* + alpha * cross entropy + kernel_l2 * sum of squared kernels."""
+    """Section task of ab regression: error of a*b* + alpha * cross entropy + kernel_l2 * sum of squared kernels, and
+    perhaps an adversarial loss."""
     task = _ab_task('regression')
     task.error = 'squared'  # of a* and b*; 'huber' is squared up to huber_delta, linear beyond
-    task.huber_delta = 10.0  # units of a*b*
+    task.huber_delta = 10.0  # units of a*b*; of other output spaces, 1/256 of a channel's range
     task.chroma_weight = 0.0  # a pixel's error is weighted by 1 + this * its true chroma / 100
+    task.adversarial = 0.0  # weight of fooling a discriminator that is trained beside the network; 0 trains none
     task.reduction = 'mean'  # of a photo's squared error; 'sum', as the paper's Frobenius norm reads, drowns the class
     task.loss_resolution = 'output'  # where the error is taken: at the size of the network's output or input
     task.alpha = 1 / 300
@@ -209,6 +222,7 @@ def train() -> ConfigDict:
 # Kingma, Ba 2014; You, Gitman, Ginsburg 2017 (lars); You et al. 2020 (lamb).
 OPTIMIZER_DEFAULTS: dict[str, dict[str, Any]] = {
     'adadelta': {'learning_rate': 1.0, 'rho': 0.95, 'eps': 1e-6},
+    'adagrad': {'learning_rate': 0.01, 'eps': 1e-8},
     'adam': {'learning_rate': 1e-3, 'beta1': 0.9, 'beta2': 0.999, 'eps': 1e-8},
     'lamb': {'learning_rate': 1e-3, 'beta1': 0.9, 'beta2': 0.999, 'eps': 1e-6},
     'lars': {'learning_rate': 1.0, 'momentum': 0.9, 'nesterov': False, 'eps': 0.0},
@@ -227,8 +241,9 @@ TASK_SECTIONS: dict[str, Callable[[], ConfigDict]] = {
 # Of fields that name no registry's key.
 CHOICES: dict[str, tuple[str, ...]] = {
     'model.dtype': ('float32', 'bfloat16'),
+    'model.output_space': ('lab', 'yuv', 'rgb'),
     'model.decoder': ('nearest', 'deconv'),
-    'model.output_activation': ('sigmoid', 'tanh', 'linear'),
+    'model.output_activation': ('sigmoid', 'tanh', 'relu', 'linear'),
     'model.padding': ('symmetric', 'SAME'),
     'task.error': ('squared', 'huber'),
     'task.reduction': ('sum', 'mean'),
@@ -240,6 +255,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
 RANGES: dict[str, tuple[float, float | None]] = {
     'model.members': (1, None),
     'model.global_dropout': (0, 0.99),
+    'model.generator_layers': (6, 7),
+    'model.leaky_slope': (0, 1),
+    'model.batch_norm_momentum': (0, 1),
+    'model.batch_norm_eps': (1e-12, 1),
+    'task.adversarial': (0, None),
     'task.huber_delta': (1e-3, 1e3),
     'task.chroma_weight': (0, 1e3),
     'task.chroma_gain': (0, 10),

@@ -50,6 +50,16 @@ def assert_identical(a, b):
         np.testing.assert_array_equal(x, y, err_msg=jax.tree_util.keystr(path))
 
 
+class Glance(nn.Module):
+    """In place of VGG16 and Inception-ResNet-v2, which take minutes here: one random layer over 8x8 pixels."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image):
+        return nn.Dense(1000, name='predictions')(image.reshape(image.shape[0], -1))
+
+
 HALF = 8  # steps
 # Of each network: the variant of its recipe, and what makes it small.
 SMALL = {
@@ -61,16 +71,6 @@ SMALL = {
     'ltbc': ('', {'model': {'global_size': 32, 'classes': 3}}),
     'ltbc_compact': ('', {'model': {'global_size': 32}}),
 }
-
-
-class Glance(nn.Module):
-    """In place of VGG16 and Inception-ResNet-v2, which take minutes here: one random layer over 8x8 pixels."""
-
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, image):
-        return nn.Dense(1000, name='predictions')(image.reshape(image.shape[0], -1))
 
 
 # The extractor 'glance', for `extractors.NETWORKS`.

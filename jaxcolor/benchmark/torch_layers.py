@@ -43,20 +43,21 @@ def upsample(x: torch.Tensor) -> torch.Tensor:
 
 
 class Fusion(nn.Module):
-    """A 1x1 convolution of the features of every pixel and of the whole photo, then ReLU.
+    """A 1x1 convolution of the features of every pixel and of the whole photo, batch norm if asked for, then ReLU.
 
     The part of the photo's features is computed once per photo.
     """
 
-    def __init__(self, channels: int, vector: int, features: int) -> None:
+    def __init__(self, channels: int, vector: int, features: int, batch_norm: bool = False) -> None:
         """Builds the layer: `channels` per pixel and `vector` global features in, `features` out."""
         super().__init__()
         self.local = nn.Conv2d(channels, features, 1, bias=False)
         self.vector = nn.Linear(vector, features)
+        self.norm = nn.BatchNorm2d(features) if batch_norm else nn.Identity()
 
     def forward(self, local: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
         """(B, channels, H, W) and (B, vector) -> (B, features, H, W)."""
-        return F.relu(self.local(local) + self.vector(vector)[:, :, None, None])
+        return F.relu(self.norm(self.local(local) + self.vector(vector)[:, :, None, None]))
 
 
 # -- Colors -----------------------------------------------------------------------------------------------------------

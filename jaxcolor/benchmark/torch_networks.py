@@ -23,7 +23,7 @@ from jaxcolor.errors import UserError
 from jaxcolor.models import cgan, encoder_fusion, ltbc
 from jaxcolor.models.encoder_fusion import DEEPCOLOR
 from jaxcolor.models.extractors import vgg16
-from jaxcolor.models.layers import scaled
+from jaxcolor.models.layers import EPSILON, MOMENTUM, scaled
 
 
 def build(config: ConfigDict) -> nn.Module:
@@ -36,12 +36,19 @@ def build(config: ConfigDict) -> nn.Module:
     return {'ltbc': LTBC, 'deepcolor': DeepColor, 'vgg_fusion': VGGFusion, 'cgan': CGAN}[config.name](network)
 
 
+def _require(net, **values):
+    for field, value in values.items():
+        if getattr(net, field) != value:
+            raise UserError(f'the PyTorch network needs model.{field}={value}.')
+
+
 class LTBC(nn.Module):
     """Let there be Color!"""
 
     def __init__(self, net: ltbc.LTBC) -> None:
         """Builds the network with the fields of jaxcolor's. Raises UserError for combinations that PyTorch lacks."""
         super().__init__()
+        _require(net, output_space='lab', residual=False)
         self.rotated = net.padding == 'SAME'
         if (net.decoder == 'deconv') != self.rotated:
             raise UserError("the PyTorch network needs both model.decoder='deconv' and model.padding='SAME', or neither.")
@@ -51,7 +58,8 @@ class LTBC(nn.Module):
             return scaled(features, net.width)
 
         def chain(layer, *steps):
-            return nn.Sequential(*(layer(*step, batch_norm=net.batch_norm) for step in steps))
+            normalize = net.batch_norm and (layer is not dense or net.batch_norm_dense)
+            return nn.Sequential(*(layer(*step, batch_norm=normalize) for step in steps))
 
         self.low = chain(
             conv,
@@ -67,16 +75,17 @@ class LTBC(nn.Module):
         self.global_conv = chain(conv, (d, d, 2), (d, d), (d, d, 2), (d, d))
         first, second, third = map(w, net.dense_widths)
         self.global_dense = chain(dense, (side * side * d, first), (first, second), (second, third))
-        self.fusion = Fusion(w(256), third, w(256))
+        self.fusion = Fusion(w(256), third, w(256), net.batch_norm and net.batch_norm_fusion)
+        normalize_output = net.batch_norm and net.batch_norm_output
         if net.decoder == 'deconv':
             self.color = chain(deconv, (w(256), w(128)), (w(128), w(64), 2), (w(64), w(64)), (w(64), w(32), 2))
-            self.output = deconv(w(32), 2, 2, net.batch_norm, net.output_activation)
+            self.output = deconv(w(32), 2, 2, normalize_output, net.output_activation)
         else:
             self.color = chain(conv, (w(256), w(128)), (w(128), w(64)), (w(64), w(64)), (w(64), w(32)))
-            self.output = conv(w(32), 2, activation=net.output_activation)
+            self.output = conv(w(32), 2, batch_norm=normalize_output, activation=net.output_activation)
         self.classes = net.classes
         if net.classes:
-            self.classifier_hidden = dense(second, w(net.classifier_width), net.batch_norm)
+            (self.classifier_hidden,) = chain(dense, (second, w(net.classifier_width)))
             self.classifier = dense(w(net.classifier_width), net.classes, activation='linear')
         self.flattened = {'global_dense.0.dense.weight': (side, side, d)}
 
@@ -95,11 +104,6 @@ class LTBC(nn.Module):
         return self.output(self.color[3](upsample(x))), logits  # (B, 2, H/2, W/2)
 
 
-def _check_features(use_features):
-    if not use_features:
-        raise UserError('the PyTorch network needs model.use_features=True.')
-
-
 class DeepColor(nn.Module):
     """DeepColor."""
 
@@ -108,7 +112,7 @@ class DeepColor(nn.Module):
     def __init__(self, net: encoder_fusion.DeepColor) -> None:
         """Builds the network with the fields of jaxcolor's. Raises UserError without `use_features`."""
         super().__init__()
-        _check_features(net.use_features)
+        _require(net, use_features=True)
         encoder, fusion, decoder = DEEPCOLOR[net.variant]
         channels = 1
         layers: list[nn.Module] = []
@@ -145,7 +149,7 @@ class VGGFusion(nn.Module):
     def __init__(self, net: encoder_fusion.VGGFusion) -> None:
         """Builds the network with the fields of jaxcolor's. Raises UserError without `use_features`."""
         super().__init__()
-        _check_features(net.use_features)
+        _require(net, use_features=True)
         channels, layers = 1, []
         for features in net.encoder_widths:
             layers.append(conv(channels, channels := scaled(features, net.width), 2))
@@ -206,8 +210,10 @@ class CGAN(nn.Module):
     rotated = True
 
     def __init__(self, net: cgan.CGAN) -> None:
-        """Builds the network with the fields of jaxcolor's."""
+        """Builds the network with the fields of jaxcolor's. Raises UserError for those that PyTorch lacks."""
         super().__init__()
+        _require(net, output_activation='sigmoid', generator_layers=7, leaky_slope=0.2)
+        _require(net, batch_norm_momentum=MOMENTUM, batch_norm_eps=EPSILON)
         self.noise_size = net.noise_size
         self.generator = Generator(net)
         self.discriminator = Discriminator(net)

@@ -60,6 +60,8 @@ class TorchTraining:
         """
         if precision not in PRECISIONS:
             raise UserError(f'precision {precision!r} is none of {", ".join(PRECISIONS)}.')
+        if config.task.get('adversarial'):
+            raise UserError('the PyTorch side needs task.adversarial=0.')
         self.config, self.precision = config, precision
         self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         if self.device.type == 'cuda':

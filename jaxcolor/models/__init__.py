@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxcolor.config import check_section
 from jaxcolor.errors import UserError
-from jaxcolor.models.cgan import CGAN
+from jaxcolor.models.cgan import CGAN, Discriminator
 from jaxcolor.models.encoder_fusion import DeepColor, VGGFusion
 from jaxcolor.models.ensemble import Ensemble
 from jaxcolor.models.ltbc import LTBC
@@ -51,3 +51,8 @@ def build(config: Mapping[str, Any], axis_name: str | None = None) -> nn.Module:
     if members > 1:
         return Ensemble(tuple(LTBC(**fields) for _ in range(members)))
     return MODELS[name](**fields)
+
+
+def build_discriminator(config: Mapping[str, Any], axis_name: str | None = None) -> Discriminator:
+    """The discriminator of `cgan` for photos of another network's size, width and dtype; arguments as for `build`."""
+    return Discriminator(width=config['width'], axis_name=axis_name, dtype=jnp.dtype(config['dtype']))

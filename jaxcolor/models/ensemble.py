@@ -23,6 +23,11 @@ class Ensemble(nn.Module):
         return self.members[0].output_activation
 
     @property
+    def output_space(self) -> str:
+        """As in the members."""
+        return self.members[0].output_space
+
+    @property
     def color_classes(self) -> int:
         """As in the members."""
         return self.members[0].color_classes

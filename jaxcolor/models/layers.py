@@ -14,6 +14,8 @@ from jaxcolor.models import cpu_kernels
 from jaxcolor.models.cpu_kernels import on_cpus
 
 Padding = tuple[tuple[int, int], ...]  # ((above, below), (left, right))
+# Of batch norm: Torch's defaults, which the code of Iizuka et al. ran with.
+MOMENTUM, EPSILON = 0.9, 1e-5
 ACTIVATIONS = {'relu': nn.relu, 'sigmoid': nn.sigmoid, 'tanh': nn.tanh, 'linear': lambda x: x}
 
 
@@ -85,9 +87,8 @@ class BatchNorm(nn.Module):
     train: bool
     axis_name: str | None = None
     dtype: Any = jnp.float32
-    # Torch's defaults, which the paper's code ran with.
-    momentum: float = 0.9
-    epsilon: float = 1e-5
+    momentum: float = MOMENTUM
+    epsilon: float = EPSILON
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -160,7 +161,10 @@ def _kernel_and_bias(module, shape):
 
 
 class ConvBlock(nn.Module):
-    """`Conv`, optional batch norm, activation."""
+    """`Conv`, optional batch norm, activation.
+
+    residual: the input is added ahead of the activation where it has the output's shape (He et al. 2016, figure 2).
+    """
 
     features: int
     strides: int = 1
@@ -171,18 +175,21 @@ class ConvBlock(nn.Module):
     upsampled: bool = False
     axis_name: str | None = None
     dtype: Any = jnp.float32
+    momentum: float = MOMENTUM
+    epsilon: float = EPSILON
+    residual: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        init = _kernel_init(self.activation)
+        init, before = _kernel_init(self.activation), x
         x = Conv(self.features, self.strides, self.kernel, self.padding, self.upsampled, init, self.dtype, name='conv')(x)
         if self.batch_norm:
-            x = BatchNorm(train, self.axis_name, self.dtype, name='norm')(x)
-        return ACTIVATIONS[self.activation](x)
+            x = BatchNorm(train, self.axis_name, self.dtype, self.momentum, self.epsilon, name='norm')(x)
+        return ACTIVATIONS[self.activation](_add_same_shape(x, before) if self.residual else x)
 
 
 class DeconvBlock(nn.Module):
-    """`ConvTranspose`, optional batch norm, activation."""
+    """`ConvTranspose`, optional batch norm, activation. residual: as in `ConvBlock`."""
 
     features: int
     strides: int = 1
@@ -190,13 +197,19 @@ class DeconvBlock(nn.Module):
     activation: str = 'relu'
     axis_name: str | None = None
     dtype: Any = jnp.float32
+    residual: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        before = x
         x = ConvTranspose(self.features, self.strides, _kernel_init(self.activation), self.dtype, name='deconv')(x)
         if self.batch_norm:
             x = BatchNorm(train, self.axis_name, self.dtype, name='norm')(x)
-        return ACTIVATIONS[self.activation](x)
+        return ACTIVATIONS[self.activation](_add_same_shape(x, before) if self.residual else x)
+
+
+def _add_same_shape(x, before):
+    return x + before.astype(x.dtype) if x.shape == before.shape else x
 
 
 class DenseBlock(nn.Module):
@@ -217,7 +230,9 @@ class DenseBlock(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Joins a vector to every pixel and mixes both by a 1x1 convolution (Iizuka et al. 2016, eq. 3), before its activation.
+    """Joins a vector to every pixel and mixes both by a 1x1 convolution (Iizuka et al. 2016, eq. 3), optional batch norm.
+
+    Its activation is the caller's.
 
     (B, H, W, C), (B, G) -> (B, H, W, features). The kernel (1, 1, C + G, features) is that of the convolution over the
     joined channels; the vector's part of it is multiplied once a photo, not once a pixel.
@@ -225,15 +240,18 @@ class Fusion(nn.Module):
 
     features: int
     dtype: Any = jnp.float32
+    batch_norm: bool = False
+    axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, local: jax.Array, vector: jax.Array) -> jax.Array:
+    def __call__(self, local: jax.Array, vector: jax.Array, train: bool = False) -> jax.Array:
         C, G = local.shape[-1], vector.shape[-1]
         kernel = self.param('kernel', _kernel_init('relu'), (1, 1, C + G, self.features), jnp.float32)
         bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
         kernel, bias = kernel[0, 0].astype(self.dtype), bias.astype(self.dtype)
         of_vector = vector.astype(self.dtype) @ kernel[C:] + bias  # (B, features)
-        return local.astype(self.dtype) @ kernel[:C] + of_vector[:, None, None]
+        x = local.astype(self.dtype) @ kernel[:C] + of_vector[:, None, None]
+        return BatchNorm(train, self.axis_name, self.dtype, name='norm')(x) if self.batch_norm else x
 
 
 def _kernel_init(activation: str):

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxcolor.color import OUTPUT_SPACES
 from jaxcolor.models.layers import ConvBlock, DeconvBlock, DenseBlock, Fusion, pad_to_multiple, scaled
 
 
@@ -20,11 +21,16 @@ class LTBC(nn.Module):
 
     width: float = 1.0
     batch_norm: bool = True
+    batch_norm_dense: bool = True
+    batch_norm_fusion: bool = False
+    batch_norm_output: bool = False
     classes: int = 205
     classifier_width: int = 256
     dense_widths: tuple[int, ...] = (1024, 512, 256)
     decoder: str = 'nearest'
     output_activation: str = 'sigmoid'
+    output_space: str = 'lab'
+    residual: bool = False
     global_size: int = 224
     global_dropout: float = 0.0
     padding: str = 'symmetric'
@@ -34,32 +40,41 @@ class LTBC(nn.Module):
 
     def setup(self) -> None:
         shared: dict[str, Any] = {'batch_norm': self.batch_norm, 'axis_name': self.axis_name, 'dtype': self.dtype}
+        normalize_dense, normalize_fusion, normalize_output = (
+            self.batch_norm and each for each in (self.batch_norm_dense, self.batch_norm_fusion, self.batch_norm_output)
+        )
 
         def conv(features, strides=1, upsampled=False):
             features = scaled(features, self.width)
-            return ConvBlock(features, strides, padding=self.padding, upsampled=upsampled, **shared)
+            return ConvBlock(features, strides, padding=self.padding, upsampled=upsampled, residual=self.residual, **shared)
 
         def dense(features):
-            return DenseBlock(scaled(features, self.width), **shared)
+            return DenseBlock(scaled(features, self.width), **shared | {'batch_norm': normalize_dense})
 
         self.low = [conv(64, 2), conv(128), conv(128, 2), conv(256), conv(256, 2), conv(512)]
         self.mid = [conv(512), conv(256)]
         self.global_conv = [conv(512, 2), conv(512), conv(512, 2), conv(512)]
         self.global_dense = [dense(features) for features in self.dense_widths]
-        self.fusion = Fusion(scaled(256, self.width), self.dtype)
+        self.fusion = Fusion(scaled(256, self.width), self.dtype, normalize_fusion, self.axis_name)
+        _, channels = OUTPUT_SPACES[self.output_space]
+        last = shared | {'batch_norm': normalize_output, 'activation': self.output_activation}
         if self.color_classes:
             # Color classes (Zhang 2016) need twice the paper's channels, and a quarter of the photo's size is enough.
             self.color = [conv(128), conv(128, upsampled=True), conv(128)]
-            self.output: nn.Module = ConvBlock(self.color_classes, kernel=1, activation='linear', dtype=self.dtype)
+            last |= {'activation': 'linear'}
+            self.output: nn.Module = ConvBlock(self.color_classes, kernel=1, **last)
         elif self.decoder == 'deconv':
             widths = [(128, 1), (64, 2), (64, 1), (32, 2)]
-            self.color = [DeconvBlock(scaled(features, self.width), strides, **shared) for features, strides in widths]
-            self.output = DeconvBlock(2, 2, **shared | {'activation': self.output_activation})
+            self.color = [
+                DeconvBlock(scaled(features, self.width), strides, residual=self.residual, **shared)
+                for features, strides in widths
+            ]
+            self.output = DeconvBlock(channels, 2, **last)
         else:
             self.color = [conv(128), conv(64, upsampled=True), conv(64), conv(32, upsampled=True)]
-            self.output = ConvBlock(2, activation=self.output_activation, padding=self.padding, dtype=self.dtype)
+            self.output = ConvBlock(channels, padding=self.padding, **last)
         if self.classes:
-            self.classifier_hidden = DenseBlock(scaled(self.classifier_width, self.width), **shared)
+            self.classifier_hidden = dense(self.classifier_width)
             self.classifier = DenseBlock(self.classes, activation='linear', dtype=self.dtype)
 
     def __call__(
@@ -75,8 +90,8 @@ class LTBC(nn.Module):
 
         Returns:
             A dict of float32 arrays, sizes rounded up:
-            'ab': (B, H/2, W/2, 2) in the range of `output_activation`; (B, H, W, 2) with the 'deconv' decoder; or, if the
-            network has `color_classes`, instead
+            'ab': (B, H/2, W/2, 2) in the range of `output_activation`; (B, H, W, 2) with the 'deconv' decoder;
+            'uv' or 'rgb' of 3 channels in its place with another `output_space`; or, if the network has `color_classes`,
             'color_logits': (B, H/4, W/4, color_classes); and
             'logits': (B, classes), if the network has a classifier and `global_features` is None.
         """
@@ -88,7 +103,7 @@ class LTBC(nn.Module):
             is_global_size = (self.global_size, self.global_size) == (H, W)
             global_features, logits = self.global_features(lightness, low if is_global_size else None, train=train)
         x = _run(self.mid, low, train)  # (B, H/8, W/8, 256)
-        x = nn.relu(self.fusion(x, global_features))
+        x = nn.relu(self.fusion(x, global_features, train))
         if self.color_classes:
             x = self.output(_run(self.color, x, train), train)  # (B, H/4, W/4, color_classes)
             H, W = -(-H // 4), -(-W // 4)
@@ -99,7 +114,8 @@ class LTBC(nn.Module):
             x = self.color[2](self.color[1](x, train), train)  # (B, H/4, W/4, 64)
             x = self.output(self.color[3](x, train), train)  # (B, H/2, W/2, 2)
             H, W = -(-H // 2), -(-W // 2)
-        outputs = {'color_logits' if self.color_classes else 'ab': x.astype(jnp.float32)[:, :H, :W]}  # cuts the padding off
+        name = 'color_logits' if self.color_classes else OUTPUT_SPACES[self.output_space][0]
+        outputs = {name: x.astype(jnp.float32)[:, :H, :W]}  # cuts the padding off
         return outputs if logits is None else outputs | {'logits': logits}
 
     def global_features(

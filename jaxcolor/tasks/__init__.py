@@ -10,6 +10,7 @@ from jaxcolor.errors import UserError
 from jaxcolor.runtime.parallel import AXIS
 from jaxcolor.tasks import optimizers
 from jaxcolor.tasks.adversarial import Adversarial
+from jaxcolor.tasks.adversary import Adversary
 from jaxcolor.tasks.color_classes import ColorClasses
 from jaxcolor.tasks.length import Length
 from jaxcolor.tasks.regression import Regression
@@ -38,11 +39,15 @@ def build(config: ConfigDict, length: Length | None = None) -> Task:
         raise UserError(f'task.name: there is no task {name!r}; there are {", ".join(sorted(TASKS))}.')
     fields.check_section('task', config.task, fields.TASK_SECTIONS[name]())
     fields.check_section('optimizer', config.optimizer, fields.optimizer())
-    network = models.build(config.model, AXIS if train.cross_device_batch_norm else None)
+    axis_name = AXIS if train.cross_device_batch_norm else None
+    network = models.build(config.model, axis_name)
     length = length or Length(train.steps or 1, Fraction(1))
     schedule = optimizers.schedule(config.optimizer, length, train.batch_size)
     optimizer = optimizers.build(config.optimizer, schedule)
     shared = {'crop': config.data.crop, 'accumulation_steps': train.accumulation_steps, 'ema': train.ema}
     if name != 'adversarial':
         shared |= {'extractor': config.extractor.name, 'cached_features': config.extractor.cached}
+    if config.task.get('adversarial'):
+        discriminator = models.build_discriminator(config.model, axis_name)
+        shared['adversary'] = Adversary(config.task.adversarial, discriminator, optimizer)
     return TASKS[name](config.task, network, optimizer, schedule, **shared)

@@ -39,8 +39,8 @@ class AbTask(Task):
         """The color terms of the loss for each photo, {name: (B,)}."""
         raise NotImplementedError
 
-    def decode(self, outputs: Outputs, size: tuple[int, int], model_state: Mapping[str, Any]) -> jax.Array:
-        """The network's outputs -> a*b* float32 (B, *size, 2)."""
+    def decode(self, outputs: Outputs, lightness: jax.Array, model_state: Mapping[str, Any]) -> jax.Array:
+        """The network's outputs and the L* (B, H, W, 1) that they are for -> a*b* float32 (B, H, W, 2)."""
         raise NotImplementedError
 
     agreement_stride = 1  # the training step's agreement is of every such row and column of the network's output
@@ -54,6 +54,14 @@ class AbTask(Task):
     ) -> Mapping[str, Any]:
         """The model_state after a batch; unchanged by default."""
         return model_state
+
+    def train_adversary(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        """What comes ahead of the network's own step: the state after it, and what it measured; nothing by default."""
+        return state, {}
+
+    def adversarial_terms(self, outputs: Outputs, batch: Batch, state: TrainState) -> dict[str, jax.Array]:
+        """Terms of the loss of training alone for each photo, {name: (B,)}; none by default."""
+        return {}
 
     # -- The interface of a task --------------------------------------------------------------------------------------
 
@@ -74,9 +82,12 @@ class AbTask(Task):
     def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         """One step of one device on its share of the batch; gradients and batch statistics are averaged over AXIS."""
 
+        state, measured = self.train_adversary(state, batch)
+
         def loss_fn(params, batch):
             outputs, model_state = self._train_forward(state.replace(params=params), *self._inputs(state, batch))
-            terms = {name: jnp.mean(each) for name, each in self._all_terms(outputs, batch, state.model_state).items()}
+            each = self._all_terms(outputs, batch, state.model_state) | self.adversarial_terms(outputs, batch, state)
+            terms = {name: jnp.mean(values) for name, values in each.items()}
             model_state = self.update_statistics(model_state, outputs, batch, state.step)
             if self.settings.kernel_l2:
                 terms['l2_loss'] = self.settings.kernel_l2 * losses.kernel_l2(params, self.settings.kernel_l2_excluded)
@@ -90,7 +101,7 @@ class AbTask(Task):
         if 'top1' in metrics:
             metrics['top1'] /= metrics.pop('labeled')  # NaN where no photo has a label
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-        metrics |= {'grad_norm': optax.tree.norm(grads), 'learning_rate': jnp.asarray(self.schedule(state.step))}
+        metrics |= {**measured, 'grad_norm': optax.tree.norm(grads), 'learning_rate': jnp.asarray(self.schedule(state.step))}
         state = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
@@ -108,7 +119,7 @@ class AbTask(Task):
         metrics = {'loss': sum(terms.values()), **terms}
         if 'logits' in outputs:
             metrics |= {f'top{k}': losses.top_k_accuracy(outputs['logits'], batch['label'], k) for k in (1, 5)}
-        ab = self.decode(outputs, batch['lab'].shape[1:3], averaged.model_state)
+        ab = self.decode(outputs, inputs[0], averaged.model_state)
         return metrics, self._average_with_mirror_image(ab, averaged, *inputs)
 
     def predict(
@@ -163,7 +174,7 @@ class AbTask(Task):
 
     def _predict_ab(self, averaged, lightness, *features):
         """L* (B, H, W, 1) -> a*b* (B, H, W, 2)"""
-        return self.decode(self._forward(averaged, lightness, *features), lightness.shape[1:3], averaged.model_state)
+        return self.decode(self._forward(averaged, lightness, *features), lightness, averaged.model_state)
 
     def _average_with_mirror_image(self, ab, averaged, lightness, *features):
         """The mean of ab and of the prediction for the flipped photo, flipped back, where settings.mirror asks for it."""

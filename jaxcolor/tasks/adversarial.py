@@ -18,6 +18,7 @@ from jaxcolor.tasks.task import Batch, Metrics, Task
 class Adversarial(Task):
     """Cross-entropy GAN loss, plus an L1 term for the generator where settings.l1 asks for it.
 
+    Here a "yuv" is Y in [0, 1], joined to U and V in the range of the generator's output: photos are scaled to it.
     A step trains the discriminator on the batch's photos and on colors generated for them, then the generator against
     the updated discriminator, with fresh noise. State: params, model_state (batch statistics) and opt_state are
     {'generator': ..., 'discriminator': ...}.
@@ -29,6 +30,7 @@ class Adversarial(Task):
         super().__init__(*args, **kwargs)
         if self.network.size != self.crop:
             raise UserError(f'model.size is {self.network.size}, data.crop {self.crop}: the GAN needs both the same.')
+        self.activation = self.network.output_activation
 
     def network_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Y and z: (1, size, size, 1), (1, noise_size)."""
@@ -46,7 +48,7 @@ class Adversarial(Task):
 
     def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One half-step of the discriminator, one of the generator, of one device on its share of the batch."""
-        yuv = _yuv(batch['lab'])
+        yuv = self._photos(batch['lab'])
         # A photo's noise comes from its index in the global batch, so that the number of devices changes nothing.
         indices = lax.axis_index(AXIS) * len(yuv) + jnp.arange(len(yuv))
         keys = jax.random.split(jax.random.fold_in(state.rng, state.step))
@@ -70,16 +72,8 @@ class Adversarial(Task):
             # Photos and fakes pass one after the other, each normalized by its own statistics.
             real_logits, statistics = self._run(params, state.model_state, 'discriminate', yuv)
             fake_logits, statistics = self._run(params, statistics, 'discriminate', fake)
-            real_loss = jnp.mean(
-                optax.sigmoid_binary_cross_entropy(real_logits, jnp.full(len(yuv), self.settings.real_label))
-            )
-            fake_loss = jnp.mean(optax.sigmoid_binary_cross_entropy(fake_logits, jnp.zeros(len(yuv))))
-            metrics = {
-                'discriminator_loss': real_loss + fake_loss,
-                'accuracy_on_photos': _share(real_logits > 0),
-                'accuracy_on_generated': _share(fake_logits < 0),
-            }
-            return real_loss + fake_loss, (metrics, statistics['discriminator'])
+            loss, metrics = losses.discriminator_loss(real_logits, fake_logits, self.settings.real_label)
+            return loss, (metrics, statistics['discriminator'])
 
         return self._update(state, 'discriminator', loss_fn, yuv, noise)
 
@@ -96,15 +90,15 @@ class Adversarial(Task):
             chroma, statistics = self._run(params, state.model_state, 'generate', yuv[..., :1], noise)
             fake = jnp.concatenate([yuv[..., :1], chroma], axis=-1)
             logits, _ = self._run(params, state.model_state, 'discriminate', fake)
-            loss = jnp.mean(optax.sigmoid_binary_cross_entropy(logits, jnp.ones(len(yuv))))
-            agreement = losses.larger_channel_agreement(_ab(lax.stop_gradient(fake)), ab)
+            loss = jnp.mean(losses.fooling_loss(logits))
+            agreement = losses.larger_channel_agreement(self._ab(lax.stop_gradient(fake)), ab)
             metrics = {
                 'generator_loss': loss,
-                'generator_fools': _share(logits > 0),
+                'generator_fools': losses.share(logits > 0),
                 'larger_channel_agreement': jnp.mean(agreement),
             }
             if self.settings.l1:
-                metrics['l1_loss'] = self.settings.l1 * jnp.mean(losses.absolute_error(chroma, yuv[..., 1:]))
+                metrics['l1_loss'] = self.settings.l1 * jnp.mean(self._uv_error(chroma, yuv[..., 1:]))
                 loss += metrics['l1_loss']
             return loss, (metrics, statistics['generator'])
 
@@ -115,24 +109,38 @@ class Adversarial(Task):
 
         `loss` is the mean absolute error in U and V: a GAN's own losses do not measure its progress.
         """
-        state, yuv = state.for_inference(), _yuv(batch['lab'])
+        state, yuv = state.for_inference(), self._photos(batch['lab'])
         # A photo's noise is seeded by its pixels, so that the batch that it comes in changes nothing.
         seeds = jnp.sum(batch['lab'].astype(jnp.uint32), axis=(1, 2, 3), dtype=jnp.uint32)
         chroma = self._generate(state, yuv[..., :1], self._noise(state.rng, seeds))
         fake = jnp.concatenate([yuv[..., :1], chroma], axis=-1)
         real_logits, fake_logits = (self._discriminate(state, x) for x in (yuv, fake))
         each = {
-            'loss': losses.absolute_error(chroma, yuv[..., 1:]),
+            'loss': self._uv_error(chroma, yuv[..., 1:]),
             'accuracy_on_photos': (real_logits > 0).astype(jnp.float32),
             'accuracy_on_generated': (fake_logits < 0).astype(jnp.float32),
         }
-        return each, _ab(fake)
+        return each, self._ab(fake)
 
     def predict(self, state: TrainState, lightness: jax.Array, rng: jax.Array) -> jax.Array:
         """L* (B, H, W, 1) in [0, 100] -> a*b* float32 (B, H, W, 2); rng, uint32 (2,), decides the noise."""
-        luma = color.rgb_to_yuv(color.lab_to_rgb(color.gray_lab(lightness)))[..., :1]
+        luma = color.gray_luma(lightness)
         chroma = self._generate(state.for_inference(), luma, self._noise(rng, jnp.arange(len(lightness))))
-        return _ab(jnp.concatenate([luma, chroma], axis=-1))
+        return self._ab(jnp.concatenate([luma, chroma], axis=-1))
+
+    def _photos(self, lab):
+        """uint8 Lab (B, H, W, 3) -> yuv (B, H, W, 3)."""
+        yuv = _yuv(lab)
+        return jnp.concatenate([yuv[..., :1], color.normalize_unit(yuv[..., 1:], self.activation)], axis=-1)
+
+    def _ab(self, yuv):
+        """yuv (B, H, W, 3) -> the a*b* (B, H, W, 2) of that color."""
+        yuv = jnp.concatenate([yuv[..., :1], color.denormalize_unit(yuv[..., 1:], self.activation)], axis=-1)
+        return color.rgb_to_lab(color.yuv_to_rgb(yuv))[..., 1:]
+
+    def _uv_error(self, prediction, target):
+        """Mean absolute error of U and V (B, H, W, 2), in units of [0, 1] whatever their range -> (B,)."""
+        return color.UNIT_RANGE[self.activation][0] * losses.absolute_error(prediction, target)
 
     def _noise(self, rng, seeds):
         """z for photos of these seeds (B,) -> (B, noise_size), uniform in [-1, 1]."""
@@ -175,15 +183,6 @@ def _variables(state):
     return {'params': state.params, 'batch_stats': state.model_state}
 
 
-def _share(is_so):
-    return jnp.mean(is_so.astype(jnp.float32))
-
-
 def _yuv(lab):
     """uint8 Lab (B, H, W, 3) -> YUV (B, H, W, 3), every channel in [0, 1]."""
     return color.rgb_to_yuv(color.lab_to_rgb(color.decode_lab(lab)))
-
-
-def _ab(yuv):
-    """YUV (B, H, W, 3) -> the a*b* (B, H, W, 2) of that color."""
-    return color.rgb_to_lab(color.yuv_to_rgb(yuv))[..., 1:]

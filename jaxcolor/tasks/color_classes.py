@@ -77,8 +77,8 @@ class ColorClasses(AbTask):
         each = weights[jnp.argmax(soft, axis=-1)] * optax.softmax_cross_entropy(outputs['color_logits'], soft)
         return {'color_loss': jnp.mean(each, axis=(1, 2))}
 
-    def decode(self, outputs: Outputs, size: tuple[int, int], model_state: Mapping[str, Any]) -> jax.Array:
-        """The annealed mean (eq. 5) times the gain, a*b* (B, *size, 2).
+    def decode(self, outputs: Outputs, lightness: jax.Array, model_state: Mapping[str, Any]) -> jax.Array:
+        """The annealed mean (eq. 5) times the gain, a*b* at the size of the lightness (B, H, W, 1).
 
         Likelihoods are rebalanced first, as the loss may be, at no cost to the training (logit adjustment: Menon et al.,
         *Long-tail learning via logit adjustment*, ICLR 2021, section 4).
@@ -86,7 +86,7 @@ class ColorClasses(AbTask):
         weights = _class_weights(model_state['color_prior']['share'], self.settings.inference_rebalance)
         likelihood = jax.nn.softmax((outputs['color_logits'] + jnp.log(weights)) / self.settings.temperature)
         ab = jnp.dot(likelihood, class_centers(), precision='highest') * self.settings.chroma_gain
-        return jax.image.resize(ab, (ab.shape[0], *size, 2), 'linear')
+        return jax.image.resize(ab, (*lightness.shape[:3], 2), 'linear')
 
     def _soft_classes(self, outputs, batch):
         """The soft encoding of the truth, (B, h, w, Q), adding up to 1: a Gaussian about its color.

@@ -18,7 +18,7 @@ def color_error(
     delta: float | None = None,
     weight: jax.Array | None = None,
 ) -> jax.Array:
-    """Error of a* and b*, both (B, H, W, 2) in the network's range -> (B,).
+    """Error of colors, both (B, H, W, C) in the network's range -> (B,).
 
     Args:
         reduction: 'mean' over pixels and channels, with which alpha = 1/300 makes "the two losses ... of similar magnitude"
@@ -32,6 +32,33 @@ def color_error(
     if weight is not None:
         each *= weight[..., None]
     return reduce(each, axis=(1, 2, 3))
+
+
+def discriminator_loss(
+    real_logits: jax.Array, fake_logits: jax.Array, real_label: float = 1.0
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Cross entropy of a GAN's discriminator (Goodfellow et al. 2014), from its logits of photos and of fakes, (B,).
+
+    real_label: the target for photos; 0.9 is one-sided label smoothing.
+    Returns: (the loss, {name: measure}), all scalars.
+    """
+    real = jnp.mean(optax.sigmoid_binary_cross_entropy(real_logits, jnp.full(real_logits.shape, real_label)))
+    fake = jnp.mean(optax.sigmoid_binary_cross_entropy(fake_logits, jnp.zeros(fake_logits.shape)))
+    return real + fake, {
+        'discriminator_loss': real + fake,
+        'accuracy_on_photos': share(real_logits > 0),
+        'accuracy_on_generated': share(fake_logits < 0),
+    }
+
+
+def fooling_loss(logits: jax.Array) -> jax.Array:
+    """Cross entropy of a generator, from a discriminator's logits of its fakes (B,) -> (B,); the non-saturating one."""
+    return optax.sigmoid_binary_cross_entropy(logits, jnp.ones(logits.shape))
+
+
+def share(is_so: jax.Array) -> jax.Array:
+    """The share of True, a scalar."""
+    return jnp.mean(is_so.astype(jnp.float32))
 
 
 def absolute_error(prediction: jax.Array, target: jax.Array) -> jax.Array:

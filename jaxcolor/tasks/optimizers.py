@@ -13,6 +13,7 @@ from jaxcolor.tasks.length import Length
 OPTIMIZERS = {
     'adam': lambda c, rate: optax.adamw(rate, b1=c.beta1, b2=c.beta2, eps=c.eps, weight_decay=c.weight_decay),
     'adadelta': lambda c, rate: optax.adadelta(rate, rho=c.rho, eps=c.eps, weight_decay=c.weight_decay),
+    'adagrad': lambda c, rate: _decayed(c, optax.adagrad(rate, eps=c.eps)),
     'rmsprop': lambda c, rate: _decayed(c, optax.rmsprop(rate, decay=c.rho, eps=c.eps, momentum=c.momentum or None)),
     'sgd': lambda c, rate: _decayed(c, optax.sgd(rate, momentum=c.momentum or None, nesterov=c.nesterov)),
     'lars': lambda c, rate: optax.lars(

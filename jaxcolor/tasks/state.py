@@ -14,6 +14,7 @@ class TrainState(struct.PyTreeNode):
     (batch statistics). opt_state: Optax's state. rng: uint32 (2,), the key that each step's randomness is folded from.
     frozen: an `extractors.Extractor` or (); never trained, and no part of checkpoints: the run directory holds it once.
     ema: the moving average of `weights`, or () where none is kept.
+    adversary: {'params', 'model_state', 'opt_state'} of a discriminator beside a regression, or (); only training needs it.
     """
 
     step: jax.Array
@@ -23,6 +24,7 @@ class TrainState(struct.PyTreeNode):
     rng: jax.Array
     frozen: Any = ()
     ema: Any = ()
+    adversary: Any = ()
 
     def weights(self) -> dict[str, Any]:
         """What inference needs, and what `ema` averages: the parameters and the statistics that belong to them."""

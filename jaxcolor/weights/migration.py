@@ -13,10 +13,22 @@ _ADDED: dict[tuple[str, str], dict[str, Any]] = {
         'global_dropout': 0.0,
         'color_classes': 0,
         'members': 1,
+        'batch_norm_dense': True,
+        'batch_norm_fusion': False,
+        'output_space': 'lab',
+        'residual': False,
+    },
+    ('model', 'cgan'): {
+        'output_activation': 'sigmoid',
+        'generator_layers': 7,
+        'leaky_slope': 0.2,
+        'batch_norm_momentum': 0.9,
+        'batch_norm_eps': 1e-5,
     },
     ('model', 'deepcolor'): {'use_features': True},
     ('extractor', ''): {'name': '', 'weights': '', 'cached': False},
     ('task', 'regression'): {
+        'adversarial': 0.0,
         'error': 'squared',
         'huber_delta': 10.0,
         'chroma_weight': 0.0,
@@ -60,6 +72,9 @@ def migrate(config: dict[str, Any]) -> dict[str, Any]:
         section = {field: [] if value == [''] else value for field, value in section.items()}
         for kind in {'', section.get('name', '')}:
             section = _ADDED.get((name, kind), {}) | section
+        if (name, section.get('name')) == ('model', 'ltbc'):
+            # Transposed convolutions once had batch norm at the output, too; others never.
+            section = {'batch_norm_output': section['decoder'] == 'deconv'} | section
         migrated[name] = section
     if 'model' in migrated:  # the section `extractor` was added later
         migrated.setdefault('extractor', dict(_ADDED['extractor', '']))

@@ -35,7 +35,8 @@ def test_same_loss_and_gradients(name):
     config = CONFIGS[name]()
     batch = varied_batch(config, 4)
     batch['label'][1] = -1  # a photo without a class
-    comparison = check_same_loss(config, batch)
+    # At seed 0 a value of `ltbc_deconv` lies on a ReLU's zero.
+    comparison = check_same_loss(config, batch, seed=int(name == 'ltbc_deconv'))
     assert comparison.ours > 0
     assert comparison.loss_error <= 1e-4
     # Rounding may take a value across a ReLU's zero; batch norms after dense layers amplify that.

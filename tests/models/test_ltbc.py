@@ -1,5 +1,6 @@
 """The network `ltbc`: sizes, parameters, sharing, transfer, precision."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from jaxcolor import models
 from jaxcolor.errors import UserError
 from jaxcolor.models import ltbc
-from jaxcolor.models.layers import Fusion, upsample
+from jaxcolor.models.layers import Conv, ConvBlock, ConvTranspose, DeconvBlock, Fusion, upsample
 
 TINY = {'name': 'ltbc', 'dtype': 'float32', 'width': 0.0625, 'classes': 5, 'batch_norm': False, 'global_size': 64}
 
@@ -124,12 +125,90 @@ def test_bfloat16_keeps_float32_parameters_and_outputs():
     np.testing.assert_allclose(output['logits'], exact['logits'], rtol=0, atol=8 * 2**-8 * np.abs(exact['logits']).max())
 
 
-def test_batch_norm_follows_every_layer_but_the_outputs():
-    _, variables = shape_of(models.build({**TINY, 'batch_norm': True}), (224, 224))
-    normed = {path[0].key for path, _ in jax.tree_util.tree_leaves_with_path(variables['batch_stats'])}
+DENSE = {'global_dense_0', 'global_dense_1', 'global_dense_2', 'classifier_hidden'}
+
+
+@pytest.mark.parametrize(
+    ('change', 'without'),
+    [
+        ({}, {'output', 'classifier', 'fusion'}),
+        ({'decoder': 'deconv'}, {'output', 'classifier', 'fusion'}),
+        ({'batch_norm_dense': False}, {'output', 'classifier', 'fusion', *DENSE}),
+        ({'batch_norm_dense': False, 'batch_norm_fusion': True, 'decoder': 'deconv'}, {'output', 'classifier', *DENSE}),
+        ({'batch_norm_output': True}, {'classifier', 'fusion'}),
+        ({'batch_norm_output': True, 'decoder': 'deconv'}, {'classifier', 'fusion'}),
+        ({'batch_norm_output': True, 'batch_norm_fusion': True, 'color_classes': 7}, {'classifier'}),
+    ],
+)
+def test_which_layers_have_batch_norm(change, without):
+    _, variables = shape_of(models.build({**TINY, 'batch_norm': True, **change}), (64, 64))
     layers = set(variables['params'])
-    assert layers - normed == {'output', 'classifier', 'fusion'}
-    assert isinstance(models.build(TINY), ltbc.LTBC)
+    for collection in ('batch_stats', 'params'):
+        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(variables[collection])]
+        normed = {path[0].key for path in paths if path[1].key == 'norm'}
+        assert layers - normed == without
+    switched_off = models.build({**TINY, **change, 'batch_norm_fusion': True})
+    assert set(shape_of(switched_off, (64, 64))[1]) == {'params'}
+
+
+def test_batch_norm_of_the_fusion():
+    """It stands between the 1x1 convolution and its ReLU, with the statistics of all pixels of the batch."""
+    rng = np.random.default_rng(0)
+    local, vector = (rng.standard_normal(shape, np.float32) for shape in [(2, 4, 6, 5), (2, 3)])
+    network = Fusion(7, batch_norm=True)
+    variables = network.init(jax.random.key(0), local, vector)
+    before = Fusion(7).apply({'params': {key: variables['params'][key] for key in ('kernel', 'bias')}}, local, vector)
+    after, new = network.apply(variables, local, vector, True, mutable=['batch_stats'])
+    mean, var = np.mean(before, axis=(0, 1, 2)), np.var(before, axis=(0, 1, 2))
+    np.testing.assert_allclose(after, (before - mean) / np.sqrt(var + 1e-5), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(new['batch_stats']['norm']['mean'], 0.1 * mean, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize('decoder', ['nearest', 'deconv'])
+@pytest.mark.parametrize(('space', 'name', 'channels'), [('lab', 'ab', 2), ('yuv', 'uv', 2), ('rgb', 'rgb', 3)])
+def test_output_spaces(space, name, channels, decoder):
+    outputs, variables = shape_of(models.build({**TINY, 'width': 1.0, 'decoder': decoder, 'output_space': space}), (64, 64))
+    side = 32 if decoder == 'nearest' else 64
+    assert {key: value.shape for key, value in outputs.items()} == {name: (2, side, side, channels), 'logits': (2, 5)}
+    (kernel,) = (leaf for leaf in jax.tree.leaves(variables['params']['output']) if leaf.ndim == 4)
+    assert kernel.shape == (3, 3, 32, channels)
+
+
+@pytest.mark.parametrize('decoder', ['nearest', 'deconv'])
+def test_residual_connections(decoder):
+    """Layers with inputs and outputs of one shape add their input ahead of the ReLU, and no others; no parameters more."""
+    plain, residual = (models.build({**TINY, 'decoder': decoder, 'residual': each}) for each in (False, True))
+    lightness = jax.random.uniform(jax.random.key(1), (2, 64, 64, 1))
+    variables = plain.init(jax.random.key(0), lightness)
+    shapes = jax.eval_shape(lambda: residual.init(jax.random.key(0), lightness))
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, variables)
+
+    def difference_of_layers(network):
+        seen = {}
+
+        def watch(next_function, args, kwargs, context):
+            output = next_function(*args, **kwargs)
+            if context.method_name == '__call__' and isinstance(context.module, (Conv, ConvTranspose)):
+                seen[context.module.path[0], 'convolved'] = output
+            elif context.method_name == '__call__' and isinstance(context.module, (ConvBlock, DeconvBlock)):
+                seen[context.module.path[0], 'input'], seen[context.module.path[0], 'output'] = args[0], output
+            return output
+
+        with nn.intercept_methods(watch):
+            network.apply(variables, lightness)
+        return seen
+
+    seen = difference_of_layers(residual)
+    added = []
+    for layer, part in seen:
+        if part == 'input' and layer != 'output':
+            x, convolved, y = (seen[layer, each] for each in ('input', 'convolved', 'output'))
+            if np.allclose(y, nn.relu(convolved), rtol=0, atol=1e-6):
+                continue
+            np.testing.assert_allclose(y, nn.relu(convolved + x), rtol=0, atol=1e-5 * np.abs(y).max())
+            added.append(layer)
+    # 512 to 512 filters in the middle, twice globally, and 64 to 64 in the decoder.
+    assert sorted(added) == ['color_2', 'global_conv_1', 'global_conv_3', 'mid_0']
 
 
 def test_an_ensemble_averages_log_probabilities():

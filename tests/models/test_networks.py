@@ -29,6 +29,8 @@ DEEPCOLOR = {
 }
 # By hand, layer by layer: generator, discriminator.
 CGAN = 1_002_740 + 4_832_897
+# Scale and bias of every convolution's filters: low, mid, global, fusion, transposed.
+DECONV_NORMS = 2 * (1344 + 768 + 2048 + 256 + 288)
 # Of every recipe: its network's parameters, and what its report says.
 RECIPES = {
     ('ltbc', ''): (42_353_839 + 12_992, {'optimizer.name': 'adadelta', 'train.batch_size': 128}),
@@ -64,10 +66,13 @@ RECIPES = {
         },
     ),
     ('ltbc_deconv', ''): (
-        41_973_218 + 12_484,
+        41_973_218 + DECONV_NORMS,
         {
             **ADAM,
             'model.batch_norm': True,
+            'model.batch_norm_dense': False,
+            'model.batch_norm_fusion': True,
+            'model.batch_norm_output': False,
             'model.classes': 0,
             'model.dense_widths': (1024, 256, 512),
             'model.decoder': 'deconv',
@@ -80,7 +85,7 @@ RECIPES = {
         },
     ),
     ('ltbc_deconv', 'linnaeus'): (
-        41_973_218 + 12_484,
+        41_973_218 + DECONV_NORMS,
         {'train.batch_size': 50, 'train.epochs': 30, 'train.epoch_steps': 100},
     ),
     ('vgg_fusion', ''): (
@@ -106,6 +111,20 @@ RECIPES = {
     ('deepcolor', '1'): (4_247_186, {**DEEPCOLOR, 'task.kernel_l2_excluded': ('encoder_6',)}),
     ('deepcolor', '2'): (1_223_314, {**DEEPCOLOR, 'task.kernel_l2_excluded': ('encoder_4',)}),
     ('deepcolor', '3'): (249_170, {**DEEPCOLOR, 'task.kernel_l2_excluded': ('encoder_4',)}),
+    # The encoder of 'base'; fusion, 5 convolutions. Its own vector is of 1001 values, which are 256 parameters more.
+    ('deepcolor', 'koalarization'): (
+        5_827_200 + (256 + 1000) * 256 + 256 + 295_040 + 73_792 + 36_928 + 18_464 + 578,
+        {
+            **DEEPCOLOR,
+            'model.variant': 'koalarization',
+            'optimizer.learning_rate': 1e-3,
+            'task.kernel_l2': 0.0,
+            'task.kernel_l2_excluded': (),
+            'train.batch_size': 100,
+            'train.epochs': 100,
+            'data.flip': False,
+        },
+    ),
     ('cgan', ''): (
         CGAN,
         {
@@ -166,6 +185,20 @@ def test_an_unknown_variant_is_refused(name):
         recipe(name, 'x')
 
 
+@pytest.mark.parametrize(('layers', 'parameters'), [(7, CGAN), (6, CGAN - 52_096 - 1_652 + 3_252)])
+def test_layers_of_the_cgan_s_generator(layers, parameters):
+    """Seven: the report's six and an output layer. Six: the sixth, of 65 channels, gives U and V in place of 32 filters."""
+    config = recipe('cgan')
+    assert config.model.generator_layers == 7
+    config.model.generator_layers = layers
+    state = jax.eval_shape(tasks.build(config).init, jax.random.PRNGKey(0))
+    convolutions = {name: layer for name, layer in state.params['generator'].items() if name != 'noise'}
+    assert list(convolutions) == [*(f'conv_{i}' for i in range(layers - 1)), 'output']
+    assert {name for name, layer in convolutions.items() if 'norm' not in layer} == {'output'}
+    assert convolutions['output']['conv']['kernel'].shape == (5, 5, 33 if layers == 7 else 65, 2)
+    assert count(state.params) == parameters
+
+
 def test_deconv_parameters_without_batch_norm():
     config = recipe('ltbc_deconv')
     config.model.batch_norm = False
@@ -177,6 +210,7 @@ NETWORKS = {
     'deepcolor_1': {**base.deepcolor(), 'variant': '1'},
     'deepcolor_2': {**base.deepcolor(), 'variant': '2'},
     'deepcolor_3': {**base.deepcolor(), 'variant': '3'},
+    'koalarization': {**base.deepcolor(), 'variant': 'koalarization'},
     'vgg_fusion': base.vgg_fusion(),
     'ltbc_deconv': recipe('ltbc_deconv').model,
 }
@@ -201,7 +235,7 @@ def shapes_of(config, size, dtype='float32'):
 @pytest.mark.parametrize('name', NETWORKS)
 def test_output_sizes(name, size):
     outputs, *_ = shapes_of(NETWORKS[name], size)
-    expected = tuple(-(-side // 2) for side in size) if 'deepcolor' in name else size
+    expected = tuple(-(-side // 2) for side in size) if NETWORKS[name]['name'] == 'deepcolor' else size
     assert outputs['ab'].shape == (2, *expected, 2)
     assert outputs['ab'].dtype == jnp.float32
     assert set(outputs) == {'ab'}
@@ -214,6 +248,7 @@ def test_output_sizes(name, size):
         ('deepcolor_1', 224, 'fusion_0', (28, 28, 256), 256),
         ('deepcolor_2', 224, 'fusion_0', (28, 28, 256), 256),
         ('deepcolor_3', 224, 'fusion_0', (28, 28, 64), 64),
+        ('koalarization', 224, 'fusion_0', (28, 28, 256), 256),
         ('vgg_fusion', 256, 'fusion', (4, 4, 512), 512),
         ('ltbc_deconv', 224, 'fusion', (28, 28, 256), 256),
     ],
@@ -245,6 +280,16 @@ def test_bfloat16_keeps_float32_parameters_and_outputs(name):
     assert inner['encoder_0'].dtype == jnp.bfloat16
 
 
+def test_layers_of_deep_koalarization():
+    """Table 1 of Baldassarre et al. 2017: filters and sizes, layer by layer."""
+    _, _, inner = shapes_of(NETWORKS['koalarization'], (224, 224))
+    encoder = [(112, 64), (112, 128), (56, 128), (56, 256), (28, 256), (28, 512), (28, 512), (28, 256)]
+    expected = {f'encoder_{i}': shape for i, shape in enumerate(encoder)} | {'fusion_0': (28, 256)}
+    expected |= {'decoder_0': (28, 128), 'decoder_2': (56, 64), 'decoder_3': (56, 64), 'decoder_5': (112, 32)}  # 1, 4: up
+    expected['output'] = (112, 2)
+    assert {name: (layer.shape[1], layer.shape[3]) for name, layer in inner.items()} == expected
+
+
 # Of each architecture: how many convolutions its encoder and its fusion have.
 LAYERS = {'base': (8, 2), '1': (7, 2), '2': (5, 2), '3': (5, 1)}
 
@@ -273,8 +318,10 @@ def test_kernel_l2_covers_all_convolutions_but_the_encoder_s_last(variant):
 @pytest.mark.parametrize(
     ('name', 'change', 'words'),
     [
-        ('deepcolor', {'variant': '4'}, "model.variant: there is no variant '4'; there are base, 1, 2, 3"),
+        ('deepcolor', {'variant': '4'}, "model.variant: there is no variant '4'; there are base, 1, 2, 3, koalarization"),
         ('vgg_fusion', {'encoder_widths': (64, 128)}, 'model.encoder_widths: 2 .* six'),
+        ('cgan', {'output_activation': 'linear'}, 'model.output_activation: the cgan.s is sigmoid or tanh, not linear'),
+        ('cgan', {'generator_layers': 8}, 'model.generator_layers must lie between 6 and 7, not 8'),
     ],
 )
 def test_invalid_architectures_are_refused(name, change, words):

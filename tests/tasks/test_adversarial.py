@@ -12,6 +12,7 @@ from helpers import assert_identical, small_recipe
 
 from jaxcolor import color, tasks
 from jaxcolor.errors import UserError
+from jaxcolor.models import cgan
 from jaxcolor.models.layers import ConvBlock
 from jaxcolor.runtime.parallel import DataParallel
 from jaxcolor.tasks import adversarial
@@ -195,6 +196,51 @@ def test_yuv_targets_from_shards_are_those_of_the_photo(photos):
     error = np.abs(adversarial._yuv(color.encode_lab(color.rgb_to_lab(rgb))) - expected)
     assert (error.mean(axis=(0, 1, 2)) < 0.002).all()
     assert error.max() < 0.04
+
+
+def test_the_discriminator_s_fields(task, state, lab):
+    """Leaky slope, momentum and eps, by hand: its layers in NumPy from the same parameters."""
+    photo = np.asarray(lab[:2] / 255, np.float32)
+    network = cgan.Discriminator(width=0.0625, leaky_slope=0.3, momentum=0.7, epsilon=0.5)
+    params = state.params['discriminator']
+    variables = {'params': params, 'batch_stats': state.model_state['discriminator']}
+    logits, new = network.apply(variables, photo, True, mutable=['batch_stats'])
+    x = photo
+    for i in range(4):
+        x = jax.lax.conv_general_dilated(
+            x, params[f'conv_{i}']['kernel'], (2, 2), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+        )
+        mean, var = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
+        np.testing.assert_allclose(new['batch_stats'][f'norm_{i}']['mean'], 0.3 * mean, rtol=0, atol=1e-5)
+        x = (x - mean) / np.sqrt(var + 0.5)
+        x = np.where(x > 0, x, 0.3 * x)
+    x = x.reshape(2, -1)
+    for name in ('hidden', 'logit'):
+        x = x @ params[name]['kernel'] + params[name]['bias']
+    np.testing.assert_allclose(logits, x[:, 0], rtol=0, atol=1e-4 * np.abs(x).max())
+
+
+def test_tanh_scales_photos_to_its_own_range(task, state, lab):
+    """The discriminator sees photos' U and V, and generated ones, in [-1, 1]; losses and a*b* are in sigmoid's units."""
+    config = small_recipe('cgan')
+    config.model.output_activation = 'tanh'
+    other = tasks.build(config)
+    yuv, photos = task._photos(lab), other._photos(lab)
+    np.testing.assert_array_equal(yuv, adversarial._yuv(lab))
+    np.testing.assert_array_equal(photos[..., :1], yuv[..., :1])
+    np.testing.assert_allclose(photos[..., 1:], 2 * yuv[..., 1:] - 1, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(other._ab(photos), task._ab(yuv), rtol=0, atol=0.01)
+    shifted = other._uv_error(photos[..., 1:] + 0.2, photos[..., 1:])
+    np.testing.assert_allclose(shifted, 0.1, rtol=1e-5)
+
+    # 2 sigmoid(2x) - 1 is tanh(x): with its last layer halved, the generator gives the same colors in the other range.
+    params = jax.tree.map(np.copy, state.params)
+    for leaf in jax.tree.leaves(params['generator']['output']):
+        leaf /= 2
+    other_state = state.replace(params=params)
+    ours, theirs = (each.eval_step(s, {'lab': lab}) for each, s in [(task, state), (other, other_state)])
+    np.testing.assert_allclose(theirs[0]['loss'], ours[0]['loss'], rtol=1e-4)
+    np.testing.assert_allclose(theirs[1], ours[1], rtol=0, atol=1e-3 * np.abs(ours[1]).max())
 
 
 def test_the_sizes_of_network_and_crop_have_to_agree():

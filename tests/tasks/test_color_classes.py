@@ -74,7 +74,7 @@ def test_the_temperature_goes_from_the_mean_to_the_likeliest(config):
     of = {}
     for temperature in (1.0, 0.38, 0.01):
         config.task.temperature = temperature
-        of[temperature] = tasks.build(config).decode({'color_logits': jnp.asarray(logits)}, (2, 2), EVEN)
+        of[temperature] = tasks.build(config).decode({'color_logits': jnp.asarray(logits)}, jnp.zeros((1, 2, 2, 1)), EVEN)
     likely = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     np.testing.assert_allclose(of[1.0], likely @ class_centers(), rtol=0, atol=ROUNDING)
     annealed = likely ** (1 / 0.38)
@@ -85,7 +85,7 @@ def test_the_temperature_goes_from_the_mean_to_the_likeliest(config):
         of[0.01], class_centers()[logits.argmax(axis=-1)], rtol=0, atol=0.5
     )  # what others still weigh
     config.task.chroma_gain = 1.5
-    gained = tasks.build(config).decode({'color_logits': jnp.asarray(logits)}, (2, 2), EVEN)
+    gained = tasks.build(config).decode({'color_logits': jnp.asarray(logits)}, jnp.zeros((1, 2, 2, 1)), EVEN)
     np.testing.assert_allclose(gained, 1.5 * of[0.01], rtol=0, atol=ROUNDING)
 
 
@@ -106,7 +106,9 @@ def test_an_answer_is_rebalanced_as_a_loss_would_be(config):
     logits = rng.standard_normal((1, 2, 2, len(class_centers()))).astype(np.float32) * 2
     share = rng.dirichlet(np.ones(len(class_centers()))).astype(np.float32)
     config.task.update({'inference_rebalance': 0.25, 'temperature': 1.0})
-    found = tasks.build(config).decode({'color_logits': jnp.asarray(logits)}, (2, 2), {'color_prior': {'share': share}})
+    found = tasks.build(config).decode(
+        {'color_logits': jnp.asarray(logits)}, jnp.zeros((1, 2, 2, 1)), {'color_prior': {'share': share}}
+    )
     likely = np.exp(logits) / (0.75 * share + 0.25 / len(class_centers()))
     np.testing.assert_allclose(found, likely @ class_centers() / likely.sum(axis=-1, keepdims=True), rtol=0, atol=ROUNDING)
 

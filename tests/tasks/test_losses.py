@@ -39,7 +39,7 @@ def test_the_task_gives_them_units_and_chroma(tiny_config, ab):
     huber = 2 * np.asarray(optax.losses.huber_loss(a, b, delta=10.0)) / 256**2  # sigmoid: 256 units to 1
     weight = 1 + 3 * np.hypot(b[..., 0], b[..., 1]) / 100
     expected = (weight[..., None] * huber).mean(axis=(1, 2, 3))
-    np.testing.assert_allclose(task._color_error(*map(jax.numpy.asarray, normal)), expected, rtol=1e-4)
+    np.testing.assert_allclose(task._color_error(*map(jax.numpy.asarray, [*normal, b])), expected, rtol=1e-4)
     tiny_config.task.error = 'cubic'
     with pytest.raises(UserError, match=r"task\.error: 'cubic' is none of squared, huber"):
         tasks.build(tiny_config)

@@ -25,6 +25,19 @@ def test_learning_rate_scaling_and_warm_up(scaling, factor):
     assert float(optimizers.schedule(config, LENGTH, 512)(55)) == pytest.approx(0.25 * factor)
 
 
+def test_adagrad_divides_by_the_root_of_all_squares():
+    """Duchi, Hazan, Singer 2011; the sum starts at 0.1, as in TensorFlow."""
+    config = base.optimizer()
+    config.update({'name': 'adagrad', 'learning_rate': 0.5, 'eps': 1e-8})
+    optimizer = optimizers.build(config, 0.5)
+    params = {'kernel': np.zeros(2, np.float32)}
+    state, total = optimizer.init(params), 0.1
+    for gradient in (1.0, -3.0, 0.5):
+        updates, state = optimizer.update({'kernel': np.full(2, gradient, np.float32)}, state, params)
+        total += gradient**2
+        np.testing.assert_allclose(updates['kernel'], -0.5 * gradient / np.sqrt(total), rtol=1e-5)
+
+
 @pytest.mark.parametrize('name', ['lars', 'lamb'])
 def test_lars_and_lamb_adapt_kernels_only(name):
     """The norm of a kernel's update depends on the kernel's norm, not on the gradient's; a bias follows the gradient."""

@@ -12,7 +12,7 @@ from helpers import state_of
 from PIL import Image
 
 from jaxcolor import config as fields
-from jaxcolor import tasks
+from jaxcolor import models, tasks
 from jaxcolor.errors import UserError
 from jaxcolor.inference.colorizer import Colorizer
 from jaxcolor.recipes import load_recipe
@@ -162,6 +162,12 @@ def test_later_fields_mean_as_before(legacy):
         if field not in written[name]
     }
     assert added == {
+        'model.batch_norm_dense': True,
+        'model.batch_norm_fusion': False,
+        'model.batch_norm_output': False,
+        'model.output_space': 'lab',
+        'model.residual': False,
+        'task.adversarial': 0.0,
         'model.global_dropout': 0.0,
         'model.members': 1,
         'task.inference_rebalance': 1.0,
@@ -240,7 +246,23 @@ def test_the_very_first_config_has_all_fields_of_today():
             assert migrated[name] == section
 
 
-@pytest.mark.parametrize('recipe', ['ltbc', 'ltbc_compact', 'ltbc_compact:regression', 'vgg_fusion', 'deepcolor:1', 'cgan'])
+@pytest.mark.parametrize('decoder', ['nearest', 'deconv'])
+def test_batch_norm_of_old_outputs(decoder):
+    """Only transposed convolutions had one: parameters and statistics of the network of then, by name."""
+    config = fields.get_config()
+    config.model.update({'decoder': decoder, 'width': 0.0625, 'global_size': 32})
+    old = config.to_dict()
+    for field in ('batch_norm_dense', 'batch_norm_fusion', 'batch_norm_output'):
+        del old['model'][field]
+    network = models.build(migrate(old)['model'])
+    variables = jax.eval_shape(network.init, jax.random.PRNGKey(0), np.zeros((1, 32, 32, 1), np.float32))
+    without = {'fusion', 'classifier', 'output'} - ({'output'} if decoder == 'deconv' else set())
+    assert set(variables['params']) - set(variables['batch_stats']) == without
+
+
+@pytest.mark.parametrize(
+    'recipe', ['ltbc', 'ltbc_deconv', 'ltbc_compact', 'ltbc_compact:regression', 'vgg_fusion', 'deepcolor:1', 'cgan']
+)
 def test_a_config_of_today_stays_as_it_is(recipe):
     config = json.loads(load_recipe(recipe).to_json_best_effort())
     assert migrate(config) == config
