@@ -1,7 +1,8 @@
 """The multi-GPU reimplementation of Let there be Color! in PyTorch (Jacob and Darcet): its recipe.
 
-jaxcolor prepare PLACES365 --out=SHARDS --limit-per-class=1000 --split=train:0.8,validation:0.2
+jaxcolor prepare PLACES365 --out=SHARDS --limit-per-class=1000 --split=train:0.8,validation:0.2,test:test
 python -m jaxcolor.main --config=configs/ltbc_pytorch.py --config.data.shards=SHARDS
+jaxcolor evaluate --model=runs/ltbc_pytorch --splits=test --grid-photos=32
 
 LTBC without batch norm, with 400 hidden units and 365 classes in its classifier, Adam at 1e-4, batch 32, alpha 0.005, colors
 upsampled inside the network. The report trained on 292,000 photos of Places365 for 30 h on one P100 and "stopped the

@@ -309,6 +309,7 @@ def _sweep_arguments(parser):
     add('--out', required=True, metavar='FOLDER', help='where run directories, table.csv and sweep.png are written')
     add('--data', metavar='SHARDS', help='the shard set of all trainings')
     add('--collect', action='store_true', help='only tabulate the trainings that exist')
+    add('--over', metavar='SECTION.FIELD', help='also draw the errors over this field, to over.png')
     add('--config.SECTION.FIELD', dest='fields', metavar='VALUE', help='set a field of all trainings')
 
 
@@ -316,16 +317,12 @@ def _sweep(args):
     """Trains the lines of a sweep file one after the other; writes one table and one picture.
 
     jaxcolor sweep configs/sweeps/ltbc.txt --out=runs/sweeps/ltbc --data=SHARDS
-    jaxcolor sweep configs/sweeps/ltbc.txt --out=runs/sweeps/ltbc --collect
+    jaxcolor sweep configs/sweeps/large_batch.txt --out=runs/sweeps/large_batch --over=train.batch_size --collect
     """
     from jaxcolor.sweep import run_sweep
 
-    if wrong := [word for word in args.fields if not word.startswith('--config.')]:
-        raise UserError(
-            f'{wrong[0]!r} is not an argument of sweep; set a field of all trainings with --config.SECTION.FIELD=VALUE.'
-        )
     fields = args.fields + ([f'--config.data.shards={args.data}'] if args.data else [])
-    run_sweep(args.sweep, Path(args.out), fields, only_collect=args.collect)
+    run_sweep(args.sweep, Path(args.out), fields, only_collect=args.collect, over=args.over)
 
 
 def _tune_inference_arguments(parser):

@@ -10,7 +10,7 @@ import csv
 import io
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +151,58 @@ def _draw(path, rows, curves):
         figure.savefig(temporary, dpi=90, format='png')
 
 
-def run_sweep(path: str | Path, out: Path, fields: Sequence[str] = (), only_collect: bool = False) -> None:
+def draw_over(field: str, trainings: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """Draws OUT/over.png: figures of the trainings over a field, a line for those that differ in nothing else.
+
+    Trainings that differ in the seed only are one point, with a bar from the least to the greatest. What leaves the numbers
+    as they are (train.accumulation_steps) makes no other line.
+
+    Args:
+        field: 'SECTION.FIELD', of numbers.
+        trainings: as `read_sweep` gives them.
+        rows: as `collect` gives them.
+        out: the folder of the run directories.
+
+    Raises:
+        UserError: there is no such field.
+    """
+    from matplotlib.figure import Figure
+
+    section, _, name = field.partition('.')
+    apart = tuple(f'--config.{each}=' for each in (field, 'seed', 'train.accumulation_steps'))
+    figures = {'ab_rmse': 'ab RMSE', 'psnr': 'PSNR (dB)', 'top1': 'top-1 accuracy of the class'}
+    figures = {key: title for key, title in figures.items() if any(row.get(key) for row in rows)}
+    lines: dict[str, dict[float, list[Mapping[str, Any]]]] = {}
+    for number, (flags, row) in enumerate(zip(trainings, rows, strict=False), 1):
+        if not row.get('ab_rmse'):
+            continue
+        config = read_config(out / str(number))
+        if name not in config.get(section, {}):
+            raise UserError(f'--over: there is no field {field!r} (jaxcolor/config.py lists all).')
+        words = [word.removeprefix('--config.') for word in flags[1:] if not word.startswith(apart)]
+        line = lines.setdefault(' '.join(words) or 'as the recipe', {})
+        line.setdefault(float(config[section][name]), []).append(row)
+
+    picture = Figure(figsize=(5.5 * len(figures), 5 + 0.2 * len(lines)), layout='constrained')
+    panels = picture.subplots(1, len(figures), squeeze=False)[0] if figures else []
+    for axes, (key, title) in zip(panels, figures.items(), strict=True):
+        for label, line in sorted(lines.items()):
+            at = sorted(line)
+            values = [[float(row[key]) for row in line[x] if row.get(key)] for x in at]
+            mean = [sum(each) / len(each) for each in values]
+            below = [m - min(each) for m, each in zip(mean, values, strict=True)]
+            above = [max(each) - m for m, each in zip(mean, values, strict=True)]
+            axes.errorbar(at, mean, [below, above], marker='o', capsize=3, label=label)
+        axes.set(xscale='log', xlabel=field, title=title)
+    if figures:
+        picture.legend(*panels[0].get_legend_handles_labels(), loc='outside lower center', fontsize='small', ncols=2)
+    with files.atomic(out / 'over.png') as temporary:
+        picture.savefig(temporary, dpi=90, format='png')
+
+
+def run_sweep(
+    path: str | Path, out: Path, fields: Sequence[str] = (), only_collect: bool = False, over: str | None = None
+) -> None:
     """Trains what is not trained yet and tabulates all of it.
 
     Args:
@@ -159,6 +210,7 @@ def run_sweep(path: str | Path, out: Path, fields: Sequence[str] = (), only_coll
         out: folder of the run directories, table.csv and sweep.png.
         fields: '--config.SECTION.FIELD=VALUE' of all trainings.
         only_collect: tabulates what is there.
+        over: 'SECTION.FIELD' to draw the errors over.
 
     Raises:
         UserError: the file cannot be read or is empty; a training failed.
@@ -167,7 +219,10 @@ def run_sweep(path: str | Path, out: Path, fields: Sequence[str] = (), only_coll
     out.mkdir(parents=True, exist_ok=True)
     if not only_collect:
         train_all(trainings, out, fields)
-    for row in collect(trainings, out):
+    rows = collect(trainings, out)
+    for row in rows:
         figures = ', '.join(f'{name} {row[name]}' for name in _FIGURES[:2] if row.get(name))
         print(f'{row["number"] or "baseline"}: {row["flags"]}\n   {figures or row["result"]}')
-    print(f'\ntable: {out / "table.csv"}; picture: {out / "sweep.png"}')
+    if over:
+        draw_over(over, trainings, rows, out)
+    print(f'\ntable: {out / "table.csv"}; picture: {out / "sweep.png"}' + (f'; {out / "over.png"}' if over else ''))

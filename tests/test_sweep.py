@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from conftest import ROOT, assert_one_sentence
+from matplotlib.axes import Axes
 from PIL import Image
 
 from jaxcolor import sweep
@@ -53,6 +54,33 @@ def test_further_splits_have_columns_of_their_own(trained, tmp_path):
         first, *baselines = csv.DictReader(file)
     assert (first['test/psnr'], first['test/loss']) == ('21.5', '9')
     assert [row['test/psnr'] for row in baselines] == ['', '', '']
+
+
+def test_errors_over_a_field(trained, tmp_path, monkeypatch):
+    """A line for each setting of the other fields; seeds are one point with a bar."""
+    drawn = []
+    monkeypatch.setattr(Axes, 'errorbar', lambda self, x, y, spread, label, **style: drawn.append((label, x, y, spread)))
+    trainings, rows = [], []
+    for number, (batch, seed, name, rmse) in enumerate(
+        [(32, 0, 'adam', 12.0), (256, 0, 'adam', 13.0), (256, 1, 'adam', 15.0), (256, 0, 'lamb', 14.0)], 1
+    ):
+        words = [f'--config.train.batch_size={batch}', f'--config.seed={seed}', f'--config.optimizer.name={name}']
+        trainings.append(['--config=a.py', *words, f'--config.train.accumulation_steps={batch // 32}'])
+        config = json.loads((trained / 'config.json').read_text())
+        config['train']['batch_size'] = batch
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / 'config.json').write_text(json.dumps(config))
+        rows.append({'ab_rmse': str(rmse)})
+    trainings.append(['--config=b.py'])
+    rows.append({'result': 'not trained yet'})
+    sweep.draw_over('train.batch_size', trainings, rows, tmp_path)
+    assert drawn == [
+        ('optimizer.name=adam', [32.0, 256.0], [12.0, 14.0], [[0.0, 1.0], [0.0, 1.0]]),
+        ('optimizer.name=lamb', [256.0], [14.0], [[0.0], [0.0]]),
+    ]
+    assert Image.open(tmp_path / 'over.png').width > 300
+    with pytest.raises(UserError, match=r"--over: there is no field 'train\.batch'"):
+        sweep.draw_over('train.batch', trainings, rows, tmp_path)
 
 
 @pytest.mark.slow

@@ -194,9 +194,9 @@ class AbTask(Task):
         there is a classifier, the share of photos that have a label and whose class is found, and of those that have one."""
         outputs, every = lax.stop_gradient(outputs), self.agreement_stride
         size = next(x.shape[1:3] for x in outputs.values() if x.ndim == 4)
-        truth = resize(color.decode_lab(batch['lab'])[..., 1:], size)[:, ::every, ::every]
+        truth = resize(color.decode_lab(batch['lab']), size)[:, ::every, ::every]  # (B, h, w, 3)
         some = {name: x[:, ::every, ::every] if x.ndim == 4 else x for name, x in outputs.items()}
-        agreement = losses.larger_channel_agreement(self.decode(some, truth.shape[1:3], model_state), truth)
+        agreement = losses.larger_channel_agreement(self.decode(some, truth[..., :1], model_state), truth[..., 1:])
         shares = {'larger_channel_agreement': jnp.mean(agreement)}
         if 'logits' in outputs:
             found = losses.top_k_accuracy(outputs['logits'], batch['label'], 1)
