@@ -34,13 +34,17 @@ CASES = {
         {
             'model': {'output_space': 'yuv', 'output_activation': 'tanh', 'residual': True},
             'task': {'adversarial': 0.01, 'chroma_weight': 1.0},
-            'train': {'ema': 0.5, 'accumulation_steps': 2},
+            'train': {'ema': 0.5},
         },
         'color_loss',
     ),
     'rgb, residual, adversary': (
         'ltbc_deconv',
-        {'model': {'output_space': 'rgb', 'residual': True}, 'task': {'adversarial': 0.01, 'error': 'huber'}},
+        {
+            'model': {'output_space': 'rgb', 'residual': True},
+            'task': {'adversarial': 0.01, 'error': 'huber'},
+            'optimizer': {'learning_rate': 1e-3},
+        },
         'color_loss',
     ),
     'tanh, six layers': (
