@@ -8,6 +8,7 @@ import pytest
 from helpers import batch_of, norm, small_recipe
 
 from jaxcolor import color, tasks
+from jaxcolor.config import load_recipe
 from jaxcolor.errors import UserError
 from jaxcolor.runtime.parallel import DataParallel
 
@@ -127,6 +128,21 @@ def test_without_a_weight_there_is_no_discriminator(adversarial):
     # As in `cgan`, with L* and a*b* in place of Y, U and V; for 32 pixels a quarter of the values reach its dense layer.
     discriminator = 5 * 5 * (3 * 4 + 4 * 8 + 8 * 16 + 16 * 32) + 3 * (4 + 8 + 16 + 32) + 4 * 32 * 4 + 4 + 4 + 1
     assert sum(leaf.size for leaf in jax.tree.leaves(state.opt_state['adversary']['params'])) == discriminator
+
+
+@pytest.mark.parametrize(
+    ('name', 'side'), [('ltbc', 112), ('ltbc_deconv', 224), ('deepcolor:koalarization', 224), ('vgg_fusion', 256)]
+)
+def test_every_regression_takes_a_discriminator(name, side):
+    """Of photos at the size at which its loss is taken: four halvings of it reach the dense layer, of 64 at full width."""
+    config = load_recipe(name)
+    config.task.adversarial = 0.01
+    state = jax.eval_shape(tasks.build(config).init, jax.random.PRNGKey(0))
+    params = state.opt_state['adversary']['params']
+    assert params['conv_0']['kernel'].shape == (5, 5, 3, 64)
+    assert params['hidden']['kernel'].shape == (512 * (side // 16) ** 2, 64)
+    plain = load_recipe(name)
+    assert state.weights() == jax.eval_shape(tasks.build(plain).init, jax.random.PRNGKey(0)).weights()
 
 
 def test_an_evaluation_knows_nothing_of_the_discriminator(adversarial, lab):
