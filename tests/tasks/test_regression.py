@@ -103,7 +103,7 @@ def test_losses_of_both_by_hand(adversarial, lab):
 
 
 def test_the_weight_is_that_of_the_gradient(adversarial, lab):
-    """The network's gradient is the color loss's + the weight times another; the other's does not know it."""
+    """The network's gradient is the color loss's + the weight times another; the discriminator does not know the weight."""
     _, state = adversarial
     batch = {'lab': lab, 'label': np.full(4, -1, np.int32)}
     moments, others = {}, []
