@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import batch_of, norm, small_recipe
+from helpers import batch_of, load_recipe, norm, small_recipe
 
 from jaxcolor import color, tasks
-from jaxcolor.config import load_recipe
 from jaxcolor.errors import UserError
 from jaxcolor.runtime.parallel import DataParallel
 
