@@ -1,6 +1,6 @@
 """What the tasks share whose network maps L* to a*b*: the training step, evaluation and prediction."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -55,14 +55,6 @@ class AbTask(Task):
         """The model_state after a batch; unchanged by default."""
         return model_state
 
-    def train_adversary(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        """What comes ahead of the network's own step: the state after it, and what it measured; nothing by default."""
-        return state, {}
-
-    def adversarial_terms(self, outputs: Outputs, batch: Batch, state: TrainState) -> dict[str, jax.Array]:
-        """Terms of the loss of training alone for each photo, {name: (B,)}; none by default."""
-        return {}
-
     # -- The interface of a task --------------------------------------------------------------------------------------
 
     def network_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -81,12 +73,16 @@ class AbTask(Task):
 
     def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         """One step of one device on its share of the batch; gradients and batch statistics are averaged over AXIS."""
+        return self.network_step(state, batch, lambda outputs, part: {})
 
-        state, measured = self.train_adversary(state, batch)
+    def network_step(
+        self, state: TrainState, batch: Batch, further_terms: Callable[[Outputs, Batch], dict[str, jax.Array]]
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """`train_step` with more terms of the loss for each photo of a part of the batch, {name: (B,)}."""
 
         def loss_fn(params, batch):
             outputs, model_state = self._train_forward(state.replace(params=params), *self._inputs(state, batch))
-            each = self._all_terms(outputs, batch, state.model_state) | self.adversarial_terms(outputs, batch, state)
+            each = self._all_terms(outputs, batch, state.model_state) | further_terms(outputs, batch)
             terms = {name: jnp.mean(values) for name, values in each.items()}
             model_state = self.update_statistics(model_state, outputs, batch, state.step)
             if self.settings.kernel_l2:
@@ -101,7 +97,7 @@ class AbTask(Task):
         if 'top1' in metrics:
             metrics['top1'] /= metrics.pop('labeled')  # NaN where no photo has a label
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-        metrics |= {**measured, 'grad_norm': optax.tree.norm(grads), 'learning_rate': jnp.asarray(self.schedule(state.step))}
+        metrics |= {'grad_norm': optax.tree.norm(grads), 'learning_rate': jnp.asarray(self.schedule(state.step))}
         state = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),

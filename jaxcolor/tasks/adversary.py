@@ -18,7 +18,7 @@ from jaxcolor.tasks import losses
 class Adversary:
     """Tells photos from predictions, both (B, h, w, C): what the regression compares, joined to the lightness.
 
-    Its state is TrainState.adversary: {'params', 'model_state', 'opt_state'}.
+    Its state, in TrainState.opt_state, is {'params', 'model_state', 'opt_state'}.
 
     Args:
         weight: of the network's loss for not fooling it.

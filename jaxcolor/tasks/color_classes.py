@@ -54,6 +54,8 @@ class ColorClasses(AbTask):
             raise UserError(
                 f'task.name=color_classes is for the network ltbc with model.color_classes={classes}, model.decoder=nearest.'
             )
+        if self.network.output_space != 'lab':
+            raise UserError('model.output_space: color classes are classes of a*b*; set it to lab.')
 
     def init_statistics(self) -> dict[str, Any]:
         """{'color_prior': {'share': float32 (Q,)}}, adding up to 1."""

@@ -43,7 +43,9 @@ class Regression(AbTask):
         batch = {'lab': jnp.zeros((1, self.crop, self.crop, 3), jnp.uint8)}
         outputs = {self.output: jnp.zeros((1, *self._output_size(state), self.channels))}
         shape = jax.eval_shape(self._photos_and_predictions, outputs, batch)[0].shape
-        return state.replace(adversary=self.adversary.init(jax.random.fold_in(rng, 1), shape))
+        adversary = self.adversary.init(jax.random.fold_in(rng, 1), shape)
+        # Neither inference nor another training that starts from this one needs it: so it is no part of the weights.
+        return state.replace(opt_state={'network': state.opt_state, 'adversary': adversary})
 
     def loss_terms(self, outputs: Outputs, batch: Batch, model_state: Mapping[str, Any]) -> dict[str, jax.Array]:
         """{'color_loss': (B,)}"""
@@ -70,23 +72,24 @@ class Regression(AbTask):
             output = resize(output, size)
         return color.decode_output(output, lightness, self.space, self.activation) * self.settings.chroma_gain
 
-    def train_adversary(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One step of the discriminator against the network as it is."""
-        if self.adversary is None:
-            return state, {}
+    def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One step of one device on its share of the batch; gradients and batch statistics are averaged over AXIS."""
+        adversary = self.adversary
+        if adversary is None:
+            return super().train_step(state, batch)
 
         def pair_of(part):
             outputs, _ = self._train_forward(state, *self._inputs(state, part))
             return lax.stop_gradient(self._photos_and_predictions(outputs, part))
 
-        after, measured = self.adversary.train_step(state.adversary, pair_of, batch, self.accumulation_steps)
-        return state.replace(adversary=after), measured
+        def further_terms(outputs, part):
+            _, predictions = self._photos_and_predictions(outputs, part)
+            return {'adversarial_loss': adversary.loss(of_adversary, predictions)}
 
-    def adversarial_terms(self, outputs: Outputs, batch: Batch, state: TrainState) -> dict[str, jax.Array]:
-        """{'adversarial_loss': (B,)} where there is an adversary."""
-        if self.adversary is None:
-            return {}
-        return {'adversarial_loss': self.adversary.loss(state.adversary, self._photos_and_predictions(outputs, batch)[1])}
+        of_adversary, measured = adversary.train_step(state.opt_state['adversary'], pair_of, batch, self.accumulation_steps)
+        state, metrics = self.network_step(state.replace(opt_state=state.opt_state['network']), batch, further_terms)
+        state = state.replace(opt_state={'network': state.opt_state, 'adversary': of_adversary})
+        return state, {**metrics, **measured}
 
     def _comparable(self, prediction, target):
         """Brings both, (B, h, w, C) and (B, H, W, C), to the size at which the loss is taken."""

@@ -11,10 +11,10 @@ class TrainState(struct.PyTreeNode):
     """A pytree; every leaf is an array.
 
     step: int32 (), the steps done. params: the trained float32 parameters. model_state: the networks' other collections
-    (batch statistics). opt_state: Optax's state. rng: uint32 (2,), the key that each step's randomness is folded from.
+    (batch statistics). opt_state: Optax's state, and what else training alone needs. rng: uint32 (2,), the key that each
+    step's randomness is folded from.
     frozen: an `extractors.Extractor` or (); never trained, and no part of checkpoints: the run directory holds it once.
     ema: the moving average of `weights`, or () where none is kept.
-    adversary: {'params', 'model_state', 'opt_state'} of a discriminator beside a regression, or (); only training needs it.
     """
 
     step: jax.Array
@@ -24,7 +24,6 @@ class TrainState(struct.PyTreeNode):
     rng: jax.Array
     frozen: Any = ()
     ema: Any = ()
-    adversary: Any = ()
 
     def weights(self) -> dict[str, Any]:
         """What inference needs, and what `ema` averages: the parameters and the statistics that belong to them."""

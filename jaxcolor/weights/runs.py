@@ -164,7 +164,7 @@ def load(
         logging.info('loading step %d of %s', step, run)
         state, _ = checkpoints.restore(step, abstract(shapes, sharding))
     extractor = jax.device_put(load_extractor(run, config), sharding)
-    return config, task, state.replace(opt_state=(), adversary=(), frozen=extractor)
+    return config, task, state.replace(opt_state=(), frozen=extractor)
 
 
 def init_from(

@@ -92,7 +92,6 @@ def read_state(folder: str | os.PathLike, shapes: TrainState) -> TrainState:
         params=weights['params'],
         model_state=weights.get('model_state', {}),
         opt_state=(),
-        adversary=(),
         ema=(),
         step=np.int32(metadata['step']),
         rng=np.zeros(2, np.uint32),

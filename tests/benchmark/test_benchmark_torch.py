@@ -100,6 +100,26 @@ def test_wrong_parameters_and_precision_are_refused():
         torch_training(config, varied_batch(config, 1), precision='fp8')
 
 
+@pytest.mark.parametrize(
+    ('name', 'section', 'field', 'value'),
+    [
+        ('ltbc_pytorch', 'model', 'output_space', 'rgb'),
+        ('ltbc_pytorch', 'model', 'residual', True),
+        ('ltbc_pytorch', 'task', 'adversarial', 0.1),
+        ('cgan', 'model', 'output_activation', 'tanh'),
+        ('cgan', 'model', 'generator_layers', 6),
+        ('cgan', 'model', 'leaky_slope', 0.1),
+        ('cgan', 'model', 'batch_norm_eps', 1e-3),
+    ],
+)
+def test_what_pytorch_lacks_is_refused(name, section, field, value):
+    config = CONFIGS[name]()
+    batch = varied_batch(config, 1)
+    config[section][field] = value
+    with pytest.raises(UserError, match=rf'needs {section}\.{field}='):
+        torch_training(config, batch)
+
+
 def test_different_loss_is_detected(monkeypatch):
     config = CONFIGS['deepcolor']()
     config.task.kernel_l2 = 0.0

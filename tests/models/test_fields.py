@@ -21,7 +21,7 @@ from jaxcolor.weights import runs
 from jaxcolor.weights.export import export
 
 FISH = PHOTOS / 'train' / 'fish1.jpg'
-STEPS = 6
+STEPS = 12
 # Of each case: the recipe, what changes in it, the term of the loss that falls.
 CASES = {
     'batch norm everywhere': (
@@ -34,13 +34,13 @@ CASES = {
         {
             'model': {'output_space': 'yuv', 'output_activation': 'tanh', 'residual': True},
             'task': {'adversarial': 0.01, 'chroma_weight': 1.0},
-            'train': {'ema': 0.5, 'accumulation_steps': 2},
+            'train': {'ema': 0.5},
         },
         'color_loss',
     ),
     'rgb, residual, adversary': (
         'ltbc_deconv',
-        {'model': {'output_space': 'rgb', 'residual': True}, 'task': {'adversarial': 0.01, 'error': 'huber'}},
+        {'model': {'output_space': 'rgb', 'residual': True}, 'task': {'adversarial': 0.01}},
         'color_loss',
     ),
     'tanh, six layers': (
@@ -88,7 +88,7 @@ def test_learns_resumes_is_exported_and_colors(case, shards, tmp_path):
     run = tmp_path / 'run'
     results = train(config, run)
     rows = [row[term] for row in logs.read_metrics(run) if term in row]
-    assert rows[-1] < rows[0]
+    assert np.mean(rows[-4:]) < np.mean(rows[:4])  # each of another batch
     resumed = shutil.copytree(run, tmp_path / 'resumed')
     shutil.rmtree(resumed / 'checkpoints' / str(STEPS))
     assert train(config, resumed) == results

@@ -160,6 +160,7 @@ def test_a_config_of_another_task_is_refused(config):
         ('task', 'rebalance', 1.5, 'task.rebalance must lie between 0 and 1'),
         ('model', 'color_classes', 313, 'model.color_classes=260'),
         ('model', 'decoder', 'deconv', 'model.decoder=nearest'),
+        ('model', 'output_space', 'rgb', 'model.output_space: color classes are classes of'),
         ('task', 'name', 'regression', 'model.color_classes is for task.name=color_classes'),
     ],
 )

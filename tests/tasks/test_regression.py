@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import batch_of, norm, small_recipe
+from helpers import batch_of, load_recipe, norm, small_recipe
 
 from jaxcolor import color, tasks
 from jaxcolor.errors import UserError
@@ -85,16 +85,16 @@ def test_losses_of_both_by_hand(adversarial, lab):
         probability = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
         return -np.mean(label * np.log(probability) + (1 - label) * np.log(1 - probability))
 
-    before = state.adversary
+    before, then = (each.opt_state['adversary'] for each in (state, after))
     on_real, new = logits(before['params'], before['model_state'], real)
     on_fake, new = logits(before['params'], new['batch_stats'], fake)
     expected = cross_entropy(on_real, 1) + cross_entropy(on_fake, 0)
     np.testing.assert_allclose(measured['discriminator_loss'], expected, rtol=1e-4)
     np.testing.assert_allclose(measured['accuracy_on_photos'], np.mean(on_real > 0))
     np.testing.assert_allclose(measured['accuracy_on_generated'], np.mean(on_fake < 0))
-    for a, b in zip(jax.tree.leaves(after.adversary['model_state']), jax.tree.leaves(new['batch_stats']), strict=True):
+    for a, b in zip(jax.tree.leaves(then['model_state']), jax.tree.leaves(new['batch_stats']), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
-    fooling, _ = logits(after.adversary['params'], after.adversary['model_state'], fake)
+    fooling, _ = logits(then['params'], then['model_state'], fake)
     np.testing.assert_allclose(measured['adversarial_loss'], WEIGHT * cross_entropy(fooling, 1), rtol=1e-4)
     error = np.square(fake - real).sum(axis=-1).mean() / 2
     np.testing.assert_allclose(measured['color_loss'], error, rtol=1e-4)
@@ -108,8 +108,10 @@ def test_the_weight_is_that_of_the_gradient(adversarial, lab):
     moments, others = {}, []
     for weight in (1e-9, 1.0, 2.0):
         after, _ = one_step(recipe(adversarial=weight), state, batch, 1)
-        (moments[weight],) = (jax.tree.leaves(each) for _, each in optax.tree.get_all_with_path(after.opt_state, 'mu'))
-        others.append(after.adversary)
+        (moments[weight],) = (
+            jax.tree.leaves(each) for _, each in optax.tree.get_all_with_path(after.opt_state['network'], 'mu')
+        )
+        others.append(after.opt_state['adversary'])
     once, twice = ([a - b for a, b in zip(moments[w], moments[1e-9], strict=True)] for w in (1.0, 2.0))
     assert norm(once) > 1e-3 * norm(moments[1e-9])
     assert norm([2 * a - b for a, b in zip(once, twice, strict=True)]) < 1e-3 * norm(twice)
@@ -120,18 +122,33 @@ def test_the_weight_is_that_of_the_gradient(adversarial, lab):
 def test_without_a_weight_there_is_no_discriminator(adversarial):
     _, state = adversarial
     plain = jax.eval_shape(tasks.build(recipe()).init, jax.random.PRNGKey(0))
-    assert plain.adversary == ()
+    assert 'adversary' not in plain.opt_state
     assert jax.tree.map(np.shape, state.params) == jax.tree.map(np.shape, plain.params)
     # As in `cgan`, with L* and a*b* in place of Y, U and V; for 32 pixels a quarter of the values reach its dense layer.
     discriminator = 5 * 5 * (3 * 4 + 4 * 8 + 8 * 16 + 16 * 32) + 3 * (4 + 8 + 16 + 32) + 4 * 32 * 4 + 4 + 4 + 1
-    assert sum(leaf.size for leaf in jax.tree.leaves(state.adversary['params'])) == discriminator
+    assert sum(leaf.size for leaf in jax.tree.leaves(state.opt_state['adversary']['params'])) == discriminator
+
+
+@pytest.mark.parametrize(
+    ('name', 'side'), [('ltbc', 112), ('ltbc_deconv', 224), ('deepcolor:koalarization', 224), ('vgg_fusion', 256)]
+)
+def test_every_regression_takes_a_discriminator(name, side):
+    """Of photos at the size at which its loss is taken: four halvings of it reach the dense layer, of 64 at full width."""
+    config = load_recipe(name)
+    config.task.adversarial = 0.01
+    state = jax.eval_shape(tasks.build(config).init, jax.random.PRNGKey(0))
+    params = state.opt_state['adversary']['params']
+    assert params['conv_0']['kernel'].shape == (5, 5, 3, 64)
+    assert params['hidden']['kernel'].shape == (512 * (side // 16) ** 2, 64)
+    plain = load_recipe(name)
+    assert state.weights() == jax.eval_shape(tasks.build(plain).init, jax.random.PRNGKey(0)).weights()
 
 
 def test_an_evaluation_knows_nothing_of_the_discriminator(adversarial, lab):
     task, state = adversarial
     batch = {'lab': lab, 'label': np.full(4, -1, np.int32)}
     metrics, ab = jax.jit(task.eval_step)(state, batch)
-    alone, ab_alone = jax.jit(tasks.build(recipe()).eval_step)(state.replace(adversary=()), batch)
+    alone, ab_alone = jax.jit(tasks.build(recipe()).eval_step)(state, batch)
     assert metrics.keys() == alone.keys() == {'loss', 'color_loss'}
     np.testing.assert_array_equal(metrics['loss'], alone['loss'])
     np.testing.assert_array_equal(ab, ab_alone)
@@ -149,14 +166,14 @@ def test_eight_devices_equal_one_with_a_discriminator(adversarial, accumulation)
     # Two parts of one device's batch are as two devices with statistics of their own.
     one, measured_one = one_step(parts, state, batch, 1)
     many, measured_many = one_step(config, state, batch, 8 if accumulation == 1 else 2)
-    for tree in ('opt_state', 'adversary'):
-        pairs = zip(
-            jax.tree_util.tree_leaves_with_path(getattr(one, tree)), jax.tree.leaves(getattr(many, tree)), strict=True
-        )
-        for (path, a), b in pairs:
-            keys = jax.tree_util.keystr(path)
-            if 'mu' in keys or 'model_state' in keys:
-                assert norm([a - b]) < 0.03 * norm([a]) + 1e-6, keys
+    pairs = zip(jax.tree_util.tree_leaves_with_path(one.opt_state), jax.tree.leaves(many.opt_state), strict=True)
+    compared = set()
+    for (path, a), b in pairs:
+        keys = jax.tree_util.keystr(path, simple=True, separator='/').split('/')
+        if 'mu' in keys or 'model_state' in keys:
+            assert norm([a - b]) < 0.03 * norm([a]) + 1e-6, keys
+            compared.add((keys[0], 'mu' in keys))
+    assert compared == {('network', True), ('adversary', True), ('adversary', False)}
     assert measured_one.keys() == measured_many.keys()
     for term in measured_one:
         np.testing.assert_allclose(measured_one[term], measured_many[term], rtol=1e-2, err_msg=term)

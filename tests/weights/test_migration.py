@@ -167,7 +167,6 @@ def test_later_fields_mean_as_before(legacy):
         'model.batch_norm_output': False,
         'model.output_space': 'lab',
         'model.residual': False,
-        'task.adversarial': 0.0,
         'model.global_dropout': 0.0,
         'model.members': 1,
         'task.inference_rebalance': 1.0,
