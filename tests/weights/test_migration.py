@@ -57,7 +57,8 @@ COMMANDS = {
     'cgan': (
         '--config=cgan:stable --config.train.steps=6 --config.seed=7 --config.name=cgan '
         '--config.model.size=32 --config.model.width=0.03 --config.model.noise_size=4 '
-        '--config.optimizer.name=rmsprop --config.optimizer.learning_rate=0.01 --config.optimizer.eps=1e-3'
+        '--config.optimizer.name=rmsprop --config.optimizer.learning_rate=0.01 --config.optimizer.eps=1e-3 '
+        '--config.data.flip=True'
     ),
     'deepcolor': (
         '--config=deepcolor:3 --config.train.steps=2 --config.name=deepcolor --config.seed=7 '
@@ -174,7 +175,11 @@ def test_later_fields_mean_as_before(legacy):
         'task.mirror': False,
         'train.init_from': '',
         'train.init_redraw': [],
+        'optimizer.warmup_epochs': 0.0,
         'train.devices': 0,
+        'train.epochs': None,
+        'train.epoch_steps': None,
+        'train.eval_every_epochs': None,
     }
 
 
