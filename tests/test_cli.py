@@ -58,7 +58,7 @@ def test_underscores_and_dashes_are_the_same():
         assert not error
         assert (args.num_processes, args.process_id) == (2, 1)
     args, _ = dry_run(['jaxcolor', 'evaluate', '--model=RUN', '--photo_list=my_list.txt', '--protocol=val5k', 'my_photos'])
-    assert (args.photo_list, args.photos) == ('my_list.txt', 'my_photos')  # values keep theirs
+    assert (args.only, args.photos) == ('my_list.txt', 'my_photos')  # values keep theirs
 
 
 def test_fields_take_both_forms():

@@ -160,7 +160,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(tiny_confi
         ('train', {'steps': 0}, 'train.steps must be at least 1'),
         ('train', {'accumulation_steps': 0}, 'train.accumulation_steps must be at least 1'),
         ('train', {'mapping': 'vmap'}, 'shard_map, pmap'),
-        ('optimizer', {'name': 'lion'}, 'adadelta, adam, lamb, lars, rmsprop, sgd'),
+        ('optimizer', {'name': 'lion'}, 'adadelta, adagrad, adam, lamb, lars, rmsprop, sgd'),
         ('optimizer', {'scaling': 'log'}, 'linear, none, sqrt'),
         ('optimizer', {'base_batch_size': 0}, 'optimizer.base_batch_size must be at least 1'),
         ('optimizer', {'schedule': 'cosin'}, 'constant, cosine, step'),

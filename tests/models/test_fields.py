@@ -82,7 +82,10 @@ def recipe_of(case, shards):
     return config, term
 
 
-@pytest.mark.parametrize('case', CASES)
+_ALWAYS = ('yuv, residual, adversary', 'tanh, six layers')
+
+
+@pytest.mark.parametrize('case', [case if case in _ALWAYS else pytest.param(case, marks=pytest.mark.slow) for case in CASES])
 def test_learns_resumes_is_exported_and_colors(case, shards, tmp_path):
     config, term = recipe_of(case, shards)
     run = tmp_path / 'run'

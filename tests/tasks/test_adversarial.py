@@ -106,7 +106,7 @@ def test_losses_and_accuracies_by_hand(task, half_steps, lab):
         'generator_fools': np.asarray(fake > 0).mean(),
         'l1_loss': 10 * np.abs(chroma - yuv[..., 1:]).mean(),
     }
-    generated = adversarial._ab(jnp.concatenate([yuv[..., :1], chroma], axis=-1))
+    generated = task._ab(jnp.concatenate([yuv[..., :1], chroma], axis=-1))
     larger = [x[..., 1] > x[..., 0] for x in (np.asarray(generated), color.decode_lab(lab)[..., 1:])]
     # Rounding may turn a pixel of 6 x 32 x 32 whose channels are all but equal.
     agreement = measured.pop('larger_channel_agreement')

@@ -93,7 +93,7 @@ def test_a_step_s_agreement_is_of_every_fourth_row_and_column(config):
     task, batch = tasks.build(config), photos()
     logits = 4 * np.random.default_rng(0).standard_normal((4, 8, 8, len(class_centers()))).astype(np.float32)
     found = task._accuracies({'color_logits': jnp.asarray(logits)}, batch, EVEN)
-    prediction = np.asarray(task.decode({'color_logits': jnp.asarray(logits)}, (8, 8), EVEN))[:, ::4, ::4]
+    prediction = np.asarray(task.decode({'color_logits': jnp.asarray(logits)}, jnp.zeros((4, 8, 8, 1)), EVEN))[:, ::4, ::4]
     truth = np.asarray(color.decode_lab(batch['lab'])[:, ::16, ::16, 1:])  # squares of 8 pixels, outputs of 4
     assert found.keys() == {'larger_channel_agreement'}
     expected = np.mean(prediction.argmax(axis=-1) == truth.argmax(axis=-1))
