@@ -4,9 +4,10 @@ import contextlib
 import io
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms
 from PIL.Image import Transpose
 
 # The formats of cameras, scanners and the web. Pillow also has formats that start other programs: they are not accepted.
@@ -63,31 +64,84 @@ def open_photo(
     Raises:
         RejectedError: not a photo, truncated or broken, too many pixels.
     """
-    image: Image.Image
+    image = _open(data, max_megapixels)
+    with _rejecting_broken():
+        return _decode(image, shorter_side, keep_alpha)
+
+
+def read_exif(image: Image.Image) -> tuple[dict[int, dict[int, Any]], bool]:
+    """Reads what EXIF says of a decoded image, as far as it can be read.
+
+    Returns:
+        ({directory: {tag: value}}, whether all of it could be read). The directories are 0 (the first), `IFD.Exif` and
+        `IFD.GPSInfo` of Pillow's `ExifTags`; empty ones are left out.
+    """
+    directories, complete = {}, True
+    for number in (0, ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+        # Broken EXIF raises anything: struct.error, SyntaxError, KeyError, OverflowError, ...
+        try:
+            exif = image.getexif()
+            if tags := dict(exif.get_ifd(number) if number else exif):
+                directories[int(number)] = tags
+        except Exception:
+            complete = False
+    return directories, complete
+
+
+@contextlib.contextmanager
+def _rejecting_broken():
+    """Raises RejectedError where decoding fails."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError):
-        raise RejectedError('not a photo') from None
-    width, height = image.size
-    if width * height > max_megapixels * 1e6:
-        raise RejectedError(f'{width}x{height} is more than {max_megapixels:g} megapixels')
-    try:
-        profile, orientation = image.info.get('icc_profile'), image.getexif().get(ExifTags.Base.Orientation)
-        if shorter_side and min(width, height) > shorter_side:
-            scale = shorter_side / min(width, height)
-            size = (max(1, round(width * scale)), max(1, round(height * scale)))
-            # JPEG decodes at 1/2, 1/4, 1/8 of its size, itself an area filter; stay at twice the target or more.
-            image.draft(None, (2 * size[0], 2 * size[1]))
-            image = _to_8_bits(image, keep_alpha).resize(size, Image.Resampling.BOX)
-        else:
-            image = _to_8_bits(image, keep_alpha)
-        image = _to_srgb(image, profile)
-        return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+        yield
+    except RejectedError:
+        raise
     except (OSError, EOFError) as error:
         raise RejectedError('truncated' if 'truncated' in str(error) else f'broken: {error}') from None
     # Pillow's decoders raise more on broken files: struct.error, ZeroDivisionError, ...
     except Exception as error:
         raise RejectedError(f'broken: {type(error).__name__}: {error}') from None
+
+
+def _open(data, max_megapixels) -> Image.Image:
+    """Reads a photo's header. Raises RejectedError: not a photo, or too many pixels."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Exception:  # as above
+        raise RejectedError('not a photo') from None
+    _check_size(image, max_megapixels)
+    return image
+
+
+def _check_size(image, max_megapixels):
+    width, height = image.size
+    if width * height > max_megapixels * 1e6:
+        raise RejectedError(f'{width}x{height} is more than {max_megapixels:g} megapixels')
+
+
+def _decode(image, shorter_side, keep_alpha):
+    """An opened image, at its current frame -> RGB(A) in sRGB, upright."""
+    size = None
+    if shorter_side and min(image.size) > shorter_side:
+        scale = shorter_side / min(image.size)
+        size = tuple(max(1, round(side * scale)) for side in image.size)
+        # JPEG decodes at 1/2, 1/4, 1/8 of its size, itself an area filter; stay at twice the target or more.
+        image.draft(None, (2 * size[0], 2 * size[1]))
+    image.load()
+    # Only now: Pillow turns TIFFs while it loads them, and PNGs may have their EXIF data behind the pixels.
+    profile, orientation = image.info.get('icc_profile'), _orientation(image)
+    upright = _to_8_bits(image, keep_alpha)
+    if size:
+        upright = upright.resize(size, Image.Resampling.BOX)
+    upright = _to_srgb(upright, profile)
+    return upright.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else upright
+
+
+def _orientation(image):
+    """The EXIF orientation that a loaded image still has to be turned by; 1 if there is none that can be read."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # as in `read_exif`
+        return 1
 
 
 def _to_8_bits(image, keep_alpha):
