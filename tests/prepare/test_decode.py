@@ -5,7 +5,6 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import PHOTOS
 from odd_photos import FORMATS, STORED, encoded, quadrants, turned_file, turned_wrongly
 from PIL import Image
 
