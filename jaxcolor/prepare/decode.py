@@ -25,7 +25,7 @@ _FORMATS = ('JPEG', 'PNG', 'WEBP', 'TIFF', 'BMP', 'GIF', 'PPM', 'AVIF', 'MPO', '
 FORMATS: list[str] = [name for name in _FORMATS if name in Image.OPEN]
 # Parts of the names that photos of these formats have.
 _SUFFIXES = (
-    '.jpg .jpeg .jpe .jfif .mpo .png .apng .webp .tif .tiff .bmp .dib .gif .ppm .pgm .pbm .pnm .avif .avifs'
+    '.jpg .jpeg .jpe .jfif .mpo .png .apng .webp .tif .tiff .bmp .gif .ppm .pgm .pbm .pnm .avif .avifs'
     ' .jp2 .j2k .jpx .tga .heic .heif .hif .jxl'
 )
 SUFFIXES = frozenset(_SUFFIXES.split())
