@@ -18,6 +18,7 @@ from jaxcolor.prepare.decode import Frames, RejectedError, open_frames, open_pho
 OUTPUT_FORMATS = {'.jpg': 'JPEG', '.jpeg': 'JPEG', '.jpe': 'JPEG', '.jfif': 'JPEG', '.mpo': 'JPEG', '.png': 'PNG'}
 OUTPUT_FORMATS |= {'.apng': 'PNG', '.webp': 'WEBP', '.tif': 'TIFF', '.tiff': 'TIFF'}
 _MIN_SIDE = 2
+_MAX_MS = {'PNG': 65_535_000.0, 'WEBP': 2.0**24 - 1}  # of a frame
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
 
 
@@ -164,11 +165,14 @@ def _fitting_frames(frames, images, file_format):
 
 def _animation(frames, file_format):
     """Pillow's options for the durations and loops of an animation; pages of a scan are shown for a second each."""
-    if file_format not in ('PNG', 'WEBP'):
+    if file_format not in _MAX_MS:
         return {}
     durations = frames.durations or [1000.0] * len(frames.images)
+    durations = [min(max(0.0, duration), _MAX_MS[file_format]) for duration in durations]
     if file_format == 'WEBP':
-        return {'duration': [round(duration) for duration in durations], 'loop': frames.loop}
+        return {'duration': [round(duration) for duration in durations], 'loop': min(frames.loop, 65535)}
+    # PNG's are fractions of 16-bit numbers: long ones in whole seconds.
+    durations = [duration if duration < 65_535 else 1000.0 * (duration // 1000) for duration in durations]
     cover = {'default_image': True} if frames.has_cover else {}
     return {'duration': durations[1:] if cover else durations, 'loop': frames.loop, **cover}
 

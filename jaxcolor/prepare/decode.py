@@ -97,13 +97,13 @@ def open_photo(
 class Frames(NamedTuple):
     """The pages or frames of a photo file."""
 
-    images: list[Image.Image]  # RGB or RGBA in sRGB, upright; of one mode
+    images: list[Image.Image]  # RGB or RGBA in sRGB, upright; of one mode; first the one that viewers show
     total: int  # in the file: some may be missing, small copies or broken ones
     durations: list[float]  # ms, of each; empty where the frames are no animation
     loop: int  # how often an animation is played; 0 for ever
     has_cover: bool  # the first image is shown instead of the animation (PNG)
     format: str  # Pillow's name
-    exif: dict[int, dict[int, Any]]  # of the first frame, from `read_exif`
+    exif: dict[int, dict[int, Any]]  # of the first image, from `read_exif`
     exif_complete: bool
 
 
@@ -127,7 +127,8 @@ def open_frames(data: bytes, *, max_megapixels: float) -> Frames:
     exif, exif_complete = read_exif(image)
     is_animation, loop = image.format in ('GIF', 'PNG', 'WEBP', 'AVIF'), image.info.get('loop', 1)
     durations = [image.info.get('duration', 0)]
-    for index in range(1, total):
+    first = image.tell()  # HEIC names the one to show
+    for index in (index for index in range(total) if index != first):
         try:
             image.seek(index)
             with _rejecting_broken():

@@ -84,6 +84,17 @@ def test_a_gif_that_plays_once(colorizer, tmp_path):
     assert result.info['loop'] == 1
 
 
+@pytest.mark.parametrize('name', ['a.gif', 'a.webp', 'a.png'])
+def test_long_durations(colorizer, tmp_path, name):
+    """As long as the formats can say, in units of their own: GIF 1/100 s, WebP 1 ms, PNG a fraction of 16-bit numbers."""
+    longest = {'a.gif': 655_350, 'a.webp': 2**24 - 1, 'a.png': 65_535_000}[name]
+    options = {**ANIMATION, 'duration': [longest, 70, longest]}
+    data = encoded(FRAMES[0], format=name[2:], **options)
+    frames, _, _ = colored(colorizer, tmp_path / name, data)
+    for (_, duration), expected in zip(frames, options['duration'], strict=True):
+        assert duration == pytest.approx(expected, abs=1000 if expected > 1000 else 0)
+
+
 def test_a_cover_of_an_animation_stays_one(colorizer, tmp_path):
     options = {**ANIMATION, 'duration': DURATIONS[1:], 'default_image': True}
     frames, result, _ = colored(colorizer, tmp_path / 'a.png', encoded(FRAMES[0], format='PNG', **options))
@@ -211,6 +222,15 @@ def test_formats_of_the_extra(colorizer, tmp_path, format, suffix, module):
     frames, result, _ = colored(colorizer, tmp_path / f'a{suffix}', data)
     assert result.format == 'PNG'
     assert error_of(frames[0][0], PHOTO) < 8
+
+
+def test_the_main_picture_of_several_comes_first(colorizer, tmp_path):
+    pytest.importorskip('pillow_heif')
+    frames = [frame.convert('RGB') for frame in FRAMES]
+    options = {'save_all': True, 'append_images': frames[1:], 'primary_index': 1, 'quality': 95}
+    results, _, _ = colored(colorizer, tmp_path / 'a.heic', encoded(frames[0], format='HEIF', **options))
+    for (result, _), index in zip(results, (1, 0, 2), strict=True):
+        assert error_of(result, FRAMES[index]) < 8
 
 
 @pytest.mark.parametrize('start', [b'\0\0\0\x18ftypheic\0\0\0\0mif1', b'\xff\x0a\0\0', b'\0\0\0\x0cJXL \r\n\x87\n'])
