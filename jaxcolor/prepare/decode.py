@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms
+from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 from PIL.Image import Transpose
 
 # Plug-ins of Pillow, in the extra `formats`. They add their formats to Pillow's.
@@ -61,15 +61,17 @@ class RejectedError(Exception):
 def pillow_unguarded() -> Iterator[None]:
     """Lifts Pillow's own pixel limit, since `open_photo` checks the caller's, and silences Pillow's warnings.
 
-    Both settings are process-wide: enter the context before starting threads that decode, leave it after they have ended.
+    It also lets a PNG's text or profile unpack to 64 MB: Pillow rejects photos for more than one.
+    All settings are process-wide: enter the context before starting threads that decode, leave it after they have ended.
     """
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    text_limit, PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         try:
             yield
         finally:
-            Image.MAX_IMAGE_PIXELS = limit
+            Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = limit, text_limit
 
 
 def open_photo(
@@ -125,7 +127,8 @@ def open_frames(data: bytes, *, max_megapixels: float) -> Frames:
     with _rejecting_broken():
         images = [_decode(image, None, keep_alpha=True)]
     exif, exif_complete = read_exif(image)
-    is_animation, loop = image.format in ('GIF', 'PNG', 'WEBP', 'AVIF'), image.info.get('loop', 1)
+    is_animation = image.format in ('GIF', 'PNG', 'WEBP', 'AVIF')
+    loop = image.info.get('loop', 1 if image.format == 'GIF' else 0)
     durations = [image.info.get('duration', 0)]
     first = image.tell()  # HEIC names the one to show
     for index in (index for index in range(total) if index != first):

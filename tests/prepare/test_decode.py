@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 import pytest
 from odd_photos import FORMATS, STORED, encoded, quadrants, turned_file, turned_wrongly
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from jaxcolor.prepare.decode import RejectedError, open_photo, pillow_unguarded
 
@@ -91,3 +91,14 @@ def test_mutated_exif_does_not_reject_the_photo(name):
             with pillow_unguarded():
                 photo = open_photo(encoded(upright, exif=mutated, **FORMATS[name]), max_megapixels=1)
             assert photo.size in ((16, 12), (12, 16))  # an orientation may come up, too
+
+
+def test_large_texts_and_profiles_of_a_png():
+    """Photoshop's history and profiles of printers have megabytes."""
+    text = PngImagePlugin.PngInfo()
+    text.add_text('comment', 3_000_000 * 'x', zip=True)
+    text.add_itxt('XML:com.adobe.xmp', 3_000_000 * 'x', zip=True)
+    for options in ({'pnginfo': text}, {'icc_profile': bytes(3_000_000)}):
+        data = encoded(Image.fromarray(quadrants()), format='PNG', **options)
+        with pillow_unguarded():
+            np.testing.assert_array_equal(np.asarray(open_photo(data, max_megapixels=1)), quadrants())
