@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from jaxcolor import files
-from jaxcolor.errors import UserError
+from jaxcolor.errors import UserError, printable
 from jaxcolor.inference.colorizer import Colorizer
 from jaxcolor.inference.metadata import Tag
 from jaxcolor.inference.photos import PhotoFile, check_target, read_frames, write_photo
@@ -81,12 +81,12 @@ def colorize(
     writing = _Queue()
 
     def fail(sentence: str) -> None:
-        summary.failures.append(sentence)
-        progress.say(f'jaxcolor: error: {sentence}')
+        summary.failures.append(printable(sentence))
+        progress.say(f'jaxcolor: error: {summary.failures[-1]}')
 
     def note(sentence: str) -> None:
-        summary.notes.append(sentence)
-        progress.say(f'jaxcolor: note: {sentence}')
+        summary.notes.append(printable(sentence))
+        progress.say(f'jaxcolor: note: {summary.notes[-1]}')
 
     def paths_of(target: Path) -> list[Path]:
         if variants == 1:

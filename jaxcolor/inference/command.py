@@ -6,7 +6,7 @@ import sys
 import numpy as np
 
 from jaxcolor.config import DEFAULT_MODEL
-from jaxcolor.errors import UserError
+from jaxcolor.errors import UserError, printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +56,6 @@ def run(args: argparse.Namespace) -> None:
         max_megapixels=args.max_megapixels,
         overwrite=args.overwrite,
     )
-    print(f'{summary.colored} of {len(plan.pairs)} photos colored, in {args.out}')
+    print(f'{summary.colored} of {len(plan.pairs)} photos colored, in {printable(args.out)}')
     if summary.failures:
         sys.exit(1)

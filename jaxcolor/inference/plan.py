@@ -11,7 +11,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from jaxcolor import files
-from jaxcolor.errors import UserError
+from jaxcolor.errors import UserError, printable
 from jaxcolor.inference.metadata import read_tag
 from jaxcolor.inference.photos import OUTPUT_FORMATS
 from jaxcolor.prepare.decode import FORMATS, SUFFIXES, is_photo, pillow_unguarded
@@ -60,7 +60,7 @@ def plan_outputs(inputs: Iterable[str | PathLike], out: str | PathLike) -> Plan:
         else:
             plan.pairs.append((photo, target))
     if not plan.pairs and len(plan.problems) == 1:
-        raise UserError(plan.problems[0])
+        raise UserError(printable(plan.problems[0]))
     return plan
 
 

@@ -3,6 +3,7 @@
 import itertools
 import os
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -183,6 +184,22 @@ def test_long_names(colorizer, tmp_path, letter, suffix):
     summary = run(colorizer, [tmp_path / 'in'], tmp_path / 'out')
     assert summary.failures == [] and summary.colored == len(set(os.listdir(tmp_path / 'in')))
     assert len(os.listdir(tmp_path / 'out')) == summary.colored
+
+
+@pytest.mark.skipif(os.name != 'posix' or sys.platform == 'darwin', reason='such names are not allowed here')
+def test_names_of_any_bytes(trained, tmp_path, command):
+    folder = os.fsencode(tmp_path / 'in')
+    os.mkdir(folder)
+    data = encoded(PHOTO, format='PNG')
+    for name in (b'a\nb.png', b'\xff\xfe.png', b'-rf.png', b"'\x1b[31m.png", b'cut\nhere.png', b'.png'):
+        with open(os.path.join(folder, name), 'wb') as file:
+            file.write(data[:60] if b'cut' in name else data)
+    for out in (tmp_path / 'out', os.fsdecode(os.fsencode(tmp_path / 'b') + b'\xff')):
+        code, stdout, stderr = command('colorize', f'--model={trained}', tmp_path / 'in', f'--out={out}')
+        assert code == 1 and '4 of 5 photos' in stdout
+        assert len(os.listdir(out)) == 4  # a name that starts with a dot is hidden
+        (line,) = stderr.splitlines()
+        assert line.startswith('jaxcolor: error: ') and 'cut\\nhere.png' in line
 
 
 # Orientation.
