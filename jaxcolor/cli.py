@@ -199,44 +199,14 @@ def _evaluate(args):
             evaluate_run(args.model, args.data, args.splits, args.step, args.lpips, args.fid, args.grid)
 
 
-def _colorize_arguments(parser):
-    from jaxcolor.config import DEFAULT_MODEL
-
-    add = parser.add_argument
-    add('photos', nargs='+', metavar='PHOTO_OR_FOLDER', help='photos, or folders of photos')
-    add('--model', default=DEFAULT_MODEL, metavar='RUN_OR_NAME', help=f'{_MODEL} (%(default)s)')
-    add('--out', default='colored', metavar='FOLDER', help='where results are written (%(default)s)')
-    add('--style', metavar='PHOTO', help='colorize with the global features (the mood) of this photo')
-    add('--variants', type=int, default=1, metavar='N', help='results per photo (cgan)')
-    add('--size', type=int, default=0, help="shorter side of the network's input in pixels (that of training)")
-    add('--step', type=int, help='checkpoint step (that of the lowest validation loss)')
-    add('--max-megapixels', type=float, default=200, help='reject larger photos (%(default)s)')
-
-
 def _colorize(args):
     """Colors gray photographs; each keeps its own lightness, transparency and size.
 
     jaxcolor colorize old_photos/
     jaxcolor colorize portrait.jpg --model=runs/ltbc --out=colored
     """
-    from jaxcolor.inference.colorize import colorize, plan_outputs
-    from jaxcolor.inference.colorizer import MULTIPLE, Colorizer
-    from jaxcolor.inference.photos import read_photo
-    from jaxcolor.prepare.decode import pillow_unguarded
-
-    if args.size < 0 or 0 < args.size < MULTIPLE:
-        raise UserError(f'--size must be at least {MULTIPLE}, not {args.size}.')
-    if args.variants < 1:
-        raise UserError(f'--variants must be at least 1, not {args.variants}.')
-    pairs = plan_outputs(args.photos, args.out)
     _setup_jax()
-    colorizer = Colorizer(args.model, args.step, args.size)
-    with pillow_unguarded():
-        style = colorizer.global_features(read_photo(args.style, args.max_megapixels)) if args.style else None
-    failures = colorize(colorizer, pairs, style=style, variants=args.variants, max_megapixels=args.max_megapixels)
-    print(f'{len(pairs) - len(failures)} of {len(pairs)} photos colored, in {args.out}')
-    if failures:
-        sys.exit(1)
+    _of_room('inference').run(args)
 
 
 def _export_arguments(parser):
@@ -383,7 +353,7 @@ def _of_room(room):
 
 
 COMMANDS = {
-    'colorize': Command(_colorize_arguments, _colorize),
+    'colorize': Command(lambda parser: _of_room('inference').add_arguments(parser), _colorize),
     'train': Command(_train_arguments, _train),
     'evaluate': Command(_evaluate_arguments, _evaluate),
     'prepare': Command(lambda parser: _of_room('prepare').add_prepare_arguments(parser), _prepare),

@@ -17,6 +17,12 @@ class UserError(Exception):
     """
 
 
+def printable(text: str) -> str:
+    """Text for people, in one line: control characters, and bytes of file names that are no UTF-8, are escaped."""
+    text = text.encode(errors='surrogateescape').decode(errors='backslashreplace')
+    return ''.join(letter if letter.isprintable() else letter.encode('unicode_escape').decode() for letter in text)
+
+
 def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Decorates a command's entry point: UserError becomes `jaxcolor: error: ...` on stderr and exit code 1."""
 

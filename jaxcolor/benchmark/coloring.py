@@ -7,9 +7,10 @@ import tempfile
 import numpy as np
 
 from jaxcolor.benchmark.timing import Ratio, paired
-from jaxcolor.inference.colorize import colorize, plan_outputs
+from jaxcolor.inference.colorize import colorize
 from jaxcolor.inference.colorizer import Colorizer
 from jaxcolor.inference.photos import read_photo
+from jaxcolor.inference.plan import plan_outputs
 from jaxcolor.prepare.decode import pillow_unguarded
 
 
@@ -30,9 +31,9 @@ def time_colorize(model: str | os.PathLike[str], photos: str | os.PathLike[str],
     """
     colorizer = Colorizer(model)
     with tempfile.TemporaryDirectory() as out:
-        pairs = plan_outputs([photos], out)
+        plan = plan_outputs([photos], out)
         by_shape = collections.defaultdict[tuple[int, ...], list[np.ndarray]](list)
-        for photo, _ in pairs:
+        for photo, _ in plan.pairs:
             lightness = colorizer.preprocess(read_photo(photo, 200))
             by_shape[lightness.shape].append(lightness)
         size = colorizer.batch_size
@@ -42,4 +43,4 @@ def time_colorize(model: str | os.PathLike[str], photos: str | os.PathLike[str],
             for batch in batches:
                 colorizer.predict_ab(batch)
 
-        return len(pairs), paired(lambda: colorize(colorizer, pairs, quiet=True), network, rounds)
+        return len(plan.pairs), paired(lambda: colorize(colorizer, plan, quiet=True, overwrite=True), network, rounds)

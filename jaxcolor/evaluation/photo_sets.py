@@ -15,7 +15,7 @@ from PIL import Image
 
 from jaxcolor import files
 from jaxcolor.errors import UserError
-from jaxcolor.prepare.decode import SUFFIXES, RejectedError, open_photo
+from jaxcolor.prepare.decode import RejectedError, is_photo, open_photo
 from jaxcolor.prepare.lab_table import LabEncoder
 
 
@@ -69,9 +69,10 @@ class PhotoSet:
             raise UserError(f'PHOTOS: the folder {folder} does not exist.')
         if self.protocol.needs_list and not photo_list:
             raise UserError(f'--protocol={protocol} needs --photo-list=FILE, with the name of a photo on each line.')
-        names = sorted(
-            path.relative_to(self.path).as_posix() for path in self.path.rglob('*') if path.suffix.lower() in SUFFIXES
-        )
+        found = list(files.walk(self.path))
+        if lost := [file for file in found if file.is_lost]:
+            raise UserError(f'PHOTOS: the folder {lost[0].path} {lost[0].problem}.')
+        names = sorted('/'.join(file.parts) for file in found if is_photo(file.path) and not file.problem)
         if photo_list:
             try:
                 listed = sorted(filter(None, map(str.strip, Path(photo_list).read_text(encoding='utf-8').splitlines())))

@@ -1,21 +1,25 @@
 """Colors files and folders of photos: reading, the network and writing overlap; a bad photo does not stop the others."""
 
 import collections
+import dataclasses
+import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from jaxcolor.errors import UserError
+from jaxcolor import files
+from jaxcolor.errors import UserError, printable
 from jaxcolor.inference.colorizer import Colorizer
-from jaxcolor.inference.photos import OUTPUT_FORMATS, read_exif, read_photo, write_photo
+from jaxcolor.inference.metadata import Tag
+from jaxcolor.inference.photos import PhotoFile, check_target, read_frames, write_photo
+from jaxcolor.inference.plan import Plan
 from jaxcolor.inference.recompose import join
-from jaxcolor.prepare.decode import FORMATS, SUFFIXES, pillow_unguarded
+from jaxcolor.prepare.decode import FORMATS, pillow_unguarded
 from jaxcolor.runtime.logs import Progress
 
 # Photos read ahead of the network, and as many written behind it.
@@ -23,70 +27,45 @@ _QUEUE_PHOTOS = min(8, os.cpu_count() or 1)
 # Total pixels of the photos read ahead, of those waiting for a full batch, and of those being written; a single larger
 # photo is let through. It bounds the memory that scans take.
 _MAX_PIXELS = 2**27
+_MAX_REASON = 200  # letters of an unexpected error's message
 
 
-def plan_outputs(inputs: Iterable[str | PathLike], out: str | PathLike) -> list[tuple[Path, Path]]:
-    """Lists the photos and where their results go.
+@dataclasses.dataclass
+class Summary:
+    """What became of the photos."""
 
-    Args:
-        inputs: photos and folders, which are searched for photos.
-        out: folder for the results. Photos of a folder keep their paths below it; formats that cannot be written become
-            PNG.
-
-    Returns:
-        (photo, path of its result) of every photo.
-
-    Raises:
-        UserError: an input is missing, a folder has no photos, two results have one path, or a result would overwrite its
-            photo.
-    """
-    out = Path(out)
-    pairs: list[tuple[Path, Path]] = []
-    for path in map(Path, inputs):
-        if path.is_dir():
-            photos = sorted(p for p in path.rglob('*') if p.suffix.lower() in SUFFIXES and not p.name.startswith('.'))
-            if not photos:
-                raise UserError(f'the folder {path} holds no photos ({", ".join(sorted(SUFFIXES))}).')
-            pairs += [(photo, out / photo.relative_to(path)) for photo in photos]
-        elif path.exists():
-            pairs.append((path, out / path.name))
-        else:
-            raise UserError(f'{path} does not exist.')
-    pairs = [(p, t if t.suffix.lower() in OUTPUT_FORMATS else t.with_name(f'{t.name}.png')) for p, t in pairs]
-    photo_of: dict[Path, Path] = {}
-    for photo, target in pairs:
-        if target in photo_of:
-            raise UserError(f'{photo_of[target]} and {photo} would both be written to {target}; color them separately.')
-        photo_of[target] = photo
-        if target.exists() and target.samefile(photo):
-            raise UserError(f'{photo} would be overwritten; name another folder with --out.')
-    return pairs
+    colored: int = 0
+    finished: int = 0  # colored by an earlier run, in the same way
+    failures: list[str] = dataclasses.field(default_factory=list)  # a sentence each
+    notes: list[str] = dataclasses.field(default_factory=list)  # a sentence each
 
 
 @pillow_unguarded()
 def colorize(
     colorizer: Colorizer,
-    pairs: Sequence[tuple[Path, Path]],
+    plan: Plan,
     *,
     style: np.ndarray | None = None,
     variants: int = 1,
     max_megapixels: float = 200.0,
     quiet: bool = False,
     batch_size: int | None = None,
-) -> list[str]:
-    """Colors photos, each independently of the others.
+    overwrite: bool = False,
+) -> Summary:
+    """Colors photos, each independently of the others: whatever happens to one is a sentence, and the others go on.
 
     Args:
         colorizer: the network.
-        pairs: (photo, path of its result), from `plan_outputs`.
+        plan: of `plan_outputs`.
         style: `Colorizer.global_features` of another photo, float32 (1, G), for all photos.
         variants: results per photo; several are written to NAME-1, NAME-2, ...
         max_megapixels: refuses larger photos.
         quiet: hides the progress.
         batch_size: photos of one shape that the network colors together; leftovers go one by one.
+        overwrite: replaces files that this program did not make, and colors photos again that are finished.
 
     Returns:
-        An error message for each photo that failed.
+        What became of the photos; the plan's problems are among the failures.
 
     Raises:
         UserError: several variants from a network that takes no noise.
@@ -94,107 +73,185 @@ def colorize(
     if variants > 1 and not colorizer.task.takes_noise:
         raise UserError('--variants: this network has one result per photo; only a cgan takes noise and has several.')
     batch_size = batch_size or colorizer.batch_size
-    progress = Progress(len(pairs), 'photos', quiet=quiet)
-    failures: list[str] = []
+    progress = Progress(len(plan.pairs), 'photos', quiet=quiet)
+    summary = Summary()
+    settings = hashlib.blake2b(f'{colorizer.digest} {variants}'.encode(), digest_size=16)
+    settings.update(b'' if style is None else np.asarray(style).tobytes())
     waiting = collections.defaultdict[tuple[int, ...], list[_Photo]](list)  # by the shape of the network's input
     writing = _Queue()
 
-    def read(photo: Path, target: Path) -> _Photo:
-        image = read_photo(photo, max_megapixels)
-        return _Photo(photo, target, image, colorizer.preprocess(image))
+    def fail(sentence: str) -> None:
+        summary.failures.append(printable(sentence))
+        progress.say(f'jaxcolor: error: {summary.failures[-1]}')
 
-    def write(photo: _Photo, predictions: Sequence[np.ndarray]) -> None:
-        for number, ab in enumerate(predictions, start=1):
-            path = photo.target if variants == 1 else photo.target.with_stem(f'{photo.target.stem}-{number}')
-            write_photo(join(photo.image, ab), path, read_exif(photo.path))
+    def note(sentence: str) -> None:
+        summary.notes.append(printable(sentence))
+        progress.say(f'jaxcolor: note: {summary.notes[-1]}')
 
-    def result_of(future: Future) -> Any:
-        """The result of a thread, or None if it failed."""
-        try:
-            return future.result()
-        except UserError as error:
-            failures.append(str(error))
-            progress.say(f'jaxcolor: error: {error}')
+    def paths_of(target: Path) -> list[Path]:
+        if variants == 1:
+            return [target]
+        return [target.with_name(files.fit_name(target.stem, f'-{n}{target.suffix}')) for n in range(1, variants + 1)]
+
+    def read(path: Path, target: Path) -> _Photo | None:
+        """Reads a photo; None if its results are there."""
+        tags = [check_target(result, overwrite) for result in paths_of(target)]
+        file = read_frames(path, max_megapixels)
+        tag = Tag(file.digest, settings.hexdigest())
+        if not overwrite and all(found == tag for found in tags):
             return None
+        return _Photo(file, target, tag, [colorizer.preprocess(image) for image in file.images])
 
-    def finish(futures: Iterable[Future]) -> None:
-        for future in futures:
-            result_of(future)
-            progress.update()
+    def write(photo: _Photo, predictions: Sequence[Sequence[np.ndarray]]) -> None:
+        """Writes a photo's results; predictions: a*b*, (h, w, 2), of every frame of every variant."""
+        for path, frames in zip(paths_of(photo.target), predictions, strict=True):
+            images = [join(image, ab) for image, ab in zip(photo.file.images, frames, strict=True)]
+            write_photo(photo.file, images, path, photo.tag, overwrite)
+
+    def finish(task: _Task) -> None:
+        """Waits for a photo to be written."""
+        try:
+            task.future.result()
+        except Exception as error:
+            fail(_sentence(task.path, error))
+        else:
+            summary.colored += 1
+            for sentence in task.notes:
+                note(sentence)
+        progress.update()
+
+    def write_later(photo: _Photo, predictions: Sequence[Sequence[np.ndarray]]) -> None:
+        for task in writing.make_room(photo.pixels):
+            finish(task)
+        writing.append(_Task(pool.submit(write, photo, predictions), photo.path, photo.pixels, photo.file.notes))
 
     def color(batch: list[_Photo]) -> None:
-        lightness = np.concatenate([photo.lightness for photo in batch])
-        predictions = [colorizer.predict_ab(lightness, style, variant) for variant in range(variants)]
+        """Colors photos of one frame and one shape together."""
+        try:
+            lightness = np.concatenate([photo.lightness[0] for photo in batch])
+            predictions = [colorizer.predict_ab(lightness, style, variant) for variant in range(variants)]
+        except Exception:  # which of them it is shows one by one
+            for photo in batch:
+                color_alone(photo)
+            return
         for i, photo in enumerate(batch):
-            finish(writing.make_room(photo.pixels))
-            writing.append((pool.submit(write, photo, [ab[i] for ab in predictions]), photo.pixels))
+            write_later(photo, [[ab[i]] for ab in predictions])
 
-    def color_one_by_one() -> None:
+    def color_alone(photo: _Photo) -> None:
+        try:
+            predictions = [
+                [colorizer.predict_ab(lightness, style, variant)[0] for lightness in photo.lightness]
+                for variant in range(variants)
+            ]
+        except Exception as error:
+            fail(_sentence(photo.path, error))
+            progress.update()
+        else:
+            write_later(photo, predictions)
+
+    def color_waiting() -> None:
         for photos in waiting.values():
             for photo in photos:
-                color([photo])
+                color_alone(photo)
         waiting.clear()
 
+    for sentence in plan.problems:
+        fail(sentence)
+    for sentence in plan.notes:
+        note(sentence)
     with ThreadPoolExecutor(_QUEUE_PHOTOS) as pool:
-        for future in _read_ahead(pool, read, pairs):
-            photo = result_of(future)
-            if photo is None:
+        for task in _read_ahead(pool, read, plan.pairs):
+            try:
+                photo = task.future.result()
+            except Exception as error:
+                fail(_sentence(task.path, error))
                 progress.update()
                 continue
-            group = waiting[photo.lightness.shape]
+            if photo is None:
+                summary.finished += 1
+                progress.update()
+                continue
+            if len(photo.lightness) > 1:
+                color_alone(photo)
+                continue
+            group = waiting[photo.lightness[0].shape]
             group.append(photo)
             if len(group) == batch_size:
                 color(group)
                 group.clear()
             elif sum(photo.pixels for photos in waiting.values() for photo in photos) > _MAX_PIXELS:
-                color_one_by_one()
-        color_one_by_one()
-        finish(writing.take_all())
+                color_waiting()
+        color_waiting()
+        for task in writing.take_all():
+            finish(task)
     progress.close()
-    return failures
+    if summary.finished:
+        note(f'{summary.finished} photos were finished by an earlier run; --overwrite colors them again.')
+    return summary
+
+
+def _sentence(path, error):
+    """What happened to a photo, in one sentence."""
+    if isinstance(error, UserError):
+        return str(error)
+    reason = ' '.join(str(error).split())[:_MAX_REASON]
+    return f'{path} cannot be colored ({type(error).__name__}{": " if reason else ""}{reason}).'
 
 
 class _Photo(NamedTuple):
     """A photo between reading and writing."""
 
-    path: Path
+    file: PhotoFile
     target: Path
-    image: Image.Image
-    lightness: np.ndarray  # the network's input, (1, h, w, 1)
+    tag: Tag
+    lightness: list[np.ndarray]  # the network's inputs, (1, h, w, 1), one a frame
+
+    @property
+    def path(self) -> Path:
+        return self.file.path
 
     @property
     def pixels(self) -> int:
-        return self.image.width * self.image.height
+        return self.file.pixels
 
 
-class _Queue(collections.deque[tuple[Future, int]]):
-    """Photos being read or written in threads, oldest first: (future, pixels)."""
+class _Task(NamedTuple):
+    """A photo being read or written in a thread."""
 
-    def make_room(self, pixels: int) -> Iterator[Future]:
-        """Removes and yields futures until a photo of so many pixels fits."""
-        while self and (len(self) >= _QUEUE_PHOTOS or sum(size for _, size in self) + pixels > _MAX_PIXELS):
-            yield self.popleft()[0]
+    future: Future
+    path: Path
+    pixels: int
+    notes: Sequence[str] = ()  # on the result, once it is written
 
-    def take_all(self) -> Iterator[Future]:
-        """Removes and yields all futures."""
+
+class _Queue(collections.deque[_Task]):
+    """Tasks, oldest first."""
+
+    def make_room(self, pixels: int) -> Iterator[_Task]:
+        """Removes and yields tasks until a photo of so many pixels fits."""
+        while self and (len(self) >= _QUEUE_PHOTOS or sum(task.pixels for task in self) + pixels > _MAX_PIXELS):
+            yield self.popleft()
+
+    def take_all(self) -> Iterator[_Task]:
+        """Removes and yields all tasks."""
         while self:
-            yield self.popleft()[0]
+            yield self.popleft()
 
 
 def _read_ahead(pool, read, pairs):
-    """Yields a future per photo, in order, while later photos are already being read."""
+    """Yields a task per photo, in order, while later photos are already being read."""
     reading = _Queue()
     for photo, target in pairs:
         pixels = _pixels(photo)
         yield from reading.make_room(pixels)
-        reading.append((pool.submit(read, photo, target), pixels))
+        reading.append(_Task(pool.submit(read, photo, target), photo, pixels))
     yield from reading.take_all()
 
 
 def _pixels(path):
-    """The number of pixels in the header of a photo; 0 if it cannot be read."""
+    """The number of pixels in the headers of a photo's frames; 0 if they cannot be read."""
     try:
         with Image.open(path, formats=tuple(FORMATS)) as image:
-            return image.width * image.height
+            return image.width * image.height * getattr(image, 'n_frames', 1)
     except Exception:  # reading the photo reports what is wrong with it
         return 0

@@ -1,24 +1,49 @@
 """Reads photo files and writes the results."""
 
+import dataclasses
+import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image, ImageCms
+from PIL import Image, ImageCms
 
 from jaxcolor import files
 from jaxcolor.errors import UserError
-from jaxcolor.prepare.decode import FORMATS, RejectedError, open_photo
+from jaxcolor.inference.metadata import Tag, encode_exif, read_tag
+from jaxcolor.prepare.decode import Frames, RejectedError, open_frames, open_photo
 
 # Formats of results, by suffix; other photos become PNG.
-OUTPUT_FORMATS = {'.jpg': 'JPEG', '.jpeg': 'JPEG', '.png': 'PNG', '.webp': 'WEBP', '.tif': 'TIFF', '.tiff': 'TIFF'}
+OUTPUT_FORMATS = {'.jpg': 'JPEG', '.jpeg': 'JPEG', '.jpe': 'JPEG', '.jfif': 'JPEG', '.mpo': 'JPEG', '.png': 'PNG'}
+OUTPUT_FORMATS |= {'.apng': 'PNG', '.webp': 'WEBP', '.tif': 'TIFF', '.tiff': 'TIFF'}
 _MIN_SIDE = 2
-_EXIF_KEPT = [ExifTags.Base[name] for name in ('ImageDescription', 'Make', 'Model', 'DateTime', 'Artist', 'Copyright')]
+_MAX_MS = {'PNG': 65_535_000.0, 'WEBP': 2.0**24 - 1}  # of a frame
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
 
 
+@dataclasses.dataclass
+class PhotoFile:
+    """A photo file: its pages or frames, and what its result keeps beside them."""
+
+    path: Path
+    frames: Frames
+    digest: str  # SHA-256 of the file, in hex
+    notes: list[str] = dataclasses.field(default_factory=list)  # a sentence each on what its result does not keep
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """The frames: RGB or RGBA in sRGB, upright."""
+        return self.frames.images
+
+    @property
+    def pixels(self) -> int:
+        """Of all frames together."""
+        return sum(image.width * image.height for image in self.images)
+
+
 def read_photo(path: str | os.PathLike, max_megapixels: float) -> Image.Image:
-    """Reads a photo. Call it inside `pillow_unguarded()`.
+    """Reads a photo, of several frames the first. Call it inside `pillow_unguarded()`.
 
     Args:
         path: of the file.
@@ -30,53 +55,143 @@ def read_photo(path: str | os.PathLike, max_megapixels: float) -> Image.Image:
     Raises:
         UserError: the file cannot be read, is not a photo, or is too large or too small.
     """
+    return _read(path, lambda data: open_photo(data, max_megapixels=max_megapixels, keep_alpha=True))[1]
+
+
+def read_frames(path: str | os.PathLike, max_megapixels: float) -> PhotoFile:
+    """Reads a photo with all its frames. Call it inside `pillow_unguarded()`.
+
+    Args:
+        path: of the file.
+        max_megapixels: refuses files of more, all frames together.
+
+    Raises:
+        UserError: as `read_photo`.
+    """
+    data, frames = _read(path, lambda data: open_frames(data, max_megapixels=max_megapixels))
+    photo = PhotoFile(Path(path), frames, hashlib.sha256(data).hexdigest())
+    if not frames.exif_complete:
+        photo.notes.append(f'{path}: EXIF data that cannot be read were dropped.')
+    return photo
+
+
+def _read(path, decode):
+    """(a photo file's bytes, what `decode` makes of them). Raises UserError."""
     try:
-        image = open_photo(Path(path).read_bytes(), max_megapixels=max_megapixels, keep_alpha=True)
+        data = Path(path).read_bytes()
+        decoded = decode(data)
     except OSError as error:
         raise UserError(f'{path} cannot be read ({error.strerror}).') from None
     except RejectedError as error:
         hint = '; raise --max-megapixels to allow it' if 'megapixels' in str(error) else ''
         raise UserError(f'{path} cannot be colored: {error}{hint}.') from None
-    if min(image.size) < _MIN_SIDE:
-        raise UserError(f'{path} cannot be colored: {image.width}x{image.height} is too small.')
-    return image
+    for image in decoded.images if isinstance(decoded, Frames) else [decoded]:
+        if min(image.size) < _MIN_SIDE:
+            raise UserError(f'{path} cannot be colored: {image.width}x{image.height} is too small.')
+    return data, decoded
 
 
-def write_photo(image: Image.Image, path: str | os.PathLike, exif: bytes | None = None) -> None:
-    """Writes a photo atomically.
+def check_target(path: str | os.PathLike, overwrite: bool) -> Tag | None:
+    """Checks that a result may be written to a path.
 
     Args:
-        image: RGB or RGBA in sRGB.
-        path: with a suffix of OUTPUT_FORMATS, which sets the format.
-        exif: encoded EXIF data of the file.
+        path: of the result.
+        overwrite: whether it may replace a file that this program did not make.
+
+    Returns:
+        The tag of the result that is there.
+
+    Raises:
+        UserError: another file is there.
+    """
+    tag = read_tag(path) if os.path.lexists(path) else None
+    if tag is None and not overwrite and os.path.lexists(path):
+        reason = f'{path} exists and is not a result of jaxcolor'
+        raise UserError(f'{reason}; name another folder with --out, or give --overwrite to replace it.')
+    return tag
+
+
+def write_photo(photo: PhotoFile, images: Sequence[Image.Image], path: str | os.PathLike, tag: Tag, overwrite: bool) -> None:
+    """Writes a result atomically, in the format of its suffix. What it cannot hold is added to the photo's notes.
+
+    Args:
+        photo: the photo.
+        images: its colored frames, RGB or RGBA in sRGB.
+        path: of the result, with a suffix of OUTPUT_FORMATS.
+        tag: says how it was made.
+        overwrite: as in `check_target`.
 
     Raises:
         UserError: the file cannot be written.
     """
-    path = Path(path)
+    path, notes = Path(path), []
     file_format = OUTPUT_FORMATS[path.suffix.lower()]
     options: dict[str, Any] = {'quality': 95} if file_format in ('JPEG', 'WEBP') else {}
     if file_format == 'JPEG':
         options['subsampling'] = 0
-    if exif:
-        options['exif'] = exif
+        if any(image.mode == 'RGBA' for image in images):
+            notes.append(f'{photo.path}: JPEG has no transparency; it was laid on white.')
+            images = [_on_white(image) for image in images]
+    images, file_format = _fitting_frames(photo.frames, images, file_format)
+    if len(images) < photo.frames.total:
+        notes.append(f'{photo.path}: {len(images)} of {photo.frames.total} frames are in the result.')
+    if len(images) > 1:
+        options |= {'save_all': True, 'append_images': images[1:], **_animation(photo.frames, file_format)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.atomic(path) as temporary:
-            image.save(temporary, file_format, icc_profile=_SRGB, **options)
+            dropped = _save(photo, images[0], temporary, file_format, tag, options)
+            check_target(path, overwrite)
     except OSError as error:
         raise UserError(f'{path} cannot be written ({error.strerror or error}).') from None
+    if dropped:
+        notes.append(f'{photo.path}: EXIF data that the result cannot hold were dropped ({", ".join(dropped)}).')
+    photo.notes += [note for note in notes if note not in photo.notes]
 
 
-def read_exif(path: str | os.PathLike) -> bytes | None:
-    """The encoded EXIF data that hold for the result, too: author, date, camera, position; None if there are none.
+def _on_white(image):
+    return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA')).convert('RGB')
 
-    The others (orientation, sizes, offsets) would be wrong.
-    """
-    with Image.open(path, formats=tuple(FORMATS)) as image:
-        exif, kept = image.getexif(), Image.Exif()
-        kept.update({tag: exif[tag] for tag in _EXIF_KEPT if tag in exif})
-        for directory in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
-            if entries := exif.get_ifd(directory):
-                kept.get_ifd(directory).update(entries)
-        return kept.tobytes() if kept else None
+
+def _fitting_frames(frames, images, file_format):
+    """(the frames that the format can hold, the format with which Pillow writes them)."""
+    same_size = len({image.size for image in images}) == 1
+    if len(images) == 1 or file_format == 'TIFF' or (file_format in ('PNG', 'WEBP') and same_size):
+        return images, file_format
+    if file_format == 'JPEG' and frames.format == 'MPO':
+        return images, 'MPO'
+    return images[:1], file_format
+
+
+def _animation(frames, file_format):
+    """Pillow's options for the durations and loops of an animation; pages of a scan are shown for a second each."""
+    if file_format not in _MAX_MS:
+        return {}
+    durations = frames.durations or [1000.0] * len(frames.images)
+    durations = [min(max(0.0, duration), _MAX_MS[file_format]) for duration in durations]
+    if file_format == 'WEBP':
+        return {'duration': [round(duration) for duration in durations], 'loop': min(frames.loop, 65535)}
+    # PNG's are fractions of 16-bit numbers: long ones in whole seconds.
+    durations = [duration if duration < 65_535 else 1000.0 * (duration // 1000) for duration in durations]
+    cover = {'default_image': True} if frames.has_cover else {}
+    return {'duration': durations[1:] if cover else durations, 'loop': frames.loop, **cover}
+
+
+def _save(photo, image, path, file_format, tag, options):
+    """Saves an image with as much of the photo's EXIF data as can be -> names of what was dropped."""
+
+    def save(exif):
+        image.save(path, file_format, icc_profile=_SRGB, exif=exif, **options)
+
+    directories = photo.frames.exif
+    for options_of_exif, also_dropped in [((directories, tag), []), ((directories, tag, False), ['MakerNote'])]:
+        exif, dropped = encode_exif(*options_of_exif)
+        try:
+            save(exif)
+            return dropped + also_dropped
+        except OSError:
+            raise
+        except Exception:  # too much for the format, or values that it refuses: ValueError, struct.error, ...
+            continue
+    save(encode_exif({}, tag)[0])
+    return ['all of them']

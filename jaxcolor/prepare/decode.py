@@ -2,17 +2,38 @@
 
 import contextlib
 import io
+import os
 import warnings
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 from PIL.Image import Transpose
+
+# Plug-ins of Pillow, in the extra `formats`. They add their formats to Pillow's.
+with contextlib.suppress(ImportError):
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+with contextlib.suppress(ImportError):
+    import pillow_jxl  # noqa: F401
 
 # The formats of cameras, scanners and the web. Pillow also has formats that start other programs: they are not accepted.
 Image.init()
-FORMATS: list[str] = [name for name in ('JPEG', 'PNG', 'WEBP', 'TIFF', 'BMP', 'GIF', 'PPM', 'AVIF') if name in Image.OPEN]
-SUFFIXES = frozenset(['.jpg', '.jpeg', '.jpe', '.png', '.webp', '.tif', '.tiff', '.bmp', '.gif', '.ppm', '.avif'])
+_FORMATS = ('JPEG', 'PNG', 'WEBP', 'TIFF', 'BMP', 'GIF', 'PPM', 'AVIF', 'MPO', 'JPEG2000', 'HEIF', 'JXL')
+FORMATS: list[str] = [name for name in _FORMATS if name in Image.OPEN]
+# Parts of the names that photos of these formats have.
+_SUFFIXES = (
+    '.jpg .jpeg .jpe .jfif .mpo .png .apng .webp .tif .tiff .bmp .gif .ppm .pgm .pbm .pnm .avif .avifs'
+    ' .jp2 .j2k .jpx .tga .heic .heif .hif .jxl'
+)
+SUFFIXES = frozenset(_SUFFIXES.split())
+# What files start with whose format needs the extra.
+_HEIF_BRANDS = (b'heic', b'heix', b'hevc', b'heim', b'heis', b'mif1', b'msf1')
+_JXL_STARTS = (b'\xff\x0a', b'\0\0\0\x0cJXL \r\n\x87\n')
+# Frames of an MPO file that are no photos of their own: small copies for displays (CIPA DC-007, 5.2.3.3).
+_MPO_THUMBNAILS = ('Large Thumbnail (VGA Equivalent)', 'Large Thumbnail (Full HD Equivalent)')
 
 _SRGB = ImageCms.createProfile('sRGB')
 # EXIF orientation -> the transposition that turns the photo upright.
@@ -27,6 +48,11 @@ _UPRIGHT = {
 }
 
 
+def is_photo(name: str | os.PathLike) -> bool:
+    """Whether a file is a photo, by its suffix."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES
+
+
 class RejectedError(Exception):
     """The file cannot be used as a photo. The message is the reason, in a few words."""
 
@@ -35,15 +61,17 @@ class RejectedError(Exception):
 def pillow_unguarded() -> Iterator[None]:
     """Lifts Pillow's own pixel limit, since `open_photo` checks the caller's, and silences Pillow's warnings.
 
-    Both settings are process-wide: enter the context before starting threads that decode, leave it after they have ended.
+    It also lets a PNG's text or profile unpack to 64 MB: Pillow rejects photos for more than one.
+    All settings are process-wide: enter the context before starting threads that decode, leave it after they have ended.
     """
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    text_limit, PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         try:
             yield
         finally:
-            Image.MAX_IMAGE_PIXELS = limit
+            Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = limit, text_limit
 
 
 def open_photo(
@@ -63,31 +91,168 @@ def open_photo(
     Raises:
         RejectedError: not a photo, truncated or broken, too many pixels.
     """
-    image: Image.Image
+    image = _open(data, max_megapixels)
+    with _rejecting_broken():
+        return _decode(image, shorter_side, keep_alpha)
+
+
+class Frames(NamedTuple):
+    """The pages or frames of a photo file."""
+
+    images: list[Image.Image]  # RGB or RGBA in sRGB, upright; of one mode; first the one that viewers show
+    total: int  # in the file: some may be missing, small copies or broken ones
+    durations: list[float]  # ms, of each; empty where the frames are no animation
+    loop: int  # how often an animation is played; 0 for ever
+    has_cover: bool  # the first image is shown instead of the animation (PNG)
+    format: str  # Pillow's name
+    exif: dict[int, dict[int, Any]]  # of the first image, from `read_exif`
+    exif_complete: bool
+
+
+def open_frames(data: bytes, *, max_megapixels: float) -> Frames:
+    """Decodes all pages or frames of a photo file, with their transparency. Call it inside `pillow_unguarded()`.
+
+    Args:
+        data: the bytes of the file.
+        max_megapixels: of all frames together; larger files are rejected before they are unpacked.
+
+    Raises:
+        RejectedError: as `open_photo`; frames after the first may be broken.
+    """
+    image = _open(data, max_megapixels)
+    total = _count_frames(image)
+    if total * image.width * image.height > max_megapixels * 1e6:
+        size = f'{total} frames of {image.width}x{image.height}'
+        raise RejectedError(f'{size} are more than {max_megapixels:g} megapixels together')
+    with _rejecting_broken():
+        images = [_decode(image, None, keep_alpha=True)]
+    exif, exif_complete = read_exif(image)
+    is_animation = image.format in ('GIF', 'PNG', 'WEBP', 'AVIF')
+    loop = image.info.get('loop', 1 if image.format == 'GIF' else 0)
+    durations = [image.info.get('duration', 0)]
+    first = image.tell()  # HEIC names the one to show
+    for index in (index for index in range(total) if index != first):
+        try:
+            image.seek(index)
+            with _rejecting_broken():
+                _check_size(image, max_megapixels)
+                frame = _decode(image, None, keep_alpha=True)
+        except Exception:  # a file that is cut short: the frames before it are there
+            break
+        if image.format == 'MPO' and _is_small_copy(image, index, frame, images[0]):
+            continue
+        images.append(frame)
+        durations.append(image.info.get('duration', 0))
+    if any(frame.mode == 'RGBA' for frame in images):
+        images = [frame.convert('RGBA') for frame in images]
+    return Frames(
+        images,
+        total,
+        [float(duration or 0) for duration in durations] if is_animation and len(images) > 1 else [],
+        loop if isinstance(loop, int) else 0,
+        bool(image.info.get('default_image')),
+        str(image.format),
+        exif,
+        exif_complete,
+    )
+
+
+def _count_frames(image):
+    """The number of pages or frames; 1 where it cannot be told."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError):
-        raise RejectedError('not a photo') from None
-    width, height = image.size
-    if width * height > max_megapixels * 1e6:
-        raise RejectedError(f'{width}x{height} is more than {max_megapixels:g} megapixels')
+        return max(1, int(getattr(image, 'n_frames', 1)))
+    except Exception:  # broken files raise anything
+        return 1
+
+
+def _is_small_copy(image, index, frame, first):
+    """Whether an MPO's frame is a thumbnail, or a depth or gain map: smaller than the photo."""
+    kind = image.mpinfo[0xB002][index]['Attribute']['MPType']
+    return kind in _MPO_THUMBNAILS or frame.width * frame.height < first.width * first.height
+
+
+def read_exif(image: Image.Image) -> tuple[dict[int, dict[int, Any]], bool]:
+    """Reads what EXIF says of a decoded image, as far as it can be read.
+
+    Returns:
+        ({directory: {tag: value}}, whether all of it could be read). The directories are 0 (the first), `IFD.Exif` and
+        `IFD.GPSInfo` of Pillow's `ExifTags`; empty ones are left out.
+    """
+    directories, complete = {}, True
+    for number in (0, ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+        # Broken EXIF raises anything: struct.error, SyntaxError, KeyError, OverflowError, ...
+        try:
+            exif = image.getexif()
+            if tags := dict(exif.get_ifd(number) if number else exif):
+                directories[int(number)] = tags
+        except Exception:
+            complete = False
+    return directories, complete
+
+
+@contextlib.contextmanager
+def _rejecting_broken():
+    """Raises RejectedError where decoding fails."""
     try:
-        profile, orientation = image.info.get('icc_profile'), image.getexif().get(ExifTags.Base.Orientation)
-        if shorter_side and min(width, height) > shorter_side:
-            scale = shorter_side / min(width, height)
-            size = (max(1, round(width * scale)), max(1, round(height * scale)))
-            # JPEG decodes at 1/2, 1/4, 1/8 of its size, itself an area filter; stay at twice the target or more.
-            image.draft(None, (2 * size[0], 2 * size[1]))
-            image = _to_8_bits(image, keep_alpha).resize(size, Image.Resampling.BOX)
-        else:
-            image = _to_8_bits(image, keep_alpha)
-        image = _to_srgb(image, profile)
-        return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+        yield
+    except RejectedError:
+        raise
     except (OSError, EOFError) as error:
         raise RejectedError('truncated' if 'truncated' in str(error) else f'broken: {error}') from None
     # Pillow's decoders raise more on broken files: struct.error, ZeroDivisionError, ...
     except Exception as error:
         raise RejectedError(f'broken: {type(error).__name__}: {error}') from None
+
+
+def _open(data, max_megapixels) -> Image.Image:
+    """Reads a photo's header. Raises RejectedError: not a photo, or too many pixels."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=[*FORMATS, 'TGA'] if _is_tga(data) else FORMATS)
+    except Exception:  # as above
+        if (data[4:8] == b'ftyp' and data[8:12] in _HEIF_BRANDS) or data.startswith(_JXL_STARTS):
+            raise RejectedError("HEIC and JPEG XL need pip install 'jaxcolor[formats]'") from None
+        raise RejectedError('not a photo') from None
+    _check_size(image, max_megapixels)
+    return image
+
+
+def _is_tga(data):
+    """Whether a file can be a TGA, which has no signature: by the fields of its header that have few values."""
+    return len(data) > 18 and data[1] in (0, 1) and data[2] in (1, 2, 3, 9, 10, 11) and data[16] in (8, 15, 16, 24, 32)
+
+
+def _check_size(image, max_megapixels):
+    width, height = image.size
+    if width * height > max_megapixels * 1e6:
+        raise RejectedError(f'{width}x{height} is more than {max_megapixels:g} megapixels')
+
+
+def _decode(image, shorter_side, keep_alpha):
+    """An opened image, at its current frame -> RGB(A) in sRGB, upright."""
+    size = None
+    if shorter_side and min(image.size) > shorter_side:
+        scale = shorter_side / min(image.size)
+        size = tuple(max(1, round(side * scale)) for side in image.size)
+        # JPEG decodes at 1/2, 1/4, 1/8 of its size, itself an area filter; stay at twice the target or more.
+        image.draft(None, (2 * size[0], 2 * size[1]))
+    image.load()
+    # Only now: Pillow turns TIFFs while it loads them, and PNGs may have their EXIF data behind the pixels.
+    profile, orientation = image.info.get('icc_profile'), _orientation(image)
+    upright = _to_8_bits(image, keep_alpha)
+    if size:
+        upright = upright.resize(size, Image.Resampling.BOX)
+    upright = _to_srgb(upright, profile)
+    return upright.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else upright
+
+
+def _orientation(image):
+    """The EXIF orientation that a loaded image still has to be turned by; 1 if there is none that can be read."""
+    if image.format in ('HEIF', 'JXL'):
+        return 1  # their decoders turn them; what EXIF says is to be ignored (ISO 23008-12, ISO 18181-2)
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # as in `read_exif`
+        return 1
 
 
 def _to_8_bits(image, keep_alpha):

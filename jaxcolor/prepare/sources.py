@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from jaxcolor.errors import UserError
-from jaxcolor.prepare.decode import SUFFIXES, RejectedError
+from jaxcolor.files import walk
+from jaxcolor.prepare.decode import RejectedError, is_photo
 
 # A folder's or file's name -> the split that it holds.
 SPLITS = {
@@ -108,14 +109,9 @@ def photo_from_path(parts: Sequence[str], **fields: Any) -> Photo:
         fields.setdefault('split', SPLITS[parts[0].lower()])
         parts = parts[1:]
     fields.setdefault('class_name', '/'.join(parts[:-1]) or None)
-    if not fields.get('rejected') and not _is_photo(parts[-1]):
+    if not fields.get('rejected') and not is_photo(parts[-1]):
         fields['rejected'] = 'not a photo, by its name'
     return Photo(name, **fields)
-
-
-def _is_photo(name):
-    """By the file's suffix."""
-    return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 def parse_class(value: str | int) -> dict[str, Any]:
@@ -137,22 +133,10 @@ def folder(path: Path, max_bytes: int) -> Iterator[Photo]:
     """A folder tree: each subfolder is a class; a top level of train, val(idation) and test folders is the split."""
     if not path.is_dir():
         raise UserError(f'{path} is not a folder')
-    total = sum(1 for _ in _walk(path))
-    for count, (file, parts) in enumerate(_walk(path), 1):
-        yield photo_from_path(parts, load=functools.partial(read_range, file, 0, None), position=count / total)
-
-
-def _walk(folder):
-    """Yields the files below a folder as (path, parts of the path below it), in a fixed order, without hidden ones."""
-    stack = [(os.fspath(folder), ())]
-    while stack:
-        path, parts = stack.pop()
-        with os.scandir(path) as entries:
-            entries = sorted((entry for entry in entries if entry.name[0] != '.'), key=lambda entry: entry.name)
-        for entry in entries:
-            if not entry.is_dir():
-                yield entry.path, (*parts, entry.name)
-        stack.extend((entry.path, (*parts, entry.name)) for entry in reversed(entries) if entry.is_dir())
+    total = sum(1 for _ in walk(path))
+    for count, file in enumerate(walk(path), 1):
+        load = functools.partial(read_range, file.path, 0, None)
+        yield photo_from_path(file.parts or ('.',), load=load, rejected=file.problem or None, position=count / total)
 
 
 # Archives, read without unpacking them to disk.
@@ -224,14 +208,14 @@ def _with_classes(members):
 
 def _classify(group):
     """Yields (member, class fields) of one key. Files beside a photo belong to it and are no candidates of their own."""
-    are_photos = [_is_photo(member.name) for member in group]
+    are_photos = [is_photo(member.name) for member in group]
     class_fields = {}
     for member in group:
         if member.name.endswith('.cls') and any(are_photos):
             with contextlib.suppress(RejectedError):
                 class_fields = parse_class(member.read(_MAX_CLS_BYTES).decode(errors='replace').strip())
-    for member, is_photo in zip(group, are_photos, strict=True):
-        if is_photo or not any(are_photos):
+    for member, is_one in zip(group, are_photos, strict=True):
+        if is_one or not any(are_photos):
             yield member, class_fields
 
 

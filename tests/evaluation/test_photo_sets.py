@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from conftest import PHOTOS, assert_one_sentence
+from odd_photos import quadrants, turned_files, turned_wrongly
 from PIL import Image
 
 from jaxcolor import color
@@ -14,6 +15,7 @@ from jaxcolor.errors import UserError
 from jaxcolor.evaluation import photo_sets
 from jaxcolor.evaluation.evaluate import evaluate_protocol
 from jaxcolor.inference.colorizer import Colorizer
+from jaxcolor.prepare.decode import pillow_unguarded
 
 
 @pytest.fixture
@@ -51,6 +53,16 @@ def test_photos_are_cropped_and_resized(folder):
         rgb = 255 * color.lab_to_rgb(color.decode_lab(photo['lab']))
         assert np.abs(rgb - expected).mean() < 2.5
     assert photo_sets.PhotoSet(folder, 'native').records()[0]['lab'].shape[:2] == image.size[::-1]
+
+
+def test_photos_are_turned_once(tmp_path):
+    """All eight EXIF orientations, in every format."""
+    turned_files(tmp_path / 'photos')
+    with pillow_unguarded():
+        for photo in photo_sets.PhotoSet(tmp_path / 'photos', 'native').records():
+            rgb = 255 * color.lab_to_rgb(color.decode_lab(photo['lab']))
+            assert rgb.shape == (48, 64, 3), photo['name']
+            assert turned_wrongly(rgb, quadrants()) < 0.1, photo['name']
 
 
 def test_photo_list_selects_photos(folder, tmp_path):

@@ -11,8 +11,9 @@ from PIL import ExifTags, Image, ImageCms
 from jaxcolor import color
 from jaxcolor.data.augment import center_crop
 from jaxcolor.errors import UserError
-from jaxcolor.inference.colorize import colorize, plan_outputs
+from jaxcolor.inference.colorize import colorize
 from jaxcolor.inference.colorizer import Colorizer
+from jaxcolor.inference.plan import plan_outputs
 from jaxcolor.inference.recompose import recompose
 from jaxcolor.prepare.decode import open_photo, pillow_unguarded
 
@@ -29,7 +30,7 @@ def colored(colorizer, image, tmp_path, name, **save):
     source = tmp_path / 'in' / name
     source.parent.mkdir(exist_ok=True)
     image.save(source, **save)
-    assert colorize(colorizer, plan_outputs([source], tmp_path / 'out'), quiet=True) == []
+    assert colorize(colorizer, plan_outputs([source], tmp_path / 'out'), quiet=True).failures == []
     (result,) = (tmp_path / 'out').iterdir()
     return Image.open(result)
 
@@ -149,7 +150,7 @@ def test_folders_keep_their_structure(colorizer, tmp_path):
     (tmp_path / 'in' / 'deep').mkdir(parents=True)
     for name in ('a.jpg', 'deep/a.jpg', 'deep/b.png', 'notes.txt'):
         Image.open(FISH).save(tmp_path / 'in' / name, 'PNG' if name.endswith('png') else 'JPEG')
-    assert colorize(colorizer, plan_outputs([tmp_path / 'in'], tmp_path / 'out'), quiet=True) == []
+    assert colorize(colorizer, plan_outputs([tmp_path / 'in'], tmp_path / 'out'), quiet=True).failures == []
     assert {str(p.relative_to(tmp_path / 'out')) for p in (tmp_path / 'out').rglob('*.*')} == {
         'a.jpg',
         'deep/a.jpg',
@@ -161,8 +162,6 @@ def test_outputs_that_would_overwrite_files_are_refused(tmp_path):
     for folder in ('one', 'two'):
         (tmp_path / folder).mkdir()
         Image.open(FISH).save(tmp_path / folder / 'a.jpg')
-    with pytest.raises(UserError, match='would both be written'):
-        plan_outputs([tmp_path / 'one' / 'a.jpg', tmp_path / 'two' / 'a.jpg'], tmp_path / 'out')
     with pytest.raises(UserError, match='would be overwritten'):
         plan_outputs([tmp_path / 'one'], tmp_path / 'one')
     (tmp_path / 'empty').mkdir()
@@ -176,8 +175,8 @@ def test_batches_do_not_change_results(colorizer, tmp_path):
     for i in range(5):
         photo.resize((90, 70) if i == 3 else (80, 80)).rotate(40 * i).save(tmp_path / 'in' / f'{i}.png')
     for batch_size in (1, 2):
-        pairs = plan_outputs([tmp_path / 'in'], tmp_path / f'out{batch_size}')
-        assert colorize(colorizer, pairs, quiet=True, batch_size=batch_size) == []
+        plan = plan_outputs([tmp_path / 'in'], tmp_path / f'out{batch_size}')
+        assert colorize(colorizer, plan, quiet=True, batch_size=batch_size).failures == []
     for i in range(5):
         one, two = (np.asarray(Image.open(tmp_path / f'out{size}' / f'{i}.png'), np.int32) for size in (1, 2))
         assert np.abs(one - two).max() <= 1
@@ -226,7 +225,7 @@ def test_pillows_own_size_limit_does_not_apply(colorizer, tmp_path, monkeypatch)
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
     # One photo in each queue.
     monkeypatch.setattr('jaxcolor.inference.colorize._MAX_PIXELS', 1000)
-    assert colorize(colorizer, plan_outputs([tmp_path / 'in'], tmp_path / 'out'), quiet=True) == []
+    assert colorize(colorizer, plan_outputs([tmp_path / 'in'], tmp_path / 'out'), quiet=True).failures == []
     assert Image.MAX_IMAGE_PIXELS == 1000
     assert len(list((tmp_path / 'out').iterdir())) == 12
 

@@ -1,33 +1,14 @@
 """Decoding photos: upright, in sRGB, shrunk by an area filter, within the pixel limit."""
 
-import io
 import struct
 import zlib
 
 import numpy as np
 import pytest
-from conftest import PHOTOS
-from PIL import Image
+from odd_photos import FORMATS, STORED, encoded, quadrants, turned_file, turned_wrongly
+from PIL import Image, PngImagePlugin
 
 from jaxcolor.prepare.decode import RejectedError, open_photo, pillow_unguarded
-
-
-def encoded(image, **options):
-    file = io.BytesIO()
-    image.save(file, **options)
-    return file.getvalue()
-
-
-def test_orientation_is_applied():
-    upright = Image.open(PHOTOS / 'train' / 'fish1.jpg').resize((80, 60))
-    exif = Image.Exif()
-    for orientation in range(1, 9):
-        exif[0x0112] = orientation
-        turned = open_photo(encoded(upright, format='PNG', exif=exif), max_megapixels=1)
-        assert turned.size == (upright.size if orientation < 5 else upright.size[::-1])
-    exif[0x0112] = 6  # the camera's top is on the right
-    turned = open_photo(encoded(upright, format='PNG', exif=exif), max_megapixels=1)
-    np.testing.assert_array_equal(np.asarray(turned), np.rot90(np.asarray(upright), -1))
 
 
 def test_modes_become_srgb():
@@ -76,3 +57,48 @@ def test_decompression_bomb_is_rejected_before_it_is_unpacked():
         with pytest.raises(RejectedError, match='more than 8 megapixels'):
             open_photo(small, max_megapixels=8)
         assert open_photo(small, shorter_side=30, max_megapixels=9).size == (30, 30)
+
+
+@pytest.mark.parametrize('name', FORMATS)
+@pytest.mark.parametrize('orientation', STORED)
+def test_photos_are_turned_once(name, orientation):
+    data = turned_file(name, orientation)
+    photo = open_photo(data, max_megapixels=1)
+    assert photo.size == (64, 48)
+    assert turned_wrongly(photo, quadrants()) < 0.1
+    assert open_photo(data, shorter_side=24, max_megapixels=1).size == (32, 24)
+
+
+def test_orientation_behind_the_pixels_of_a_png():
+    data = turned_file('PNG', 6)
+    start = data.index(b'eXIf') - 4
+    length = 12 + struct.unpack('>I', data[start : start + 4])[0]
+    chunk, rest = data[start : start + length], data[:start] + data[start + length :]
+    end = rest.index(b'IEND') - 4
+    np.testing.assert_array_equal(np.asarray(open_photo(rest[:end] + chunk + rest[end:], max_megapixels=1)), quadrants())
+
+
+@pytest.mark.parametrize('name', ['JPEG', 'PNG', 'WebP'])
+def test_mutated_exif_does_not_reject_the_photo(name):
+    """Every byte of the EXIF data is changed in turn, to the values that break offsets, types and counts."""
+    exif = Image.Exif()
+    exif[0x010E], exif[0x8769] = 'a photo', {0x9003: '2001:01:01 00:00:00', 0x829A: 0.5}
+    upright = Image.fromarray(quadrants()[::4, ::4])
+    block = exif.tobytes()
+    for at in range(6, len(block), 3):
+        for value in (0, 255, block[at] ^ 1):
+            mutated = block[:at] + bytes([value]) + block[at + 1 :]
+            with pillow_unguarded():
+                photo = open_photo(encoded(upright, exif=mutated, **FORMATS[name]), max_megapixels=1)
+            assert photo.size in ((16, 12), (12, 16))  # an orientation may come up, too
+
+
+def test_large_texts_and_profiles_of_a_png():
+    """Photoshop's history and profiles of printers have megabytes."""
+    text = PngImagePlugin.PngInfo()
+    text.add_text('comment', 3_000_000 * 'x', zip=True)
+    text.add_itxt('XML:com.adobe.xmp', 3_000_000 * 'x', zip=True)
+    for options in ({'pnginfo': text}, {'icc_profile': bytes(3_000_000)}):
+        data = encoded(Image.fromarray(quadrants()), format='PNG', **options)
+        with pillow_unguarded():
+            np.testing.assert_array_equal(np.asarray(open_photo(data, max_megapixels=1)), quadrants())

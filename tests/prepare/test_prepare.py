@@ -5,6 +5,7 @@ import io
 
 import numpy as np
 import pytest
+from odd_photos import quadrants, turned_files, turned_wrongly
 from PIL import Image
 from prepare_helpers import contents, write_photos
 from skimage.color import rgb2lab
@@ -164,3 +165,15 @@ def test_unusable_output_folder(photos, tmp_path, failure):
 def test_invalid_flags(photos, tmp_path, failure, flag):
     assert flag.split('=')[0] in failure(photos, f'--out={tmp_path / "out"}', flag)
     assert not (tmp_path / 'out').exists()
+
+
+def test_photos_are_turned_once(tmp_path):
+    """All eight EXIF orientations, in every format."""
+    turned_files(tmp_path / 'photos')
+    shards = prepare(tmp_path / 'photos', tmp_path / 'out', size=48, split='train:1', workers=1, quiet=True)
+    records = shards.records('train')
+    assert len(records) == len(list((tmp_path / 'photos').iterdir()))
+    for i in range(len(records)):
+        rgb = 255 * color.lab_to_rgb(color.decode_lab(records[i]['lab']))
+        assert rgb.shape == (48, 64, 3), records[i]['name']
+        assert turned_wrongly(rgb, quadrants()) < 0.1, records[i]['name']

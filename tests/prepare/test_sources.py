@@ -188,3 +188,27 @@ def test_wrong_source(tmp_path):
     write(tmp_path / 'text.txt', b'text')
     with pytest.raises(UserError, match='neither a folder nor an archive'):
         datasets.detect(tmp_path / 'text.txt')
+
+
+def test_folders_that_cannot_be_read_loops_and_pipes(tmp_path, monkeypatch):
+    """They are rejected by name, and the other photos are prepared."""
+    write(tmp_path / 'photos' / 'a' / '1.jpg', JPEG)
+    write(tmp_path / 'photos' / 'secret' / '2.jpg', JPEG)
+    for name in ('l1', 'l2'):  # followed, they would be endless
+        (tmp_path / 'photos' / name).symlink_to('.')
+    os.mkfifo(tmp_path / 'photos' / 'a' / 'pipe.jpg')  # opened, it would block
+    listing = os.scandir  # the tests may run as root, who may read everything
+
+    def scandir(path):
+        if str(path).endswith('secret'):
+            raise PermissionError(13, 'Permission denied')
+        return listing(path)
+
+    monkeypatch.setattr(os, 'scandir', scandir)
+    assert len(prepare_records(tmp_path / 'photos', tmp_path, workers=1, split='train:1')) == 1
+    assert rejected(tmp_path) == {
+        'a/pipe.jpg': 'is neither a file nor a folder',
+        'l1': 'is a link to a folder that it lies in',
+        'l2': 'is a link to a folder that it lies in',
+        'secret': 'cannot be read (Permission denied)',
+    }

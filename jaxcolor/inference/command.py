@@ -1,0 +1,61 @@
+"""The command `jaxcolor colorize`: its arguments and what it runs."""
+
+import argparse
+import sys
+
+import numpy as np
+
+from jaxcolor.config import DEFAULT_MODEL
+from jaxcolor.errors import UserError, printable
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `jaxcolor colorize`."""
+    add = parser.add_argument
+    add('photos', nargs='+', metavar='PHOTO_OR_FOLDER', help='photos, or folders of photos')
+    model = 'a run directory, an exported model, or the name of a bundled one (%(default)s)'
+    add('--model', default=DEFAULT_MODEL, metavar='RUN_OR_NAME', help=model)
+    out = 'the folder of the results, or the result of a single photo (%(default)s)'
+    add('--out', default='colored', metavar='FOLDER_OR_FILE', help=out)
+    add('--overwrite', action='store_true', help='replace files that are no results, and color finished photos again')
+    add('--style', metavar='PHOTO', help='colorize with the global features (the mood) of this photo')
+    add('--variants', type=int, default=1, metavar='N', help='results per photo (cgan)')
+    add('--size', type=int, default=0, help="shorter side of the network's input in pixels (that of training)")
+    add('--step', type=int, help='checkpoint step (that of the lowest validation loss)')
+    add('--max-megapixels', type=float, default=200, help='reject larger photos (%(default)s)')
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs `jaxcolor colorize`.
+
+    Raises:
+        UserError: an argument cannot be used, or there are no photos.
+        SystemExit: 1, a photo was not colored.
+    """
+    from jaxcolor.inference.colorize import colorize
+    from jaxcolor.inference.colorizer import MULTIPLE, Colorizer
+    from jaxcolor.inference.photos import read_photo
+    from jaxcolor.inference.plan import plan_outputs
+    from jaxcolor.prepare.decode import pillow_unguarded
+
+    if args.size < 0 or 0 < args.size < MULTIPLE:
+        raise UserError(f'--size must be at least {MULTIPLE}, not {args.size}.')
+    if args.variants < 1:
+        raise UserError(f'--variants must be at least 1, not {args.variants}.')
+    plan = plan_outputs(args.photos, args.out)
+    colorizer = Colorizer(args.model, args.step, args.size)
+    style = None
+    if args.style:
+        with pillow_unguarded():
+            style = np.asarray(colorizer.global_features(read_photo(args.style, args.max_megapixels)))
+    summary = colorize(
+        colorizer,
+        plan,
+        style=style,
+        variants=args.variants,
+        max_megapixels=args.max_megapixels,
+        overwrite=args.overwrite,
+    )
+    print(f'{summary.colored} of {len(plan.pairs)} photos colored, in {printable(args.out)}')
+    if summary.failures:
+        sys.exit(1)
