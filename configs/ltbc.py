@@ -29,7 +29,7 @@ def get_config(variant: str = ''):
         config.model.classes = 0
         config.model.global_size = 128
         config.optimizer.update({'name': 'adam', 'schedule': 'cosine', 'learning_rate': 2e-3, 'warmup_steps': 20})
-        config.optimizer.weight_decay = 1e-4
+        config.optimizer.update({'weight_decay': 1e-4, 'base_batch_size': 16})
         config.data.crop = 128
         config.data.flip = False  # 20 photos are learnt by heart here; mirrored they would be 40
         config.train.steps = 400

@@ -31,6 +31,7 @@ def get_config(variant: str = ''):
         # those of a gain (task.chroma_gain).
         config.task.update({'rebalance': 1.0, 'temperature': 0.6})
     config.optimizer.update({'name': 'adam', 'schedule': 'cosine', 'learning_rate': 2e-3, 'warmup_steps': 100})
+    config.optimizer.base_batch_size = 32
     config.optimizer.weight_decay = 1e-2
     config.data.crop = size
     config.train.update({'batch_size': 32, 'steps': 2_000, 'ema': 0.998})

@@ -24,7 +24,7 @@ def get_config():
     config.name = 'ltbc_pytorch'
     config.model.update({'batch_norm': False, 'classes': 365, 'classifier_width': 400})
     config.task.update({'loss_resolution': 'input', 'alpha': 0.005})
-    config.optimizer.update({'name': 'adam', 'learning_rate': 1e-4})
+    config.optimizer.update({'name': 'adam', 'learning_rate': 1e-4, 'base_batch_size': 32})
     config.train.update({'batch_size': 32, 'steps': None, 'epochs': 14, 'eval_every': None, 'eval_every_epochs': 1})
     config.train.grid_photos = 32  # as many as the report shows
     return config

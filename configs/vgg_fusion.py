@@ -19,7 +19,7 @@ def get_config():
     config.model = base.vgg_fusion()
     config.extractor.name = 'vgg16'
     config.task.update({'loss_resolution': 'input', 'alpha': 0.0})
-    config.optimizer.update({'name': 'adam', 'learning_rate': 1e-3})
+    config.optimizer.update({'name': 'adam', 'learning_rate': 1e-3, 'base_batch_size': 32})
     config.data.update({'crop': 256, 'flip_vertical': True, 'rotate': 15.0, 'shift': 0.1, 'brightness': 0.2})
     config.train.update({'batch_size': 32, 'steps': None, 'epochs': 2_000, 'eval_every': None, 'eval_every_epochs': 10})
     return config

@@ -8,6 +8,7 @@ launch/slurm/array.sbatch; `jaxcolor sweep FILE --collect` then tabulates.
 import contextlib
 import csv
 import io
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -164,36 +165,39 @@ def draw_over(field: str, trainings: Sequence[Sequence[str]], rows: Sequence[Map
         out: the folder of the run directories.
 
     Raises:
-        UserError: there is no such field.
+        UserError: there is no such field, or it is no number in one of the trainings.
     """
     from matplotlib.figure import Figure
 
     section, _, name = field.partition('.')
     apart = tuple(f'--config.{each}=' for each in (field, 'seed', 'train.accumulation_steps'))
-    figures = {'ab_rmse': 'ab RMSE', 'psnr': 'PSNR (dB)', 'top1': 'top-1 accuracy of the class'}
-    figures = {key: title for key, title in figures.items() if any(row.get(key) for row in rows)}
+    is_one_recipe = len({flags[0] for flags in trainings}) == 1
     lines: dict[str, dict[float, list[Mapping[str, Any]]]] = {}
     for number, (flags, row) in enumerate(zip(trainings, rows, strict=False), 1):
         if not row.get('ab_rmse'):
             continue
-        config = read_config(out / str(number))
-        if name not in config.get(section, {}):
-            raise UserError(f'--over: there is no field {field!r} (jaxcolor/config.py lists all).')
-        words = [word.removeprefix('--config.') for word in flags[1:] if not word.startswith(apart)]
-        line = lines.setdefault(' '.join(words) or 'as the recipe', {})
-        line.setdefault(float(config[section][name]), []).append(row)
+        try:
+            at = float(read_config(out / str(number))[section][name])
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f'--over: {field!r} is no field that is a number in training {number}.') from None
+        words = [word for word in flags[is_one_recipe:] if not word.startswith(apart)]
+        label = ' '.join(re.sub(r'^--config[.=]', '', word) for word in words) or 'as the recipe'
+        lines.setdefault(label, {}).setdefault(at, []).append(row)
 
-    picture = Figure(figsize=(5.5 * len(figures), 5 + 0.2 * len(lines)), layout='constrained')
+    figures = {'ab_rmse': 'ab RMSE', 'psnr': 'PSNR (dB)', 'top1': 'top-1 accuracy of the class'}
+    figures = {key: title for key, title in figures.items() if any(row.get(key) for row in rows)}
+    picture = Figure(figsize=(5.5 * max(1, len(figures)), 5 + 0.2 * len(lines)), layout='constrained')
     panels = picture.subplots(1, len(figures), squeeze=False)[0] if figures else []
+    is_positive = all(at > 0 for line in lines.values() for at in line)
     for axes, (key, title) in zip(panels, figures.items(), strict=True):
         for label, line in sorted(lines.items()):
-            at = sorted(line)
-            values = [[float(row[key]) for row in line[x] if row.get(key)] for x in at]
-            mean = [sum(each) / len(each) for each in values]
-            below = [m - min(each) for m, each in zip(mean, values, strict=True)]
-            above = [max(each) - m for m, each in zip(mean, values, strict=True)]
-            axes.errorbar(at, mean, [below, above], marker='o', capsize=3, label=label)
-        axes.set(xscale='log', xlabel=field, title=title)
+            values = {at: [float(row[key]) for row in line[at] if row.get(key)] for at in sorted(line)}
+            values = {at: each for at, each in values.items() if each}
+            mean = [sum(each) / len(each) for each in values.values()]
+            below = [m - min(each) for m, each in zip(mean, values.values(), strict=True)]
+            above = [max(each) - m for m, each in zip(mean, values.values(), strict=True)]
+            axes.errorbar(list(values), mean, [below, above], marker='o', capsize=3, label=label)
+        axes.set(xscale='log' if is_positive else 'linear', xlabel=field, title=title)
     if figures:
         picture.legend(*panels[0].get_legend_handles_labels(), loc='outside lower center', fontsize='small', ncols=2)
     with files.atomic(out / 'over.png') as temporary:

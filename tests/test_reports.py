@@ -28,7 +28,19 @@ def test_tests_and_files_of_the_page_exist():
         assert (ROOT / path).exists(), path
 
 
-# Report 004, figures 12 to 20: architecture, learning rate, L2, batch size. Figure 12's rate differs in caption and text.
+# Report 004, figures 12 to 20: what it says came out (validation, test), and architecture, learning rate, L2, batch size.
+RESULTS = [
+    '# 12: 0.567035, 0.5496931',
+    '# 13: 0.5714356, 0.5394033',
+    '# 14: "no learning happens"',
+    '# 15: 0.5881328, 0.55679',
+    '# 16: 0.52240014, 0.5577577',
+    '# 17: loss NaN; 0.49233896, 0.47044206',
+    '# 18: 0.57672495, 0.54632795',
+    '# 19: 0.584938, 0.55964506',
+    '# 20: 0.57347536, 0.568752',
+]
+# Figure 12's rate differs in caption and text.
 FIGURES = [
     ('1', 0.01, 0.01, 5),
     ('1', 0.001, 0.01, 5),
@@ -44,6 +56,8 @@ FIGURES = [
 
 
 def test_deepcolor_sweep_is_the_report_s_table():
+    lines = (ROOT / 'configs' / 'sweeps' / 'deepcolor.txt').read_text(encoding='utf-8').splitlines()
+    assert [line for line in lines if re.match(r'# \d\d:', line)] == RESULTS
     settings = []
     for recipe, *overrides in read_sweep('deepcolor'):
         config = load_recipe(recipe.removeprefix('--config='), overrides)

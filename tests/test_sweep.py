@@ -70,17 +70,20 @@ def test_errors_over_a_field(trained, tmp_path, monkeypatch):
         config['train']['batch_size'] = batch
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / 'config.json').write_text(json.dumps(config))
-        rows.append({'ab_rmse': str(rmse)})
+        rows.append({'ab_rmse': str(rmse), **({'top1': '0.5'} if name == 'lamb' else {})})
     trainings.append(['--config=b.py'])
     rows.append({'result': 'not trained yet'})
     sweep.draw_over('train.batch_size', trainings, rows, tmp_path)
     assert drawn == [
-        ('optimizer.name=adam', [32.0, 256.0], [12.0, 14.0], [[0.0, 1.0], [0.0, 1.0]]),
-        ('optimizer.name=lamb', [256.0], [14.0], [[0.0], [0.0]]),
+        ('a.py optimizer.name=adam', [32.0, 256.0], [12.0, 14.0], [[0.0, 1.0], [0.0, 1.0]]),
+        ('a.py optimizer.name=lamb', [256.0], [14.0], [[0.0], [0.0]]),
+        ('a.py optimizer.name=adam', [], [], [[], []]),  # the second panel: only one has a classifier
+        ('a.py optimizer.name=lamb', [256.0], [0.5], [[0.0], [0.0]]),
     ]
     assert Image.open(tmp_path / 'over.png').width > 300
-    with pytest.raises(UserError, match=r"--over: there is no field 'train\.batch'"):
-        sweep.draw_over('train.batch', trainings, rows, tmp_path)
+    for field in ('train.batch', 'optimizer.name', 'seed', 'train.epochs'):
+        with pytest.raises(UserError, match=f"--over: '{field}' is no field that is a number"):
+            sweep.draw_over(field, trainings, rows, tmp_path)
 
 
 @pytest.mark.slow

@@ -21,10 +21,11 @@ from jaxcolor.models.layers import (
     scaled,
 )
 
-# DeepColor's table of architectures: the encoder's 3x3 convolutions ('64/2': 64 filters at stride 2), the 1x1 convolutions
-# of the fusion, and the decoder up to its output. The strides of architecture 1 are partly illegible; those here give 28x28
-# features, as in the others. 'koalarization' is Deep Koalarization itself (its table 1), with an extractor's 1000 outputs in
-# place of the 1001 of its TF-Slim network, which has one for the background.
+# DeepColor's figures 4 to 11: the encoder's 3x3 convolutions ('64/2': 64 filters at stride 2), the 1x1 convolutions of the
+# fusion, and the decoder up to its output. Architecture 1's listing has one stride 2 more, which gives 14x14 features; those
+# here give 28x28, as in the others. Architecture 3 follows its summary, which its listing contradicts. 'koalarization' is
+# Deep Koalarization itself (its table 1), with an extractor's 1000 outputs in place of the 1001 of its TF-Slim network,
+# which has one for the background.
 DEEPCOLOR: dict[str, tuple[tuple[int | str, ...], tuple[int, ...], tuple[int | str, ...]]] = {
     'base': (('64/2', 128, '128/2', 256, '256/2', 512, 512, 256), (256, 256), (128, 'up', 64, 'up', 32, 16)),
     '1': (('64/2', '128/2', '128/2', 256, 256, 512, 256), (256, 256), (128, 'up', 64, 'up', 32, 16)),
@@ -35,7 +36,7 @@ DEEPCOLOR: dict[str, tuple[tuple[int | str, ...], tuple[int, ...], tuple[int | s
 
 
 class DeepColor(nn.Module):
-    """DeepColor (section 3 and its table of architectures): 6,606,994 parameters for 'base', without the extractor.
+    """DeepColor (section 3, figures 4 to 11): 6,606,994 parameters for 'base', without the extractor.
 
     Output activation 'relu' is read as (ab + 128) / 256: the report, whose listings end in it, says nothing of how a*b* are
     scaled, and a*b* of both signs need an offset.

@@ -58,4 +58,4 @@ def _steps(epochs, per_epoch):
 
 def _exact(epochs):
     """0.1 -> 1/10, which the float is not."""
-    return Fraction(repr(epochs))
+    return Fraction(str(epochs))

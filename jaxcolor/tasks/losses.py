@@ -95,8 +95,8 @@ def top_k_accuracy(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
 def larger_channel_agreement(prediction: jax.Array, target: jax.Array) -> jax.Array:
     """Share of pixels whose larger channel of (a*, b*) is the same in both -> (B,) in [0, 1].
 
-    Keras computes this as 'accuracy' of a two-channel output, and the DeepColor and LTBC reports print it under that name.
-    It says little about color: a photo whose a* and b* both have the wrong sign can score 1.
+    Keras computes this as 'accuracy' of a two-channel output. DeepColor prints it under that name, and Jain's report plots
+    it. It says little about color: a photo whose a* and b* both have the wrong sign can score 1.
     """
     same = jnp.argmax(prediction, axis=-1) == jnp.argmax(target, axis=-1)
     return jnp.mean(same.astype(jnp.float32), axis=(1, 2))

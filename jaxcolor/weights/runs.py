@@ -36,6 +36,7 @@ CHANGEABLE_FIELDS = {
     'data.workers',
     'train.steps',
     'train.epochs',
+    'train.epoch_steps',
     'train.accumulation_steps',
     'train.devices',
     'train.mapping',
@@ -78,8 +79,11 @@ def create_or_check(run: str | os.PathLike, config: ConfigDict) -> None:
 
 
 def _resolved(config):
-    """With the values that the optimizer itself brings, and without those of fields that it does not have."""
-    return ConfigDict({**config, 'optimizer': optimizers.resolve(config.optimizer)})
+    """With the values that the optimizer itself brings, and without those of fields that change nothing."""
+    optimizer = optimizers.resolve(config.optimizer).to_dict()
+    if optimizer['scaling'] == 'none':
+        del optimizer['base_batch_size']
+    return ConfigDict({**config, 'optimizer': optimizer})
 
 
 def read_config(model: str | os.PathLike) -> ConfigDict:

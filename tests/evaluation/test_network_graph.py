@@ -107,6 +107,18 @@ def test_the_branches_of_ltbc_meet_in_the_fusion():
     assert titles(layers['global_dense_0'].sources) == ['flatten']
 
 
+def test_the_layers_of_vgg_fusion():
+    """Report 001, section 3.3 and table 3: activations, and where the two batch norms stand."""
+    task = small_task('vgg_fusion')
+    nodes = [node for node in network_graph(task.network, task.network_inputs()) if node.kind == 'layer']
+    names = titles(nodes)
+    after = {name: names[names.index(name) - 1] for name in ('encoder_norm', 'decoder_norm')}
+    assert after == {'encoder_norm': 'encoder_2', 'decoder_norm': 'decoder_3'}
+    *layers, output = [node for node in nodes if not node.title.endswith('_norm')]
+    assert all(node.text.endswith(', relu') for node in layers) and len(layers) == 6 + 1 + 7
+    assert output.text == '1×1 transposed convolution, 2 filters, tanh'
+
+
 def test_layers_that_run_twice_are_drawn_twice_with_one_set_of_parameters():
     """Where photos are not of the global branch's size, both branches run the low-level features."""
     task = small_task('ltbc global_size=32')

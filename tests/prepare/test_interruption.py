@@ -36,6 +36,29 @@ def photos(tmp_path_factory):
     return write_photos(tmp_path_factory.mktemp('photos'))
 
 
+# In every Python that has it on its path: a photo whose name ends in -stuck.jpg opens once there is a file `go` beside this.
+STUCK = """
+import builtins, os, time
+real = builtins.open
+def open(file, *args, **kwargs):
+    if str(file).endswith('-stuck.jpg'):
+        while not os.path.exists(os.path.join(os.path.dirname(__file__), 'go')):
+            time.sleep(0.01)
+    return real(file, *args, **kwargs)
+builtins.open = open
+"""
+
+
+@pytest.fixture
+def stuck_photos(photos, tmp_path, monkeypatch):
+    """A copy of the photos, where those named *-stuck.jpg are read only once they may: as on a disk that does not answer."""
+    (tmp_path / 'site').mkdir()
+    (tmp_path / 'site' / 'sitecustomize.py').write_text(STUCK)
+    path = os.pathsep.join(filter(None, [str(tmp_path / 'site'), os.environ.get('PYTHONPATH')]))
+    monkeypatch.setenv('PYTHONPATH', path)
+    return shutil.copytree(photos, tmp_path / 'photos')
+
+
 def command_line(*arguments):
     return [sys.executable, '-m', 'jaxcolor', 'prepare', *map(str, arguments)]
 
@@ -97,13 +120,12 @@ def test_killed_worker(photos, expected, tmp_path):
 
 
 @pytest.mark.parametrize('sent', [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_stopped_command_leaves_no_workers(photos, tmp_path, sent):
+def test_stopped_command_leaves_no_workers(stuck_photos, tmp_path, sent):
     """A worker that blocks on a photo ends with the command, too, and the finished shards stay."""
-    shutil.copytree(photos, tmp_path / 'photos')
-    stuck = tmp_path / 'photos' / 'a' / '!.jpg'  # the first photo of all
-    os.mkfifo(stuck)
+    stuck = stuck_photos / 'a' / '!-stuck.jpg'  # the first photo of all
+    stuck.write_text('no photo')
     out = tmp_path / 'out'
-    arguments = (tmp_path / 'photos', f'--out={out}', *FLAGS, '--split=train:1', '--workers=2')
+    arguments = (stuck_photos, f'--out={out}', *FLAGS, '--split=train:1', '--workers=2')
     process = start(*arguments)
     while len(list((out / '.preparing').glob('train-*.json'))) < 3:
         time.sleep(0.01)
@@ -125,22 +147,20 @@ def test_stopped_command_leaves_no_workers(photos, tmp_path, sent):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
 
-    stuck.unlink()
-    stuck.write_text('no photo')
+    (tmp_path / 'site' / 'go').touch()
     made = {path: path.stat().st_mtime_ns for path in out.glob('*.arrayrecord')}
     assert len(made) >= 3 and not (out / 'train-00000.arrayrecord').exists()
     options = {**OPTIONS, 'split': 'train:1'}
-    prepare(tmp_path / 'photos', out, **options)
+    prepare(stuck_photos, out, **options)
     assert {path: path.stat().st_mtime_ns for path in made} == made
-    prepare(tmp_path / 'photos', tmp_path / 'fresh', **options)
+    prepare(stuck_photos, tmp_path / 'fresh', **options)
     assert contents(out) == contents(tmp_path / 'fresh')
 
 
-def test_interrupt_while_workers_start(photos, tmp_path):
+def test_interrupt_while_workers_start(stuck_photos, tmp_path):
     """One line, and no traceback of a worker that is still importing."""
-    shutil.copytree(photos, tmp_path / 'photos')
-    os.mkfifo(tmp_path / 'photos' / 'a' / '!.jpg')  # a worker that reads it waits, so that nothing ends before the signal
-    arguments = (tmp_path / 'photos', f'--out={tmp_path / "out"}', *FLAGS, '--workers=2')
+    (stuck_photos / 'a' / '!-stuck.jpg').write_text('no photo')  # so that nothing ends before the signal
+    arguments = (stuck_photos, f'--out={tmp_path / "out"}', *FLAGS, '--workers=2')
     process = start(*arguments)
     while not any('numpy' in Path(f'/proc/{worker}/maps').read_text() for worker in workers_of(process)):
         time.sleep(0.01)
@@ -157,23 +177,21 @@ def is_running(process_id):
         return False
 
 
-def test_workers_report_every_photo(photos, tmp_path):
+def test_workers_report_every_photo(stuck_photos, tmp_path):
     """Progress counts photos, not finished shards."""
-    shutil.copytree(photos, tmp_path / 'photos')
-    stuck = tmp_path / 'photos' / 'b' / 'zzz.jpg'  # the last photo of the only shard
-    os.mkfifo(stuck)
-    reported, released, deadline = [], [], time.monotonic() + 60
+    stuck = stuck_photos / 'b' / 'zzz-stuck.jpg'  # the last photo of the only shard
+    stuck.write_text('no photo')
+    reported, deadline = [], time.monotonic() + 60
 
     def update(self, units=1):
         reported.append(units)
         assert sum(reported) > 40 or time.monotonic() < deadline, reported
-        if sum(reported) == 40 and not released:
-            released.append(os.open(stuck, os.O_WRONLY))  # the worker continues
+        if sum(reported) == 40:
+            (tmp_path / 'site' / 'go').touch()  # the worker continues
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr('jaxcolor.runtime.logs.Progress.update', update)
-        prepare(tmp_path / 'photos', tmp_path / 'out', size=32, split='train:1', workers=2, quiet=True)
-    os.close(*released)
+        prepare(stuck_photos, tmp_path / 'out', size=32, split='train:1', workers=2, quiet=True)
     assert sum(reported) == 41
     assert not multiprocessing.active_children()
 
