@@ -184,20 +184,25 @@ def draw_over(field: str, trainings: Sequence[Sequence[str]], rows: Sequence[Map
         label = ' '.join(re.sub(r'^--config[.=]', '', word) for word in words) or 'as the recipe'
         lines.setdefault(label, {}).setdefault(at, []).append(row)
 
+    # A single point is no line, unless there is nothing else.
+    lines = {label: line for label, line in lines.items() if len(line) > 1} or lines
+    ticks = sorted({at for line in lines.values() for at in line})
     figures = {'ab_rmse': 'ab RMSE', 'psnr': 'PSNR (dB)', 'top1': 'top-1 accuracy of the class'}
     figures = {key: title for key, title in figures.items() if any(row.get(key) for row in rows)}
     picture = Figure(figsize=(5.5 * max(1, len(figures)), 5 + 0.2 * len(lines)), layout='constrained')
     panels = picture.subplots(1, len(figures), squeeze=False)[0] if figures else []
-    is_positive = all(at > 0 for line in lines.values() for at in line)
     for axes, (key, title) in zip(panels, figures.items(), strict=True):
-        for label, line in sorted(lines.items()):
+        for number, (label, line) in enumerate(sorted(lines.items())):
             values = {at: [float(row[key]) for row in line[at] if row.get(key)] for at in sorted(line)}
             values = {at: each for at, each in values.items() if each}
             mean = [sum(each) / len(each) for each in values.values()]
             below = [m - min(each) for m, each in zip(mean, values.values(), strict=True)]
             above = [max(each) - m for m, each in zip(mean, values.values(), strict=True)]
-            axes.errorbar(list(values), mean, [below, above], marker='o', capsize=3, label=label)
-        axes.set(xscale='log' if is_positive else 'linear', xlabel=field, title=title)
+            style = {'color': f'C{number % 10}', 'linestyle': ('-', '--', ':')[number // 10 % 3]}
+            axes.errorbar(list(values), mean, [below, above], marker='o', capsize=3, label=label, **style)
+        axes.set(xscale='log' if min(ticks) > 0 else 'linear', xlabel=field, title=title)
+        axes.set_xticks(ticks, [f'{tick:g}' for tick in ticks], minor=False)
+        axes.minorticks_off()
     if figures:
         picture.legend(*panels[0].get_legend_handles_labels(), loc='outside lower center', fontsize='small', ncols=2)
     with files.atomic(out / 'over.png') as temporary:

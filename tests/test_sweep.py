@@ -61,9 +61,9 @@ def test_errors_over_a_field(trained, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(Axes, 'errorbar', lambda self, x, y, spread, label, **style: drawn.append((label, x, y, spread)))
     trainings, rows = [], []
-    for number, (batch, seed, name, rmse) in enumerate(
-        [(32, 0, 'adam', 12.0), (256, 0, 'adam', 13.0), (256, 1, 'adam', 15.0), (256, 0, 'lamb', 14.0)], 1
-    ):
+    settings = [(32, 0, 'adam', 12.0), (256, 0, 'adam', 13.0), (256, 1, 'adam', 15.0)]
+    settings += [(256, 0, 'lamb', 14.0), (32, 0, 'lamb', 16.0), (32, 0, 'lars', 40.0)]
+    for number, (batch, seed, name, rmse) in enumerate(settings, 1):
         words = [f'--config.train.batch_size={batch}', f'--config.seed={seed}', f'--config.optimizer.name={name}']
         trainings.append(['--config=a.py', *words, f'--config.train.accumulation_steps={batch // 32}'])
         config = json.loads((trained / 'config.json').read_text())
@@ -76,10 +76,10 @@ def test_errors_over_a_field(trained, tmp_path, monkeypatch):
     sweep.draw_over('train.batch_size', trainings, rows, tmp_path)
     assert drawn == [
         ('a.py optimizer.name=adam', [32.0, 256.0], [12.0, 14.0], [[0.0, 1.0], [0.0, 1.0]]),
-        ('a.py optimizer.name=lamb', [256.0], [14.0], [[0.0], [0.0]]),
+        ('a.py optimizer.name=lamb', [32.0, 256.0], [16.0, 14.0], [[0.0, 0.0], [0.0, 0.0]]),
         ('a.py optimizer.name=adam', [], [], [[], []]),  # the second panel: only one has a classifier
-        ('a.py optimizer.name=lamb', [256.0], [0.5], [[0.0], [0.0]]),
-    ]
+        ('a.py optimizer.name=lamb', [32.0, 256.0], [0.5, 0.5], [[0.0, 0.0], [0.0, 0.0]]),
+    ]  # and none of lars, which is a single point
     assert Image.open(tmp_path / 'over.png').width > 300
     for field in ('train.batch', 'optimizer.name', 'seed', 'train.epochs'):
         with pytest.raises(UserError, match=f"--over: '{field}' is no field that is a number"):

@@ -95,7 +95,9 @@ def _photos_of_folder(folder, out, plan):
             pairs.append((Path(file.path), out.joinpath(*file.parts)))
     if others:
         kinds = ', '.join(f'{count} {suffix}' for suffix, count in others.most_common(5))
-        plan.notes.append(f'{sum(others.values())} files in {folder} are no photos, by their names ({kinds}).')
+        count = sum(others.values())
+        what = 'is no photo, by its name' if count == 1 else 'are no photos, by their names'
+        plan.notes.append(f'{count} {"file" if count == 1 else "files"} in {folder} {what} ({kinds}).')
     if results:
         plan.notes.append(f'{results} results of earlier runs in {folder} were left out.')
     if not pairs and not results and not lost:
