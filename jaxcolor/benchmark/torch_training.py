@@ -21,6 +21,7 @@ from jaxcolor.benchmark import torch_networks
 from jaxcolor.benchmark.torch_layers import lab_to_rgb, rgb_to_lab, rgb_to_yuv, upsample, yuv_to_rgb
 from jaxcolor.benchmark.torch_weights import fold_batch_norm, load_jax, to_torch
 from jaxcolor.errors import UserError
+from jaxcolor.tasks import optimizers
 from jaxcolor.tasks.state import TrainState
 
 PRECISIONS = ('f32', 'tf32', 'bf16')
@@ -205,7 +206,7 @@ class TorchTraining:
         return loss.detach()
 
     def _optimizer(self, module):
-        c = self.config.optimizer
+        c = optimizers.resolve(self.config.optimizer)
         parameters = list(module.parameters())
         if not self.adversarial and self.config.task.kernel_l2:
             if c.name == 'adam' and c.weight_decay:
@@ -227,6 +228,8 @@ class TorchTraining:
             return torch.optim.Adadelta(parameters, c.learning_rate, c.rho, c.eps, foreach=True)
         if c.name == 'rmsprop':
             return torch.optim.RMSprop(parameters, c.learning_rate, c.rho, c.eps, momentum=c.momentum, foreach=True)
+        if c.name != 'sgd':
+            raise UserError(f'the PyTorch side has no optimizer {c.name!r}; it has adadelta, adam, rmsprop and sgd.')
         return torch.optim.SGD(parameters, c.learning_rate, c.momentum, nesterov=c.nesterov, fused=True)
 
     def _lightness(self):
