@@ -148,6 +148,8 @@ def normalize_l(lightness: Array) -> Array:
     return lightness / np.float32(100)
 
 
+# What a network predicts in an output space: the name of its output, and its channels.
+OUTPUT_SPACES = {'lab': ('ab', 2), 'yuv': ('uv', 2), 'rgb': ('rgb', 3)}
 # Scale and offset by output activation, of channels that lie in [0, 1]: channel = output * scale + offset.
 # tanh: (-1, 1) <-> (0, 1); linear: as tanh, but unbounded; relu, which has no negative values: as sigmoid, but unbounded.
 UNIT_RANGE = {'sigmoid': (1.0, 0.0), 'relu': (1.0, 0.0), 'tanh': (0.5, 0.5), 'linear': (0.5, 0.5)}
@@ -156,40 +158,24 @@ UNIT_RANGE = {'sigmoid': (1.0, 0.0), 'relu': (1.0, 0.0), 'tanh': (0.5, 0.5), 'li
 AB_RANGE = {activation: (256 * scale, 256 * offset - 128) for activation, (scale, offset) in UNIT_RANGE.items()}
 
 
-def normalize_unit(channels: Array, activation: str) -> Array:
-    """Channels in [0, 1] (RGB, or the U and V of `rgb_to_yuv`), float, any shape -> the output range of a network.
+def normalize(channels: Array, space: str, activation: str) -> Array:
+    """Channels of an output space -> the output range of a network.
 
-    activation: the network's output activation, a key of UNIT_RANGE.
+    Args:
+        channels: float, any shape: a*b*, or in [0, 1] the U and V of `rgb_to_yuv`, or RGB.
+        space: a key of OUTPUT_SPACES.
+        activation: the network's output activation, a key of UNIT_RANGE.
     """
-    scale, offset = UNIT_RANGE[activation]
+    scale, offset = (AB_RANGE if space == 'lab' else UNIT_RANGE)[activation]
     return (channels - np.float32(offset)) / np.float32(scale)
 
 
-def denormalize_unit(output: Array, activation: str) -> Array:
-    """A network's output -> channels in [0, 1]; the inverse of `normalize_unit`."""
-    scale, offset = UNIT_RANGE[activation]
+def denormalize(output: Array, space: str, activation: str) -> Array:
+    """A network's output -> channels of its output space; the inverse of `normalize`."""
+    scale, offset = (AB_RANGE if space == 'lab' else UNIT_RANGE)[activation]
     return output * np.float32(scale) + np.float32(offset)
 
 
-def normalize_ab(ab: Array, activation: str) -> Array:
-    """a*b* -> the output range of a network.
-
-    Args:
-        ab: float, any shape.
-        activation: the network's output activation, a key of AB_RANGE.
-    """
-    scale, offset = AB_RANGE[activation]
-    return (ab - np.float32(offset)) / np.float32(scale)
-
-
-def denormalize_ab(output: Array, activation: str) -> Array:
-    """A network's output -> a*b*; the inverse of `normalize_ab`."""
-    scale, offset = AB_RANGE[activation]
-    return output * np.float32(scale) + np.float32(offset)
-
-
-# What a network predicts in an output space: the name of its output, and its channels.
-OUTPUT_SPACES = {'lab': ('ab', 2), 'yuv': ('uv', 2), 'rgb': ('rgb', 3)}
 # Newton steps from the Y of a gray to that of a color of the same lightness; three leave 0.003 units of a*b* in sRGB.
 _LUMA_STEPS = 4
 
@@ -206,9 +192,9 @@ def encode_output(lab: Array, space: str, activation: str) -> Array:
         float32 (..., channels of the space).
     """
     if space == 'lab':
-        return normalize_ab(lab[..., 1:], activation)
+        return normalize(lab[..., 1:], space, activation)
     rgb = lab_to_rgb(lab)
-    return normalize_unit(rgb if space == 'rgb' else rgb_to_yuv(rgb)[..., 1:], activation)
+    return normalize(rgb if space == 'rgb' else rgb_to_yuv(rgb)[..., 1:], space, activation)
 
 
 def decode_output(output: Array, lightness: Array, space: str, activation: str) -> Array:
@@ -223,9 +209,9 @@ def decode_output(output: Array, lightness: Array, space: str, activation: str) 
     Returns:
         a*b*, float32 (..., 2).
     """
+    xp, channels = _numpy_like(output), denormalize(output, space, activation)
     if space == 'lab':
-        return denormalize_ab(output, activation)
-    xp, channels = _numpy_like(output), denormalize_unit(output, activation)
+        return channels
     if space == 'rgb':
         return rgb_to_lab(xp.clip(channels, np.float32(0), np.float32(1)))[..., 1:]
     luma = gray_luma(lightness)

@@ -92,6 +92,14 @@ def trained(tmp_path_factory, shards):
 
 
 @pytest.fixture(scope='session')
+def colorizer(trained):
+    """The network of `trained`."""
+    from jaxcolor.inference.colorizer import Colorizer
+
+    return Colorizer(trained)
+
+
+@pytest.fixture(scope='session')
 def slurm(tmp_path_factory):
     """A cluster of 2 nodes, this test process's own."""
     from slurm_cluster import Slurm

@@ -1,4 +1,4 @@
-"""Photo files as cameras, scanners and web pages write them, made in the test."""
+"""Photo files as cameras, scanners and web pages write them, made in the test; and how tests color them."""
 
 import io
 
@@ -6,12 +6,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxcolor.inference.colorize import colorize
+from jaxcolor.inference.plan import plan_outputs
+
 
 def encoded(image, **options):
     """The bytes of an image's file."""
     file = io.BytesIO()
     image.save(file, **options)
     return file.getvalue()
+
+
+def color_quietly(colorizer, inputs, out, **options):
+    """Colors photos as the command does -> its summary."""
+    return colorize(colorizer, plan_outputs(inputs, out), quiet=True, **options)
 
 
 # How each format is written, with an EXIF orientation or without.

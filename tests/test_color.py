@@ -66,19 +66,19 @@ def test_every_uint8_lab_value_round_trips():
 def test_ab_normalization_round_trips_exactly(activation):
     # Powers of two scale without rounding, so equality is exact.
     ab = np.arange(-128, 128, 0.25, dtype=np.float32)
-    assert (color.denormalize_ab(color.normalize_ab(ab, activation), activation) == ab).all()
+    assert (color.denormalize(color.normalize(ab, 'lab', activation), 'lab', activation) == ab).all()
     low, high = {'sigmoid': (0, 1), 'relu': (0, 1), 'tanh': (-1, 1), 'linear': (-1, 1)}[activation]
-    assert color.normalize_ab(np.float32(-128), activation) == low
-    assert color.normalize_ab(np.float32(128), activation) == high
+    assert color.normalize(np.float32(-128), 'lab', activation) == low
+    assert color.normalize(np.float32(128), 'lab', activation) == high
 
 
 @pytest.mark.parametrize('activation', color.UNIT_RANGE)
 def test_unit_normalization_round_trips_exactly(activation):
     channels = np.arange(0, 257, dtype=np.float32) / 256
-    output = color.normalize_unit(channels, activation)
-    assert (color.denormalize_unit(output, activation) == channels).all()
+    output = color.normalize(channels, 'rgb', activation)
+    assert (color.denormalize(output, 'rgb', activation) == channels).all()
     # [0, 1] of a channel and [-128, 128] of a*b* are the same outputs.
-    assert (color.normalize_ab(256 * channels - 128, activation) == output).all()
+    assert (color.normalize(256 * channels - 128, 'lab', activation) == output).all()
 
 
 @BOTH

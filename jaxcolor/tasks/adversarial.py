@@ -131,11 +131,11 @@ class Adversarial(Task):
     def _photos(self, lab):
         """uint8 Lab (B, H, W, 3) -> yuv (B, H, W, 3)."""
         yuv = _yuv(lab)
-        return jnp.concatenate([yuv[..., :1], color.normalize_unit(yuv[..., 1:], self.activation)], axis=-1)
+        return jnp.concatenate([yuv[..., :1], color.normalize(yuv[..., 1:], 'yuv', self.activation)], axis=-1)
 
     def _ab(self, yuv):
         """yuv (B, H, W, 3) -> the a*b* (B, H, W, 2) of that color."""
-        yuv = jnp.concatenate([yuv[..., :1], color.denormalize_unit(yuv[..., 1:], self.activation)], axis=-1)
+        yuv = jnp.concatenate([yuv[..., :1], color.denormalize(yuv[..., 1:], 'yuv', self.activation)], axis=-1)
         return color.rgb_to_lab(color.yuv_to_rgb(yuv))[..., 1:]
 
     def _uv_error(self, prediction, target):

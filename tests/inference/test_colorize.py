@@ -12,17 +12,11 @@ from jaxcolor import color
 from jaxcolor.data.augment import center_crop
 from jaxcolor.errors import UserError
 from jaxcolor.inference.colorize import colorize
-from jaxcolor.inference.colorizer import Colorizer
 from jaxcolor.inference.plan import plan_outputs
 from jaxcolor.inference.recompose import recompose
 from jaxcolor.prepare.decode import open_photo, pillow_unguarded
 
 FISH = PHOTOS / 'train' / 'fish1.jpg'
-
-
-@pytest.fixture(scope='module')
-def colorizer(trained):
-    return Colorizer(trained)
 
 
 def colored(colorizer, image, tmp_path, name, **save):

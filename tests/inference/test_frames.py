@@ -10,18 +10,12 @@ from PIL import Image, ImageSequence
 
 from jaxcolor import color
 from jaxcolor.inference.colorize import colorize
-from jaxcolor.inference.colorizer import Colorizer
 from jaxcolor.inference.plan import plan_outputs
 from jaxcolor.prepare.decode import open_photo, pillow_unguarded
 
 PHOTO = Image.fromarray(quadrants()).convert('L')
 FRAMES = [PHOTO.rotate(90 * turn) for turn in range(3)]
 DURATIONS = [100, 300, 50]
-
-
-@pytest.fixture(scope='module')
-def colorizer(trained):
-    return Colorizer(trained)
 
 
 def colored(colorizer, path, data, out='out'):

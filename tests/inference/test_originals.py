@@ -5,25 +5,15 @@ import os
 
 import pytest
 from conftest import assert_one_sentence
-from odd_photos import quadrants
+from odd_photos import color_quietly, quadrants
 from PIL import Image
 
 from jaxcolor.errors import UserError
-from jaxcolor.inference.colorize import colorize
 from jaxcolor.inference.colorizer import Colorizer
 from jaxcolor.inference.metadata import read_tag
 from jaxcolor.inference.plan import plan_outputs
 
 PHOTO = Image.fromarray(quadrants())
-
-
-@pytest.fixture(scope='module')
-def colorizer(trained):
-    return Colorizer(trained)
-
-
-def run(colorizer, inputs, out, **options):
-    return colorize(colorizer, plan_outputs(inputs, out), quiet=True, **options)
 
 
 def save(*paths):
@@ -58,7 +48,7 @@ def test_originals_are_never_written_over(colorizer, tmp_path, photos, argument,
     save(*(tmp_path / name for name in photos))
     before = files_of(tmp_path)
     for _ in range(2):
-        summary = run(colorizer, [tmp_path / argument], tmp_path / out)
+        summary = color_quietly(colorizer, [tmp_path / argument], tmp_path / out)
         after = files_of(tmp_path)
         assert {name: after[name] for name in before} == before
         assert sorted(set(after) - set(before)) == sorted(colored)
@@ -70,8 +60,8 @@ def test_originals_are_never_written_over(colorizer, tmp_path, photos, argument,
 def test_overwrite_replaces_other_files_but_no_photo_that_is_read(colorizer, tmp_path):
     save(tmp_path / 'p' / 'a.png', tmp_path / 'out' / 'a.png')
     original = files_of(tmp_path)['p/a.png']
-    assert run(colorizer, [tmp_path / 'p'], tmp_path / 'out').colored == 0
-    assert run(colorizer, [tmp_path / 'p'], tmp_path / 'out', overwrite=True).colored == 1
+    assert color_quietly(colorizer, [tmp_path / 'p'], tmp_path / 'out').colored == 0
+    assert color_quietly(colorizer, [tmp_path / 'p'], tmp_path / 'out', overwrite=True).colored == 1
     assert read_tag(tmp_path / 'out' / 'a.png').source == original == files_of(tmp_path)['p/a.png']
     with pytest.raises(UserError, match='would be overwritten'):
         plan_outputs([tmp_path / 'p' / 'a.png'], tmp_path / 'p')
@@ -83,7 +73,7 @@ def test_links_to_originals_are_not_replaced(colorizer, tmp_path):
     (tmp_path / 'out' / 'a.png').symlink_to(tmp_path / 'archive' / 'a.png')
     (tmp_path / 'out' / 'b.png').symlink_to(tmp_path / 'p' / 'b.png')
     before = files_of(tmp_path)
-    assert run(colorizer, [tmp_path / 'p'], tmp_path / 'out').colored == 0
+    assert color_quietly(colorizer, [tmp_path / 'p'], tmp_path / 'out').colored == 0
     assert files_of(tmp_path) == before
 
 
@@ -92,7 +82,7 @@ def test_the_folder_of_results_under_another_name(colorizer, tmp_path):
     save(tmp_path / 'p' / 'a.png')
     (tmp_path / 'p' / 'link').symlink_to(tmp_path / 'out')
     for colored in (1, 0):
-        assert run(colorizer, [tmp_path / 'p'], tmp_path / 'out').colored == colored
+        assert color_quietly(colorizer, [tmp_path / 'p'], tmp_path / 'out').colored == colored
     assert set(files_of(tmp_path / 'out')) == {'a.png'}
 
 
@@ -112,15 +102,15 @@ def test_running_again_in_one_folder(trained, tmp_path, cli, monkeypatch):
 def test_what_has_changed_is_colored_again(colorizer, trained, tmp_path, suffix):
     photo, result = tmp_path / f'a{suffix}', tmp_path / 'out' / f'a{suffix}'
     save(photo)
-    assert [run(colorizer, [photo], tmp_path / 'out').colored for _ in range(2)] == [1, 0]
+    assert [color_quietly(colorizer, [photo], tmp_path / 'out').colored for _ in range(2)] == [1, 0]
     PHOTO.rotate(180).save(photo)
-    assert [run(colorizer, [photo], tmp_path / 'out').colored for _ in range(2)] == [1, 0]
+    assert [color_quietly(colorizer, [photo], tmp_path / 'out').colored for _ in range(2)] == [1, 0]
     smaller = Colorizer(trained, size=32)
-    assert [run(smaller, [photo], tmp_path / 'out').colored for _ in range(2)] == [1, 0]
+    assert [color_quietly(smaller, [photo], tmp_path / 'out').colored for _ in range(2)] == [1, 0]
     # A result that somebody has worked on is an original.
     Image.open(result).convert('RGB').save(result)
     before = result.read_bytes()
-    (failure,) = run(colorizer, [photo], tmp_path / 'out').failures
+    (failure,) = color_quietly(colorizer, [photo], tmp_path / 'out').failures
     assert 'not a result of jaxcolor' in failure and result.read_bytes() == before
 
 
@@ -187,7 +177,7 @@ def test_folders_that_cannot_be_read(colorizer, tmp_path, monkeypatch, inputs):
         return listing(path)
 
     monkeypatch.setattr(os, 'scandir', scandir)
-    summary = run(colorizer, [tmp_path / name for name in inputs], tmp_path / 'out')
+    summary = color_quietly(colorizer, [tmp_path / name for name in inputs], tmp_path / 'out')
     assert summary.colored == 1
     assert len(summary.failures) == len(inputs)
     assert 'secret cannot be read (Permission denied)' in summary.failures[0]

@@ -7,29 +7,18 @@ import sys
 
 import numpy as np
 import pytest
-from odd_photos import FORMATS, encoded, quadrants, turned_files
+from odd_photos import FORMATS, color_quietly, encoded, quadrants, turned_files
 from PIL import ExifTags, Image, TiffImagePlugin
 
 import jaxcolor.inference.colorize as stages
 from jaxcolor import color
-from jaxcolor.inference.colorize import colorize
 from jaxcolor.inference.colorizer import Colorizer
 from jaxcolor.inference.metadata import Tag, read_tag
 from jaxcolor.inference.photos import read_frames, write_photo
-from jaxcolor.inference.plan import plan_outputs
 from jaxcolor.prepare.decode import pillow_unguarded
 
 TAG = Tag('0' * 64, 'f' * 32)
 PHOTO = Image.fromarray(quadrants())
-
-
-@pytest.fixture(scope='module')
-def colorizer(trained):
-    return Colorizer(trained)
-
-
-def run(colorizer, inputs, out, **options):
-    return colorize(colorizer, plan_outputs(inputs, out), quiet=True, **options)
 
 
 def rewritten(path, result):
@@ -76,7 +65,7 @@ def test_whatever_is_raised_is_one_sentence(colorizer, tmp_path, monkeypatch, st
         return inner(*args, **kwargs)
 
     monkeypatch.setattr(owner, stage, failing)
-    summary = run(colorizer, [tmp_path], tmp_path / 'out', batch_size=batch_size)
+    summary = color_quietly(colorizer, [tmp_path], tmp_path / 'out', batch_size=batch_size)
     (failure,) = summary.failures
     assert '2.png cannot be colored' in failure and '\n' not in failure
     assert summary.colored == 3
@@ -181,7 +170,7 @@ def test_long_names(colorizer, tmp_path, letter, suffix):
         room = length - len(suffix)
         stem = letter * (room // len(letter.encode())) + 'b' * (room % len(letter.encode()))
         PHOTO.save(tmp_path / 'in' / (stem + suffix))
-    summary = run(colorizer, [tmp_path / 'in'], tmp_path / 'out')
+    summary = color_quietly(colorizer, [tmp_path / 'in'], tmp_path / 'out')
     assert summary.failures == [] and summary.colored == len(set(os.listdir(tmp_path / 'in')))
     assert len(os.listdir(tmp_path / 'out')) == summary.colored
 
@@ -208,7 +197,7 @@ def test_names_of_any_bytes(trained, tmp_path, command):
 def test_photos_are_turned_once(colorizer, tmp_path):
     """All eight EXIF orientations, in every format; lightness is the photo's."""
     turned_files(tmp_path / 'in')
-    summary = run(colorizer, [tmp_path / 'in'], tmp_path / 'out')
+    summary = color_quietly(colorizer, [tmp_path / 'in'], tmp_path / 'out')
     assert summary.failures == []
     upright = color.rgb_to_lab(quadrants())[..., :1]
     for path in (tmp_path / 'out').iterdir():

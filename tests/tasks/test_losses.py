@@ -35,7 +35,7 @@ def test_the_task_gives_them_units_and_chroma(tiny_config, ab):
     tiny_config.task.update({'error': 'huber', 'huber_delta': 10.0, 'chroma_weight': 3.0, 'reduction': 'mean'})
     task = tasks.build(tiny_config)
     a, b = (20 * x for x in ab)
-    normal = [color.normalize_ab(x, tiny_config.model.output_activation) for x in (a, b)]
+    normal = [color.normalize(x, 'lab', tiny_config.model.output_activation) for x in (a, b)]
     huber = 2 * np.asarray(optax.losses.huber_loss(a, b, delta=10.0)) / 256**2  # sigmoid: 256 units to 1
     weight = 1 + 3 * np.hypot(b[..., 0], b[..., 1]) / 100
     expected = (weight[..., None] * huber).mean(axis=(1, 2, 3))
@@ -109,8 +109,8 @@ def test_the_moving_average_evaluates_and_colors(tiny_config):
 def test_the_two_losses_of_ltbc_are_of_similar_magnitude(photos):
     """Report 003, 2.2, says so of alpha = 1/300. Gray photos of the usual chroma against a classifier that knows nothing."""
     config = load_recipe('ltbc')
-    ab = [color.normalize_ab(color.rgb_to_lab(photo)[None, ..., 1:], config.model.output_activation) for photo in photos]
-    gray = color.normalize_ab(np.zeros((1, 1, 1, 2), np.float32), config.model.output_activation)
+    ab = [color.normalize(color.rgb_to_lab(photo)[None, ..., 1:], 'lab', config.model.output_activation) for photo in photos]
+    gray = color.normalize(np.zeros((1, 1, 1, 2), np.float32), 'lab', config.model.output_activation)
     colors = {
         reduction: np.mean([losses.color_error(np.broadcast_to(gray, each.shape), each, reduction)[0] for each in ab])
         for reduction in ('mean', 'sum')

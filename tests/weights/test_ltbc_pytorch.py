@@ -169,7 +169,7 @@ def test_peers_outputs_and_adam_step(tmp_path):
 
     before = imported(peer.state_dict())
     lab = color.decode_lab(batch['lab'])
-    lightness, target = color.normalize_l(lab[..., :1]), color.normalize_ab(lab[..., 1:], 'sigmoid')
+    lightness, target = color.normalize_l(lab[..., :1]), color.normalize(lab[..., 1:], 'lab', 'sigmoid')
     ab, logits = peer(torch.from_numpy(lightness.transpose(0, 3, 1, 2).copy()))
     outputs = task.network.apply({'params': before}, lightness)
     assert_close(upsample(outputs['ab']), channels_last(ab))
