@@ -61,6 +61,17 @@ def ltbc() -> ConfigDict:
     return model
 
 
+def ltbc_lite() -> ConfigDict:
+    """Section model of the network `ltbc_lite`."""
+    model = _model('ltbc_lite')  # its width does not multiply the encoder's filters
+    model.variant = 'lite0'  # of the encoder, a key of models.efficientnet_lite.VARIANTS
+    model.vector = 128  # values of the global vector
+    model.encoder_norm = 'trained'  # batch norm of the encoder, in training: 'trained' by the batch; 'frozen' statistics
+    model.output_activation = 'tanh'  # of a*b*
+    model.color_classes = 0  # color classes of a pixel (task `color_classes`); 0 gives a*b* itself
+    return model
+
+
 def deepcolor() -> ConfigDict:
     """Section model of the network `deepcolor`."""
     model = _model('deepcolor')
@@ -154,6 +165,7 @@ def optimizer() -> ConfigDict:
     optimizer.name = 'adadelta'  # a key of OPTIMIZER_DEFAULTS; for huge batches 'lars' (sgd's), 'lamb' (adam's)
     optimizer.learning_rate = placeholder(float)  # the peak, where the schedule varies
     optimizer.scaling = 'none'  # of the rate with batch_size / base_batch_size, a key of SCALINGS; use it with a warm-up
+    optimizer.encoder_rate = 1.0  # multiplies the learning rate of the network's pretrained encoder; 0 keeps it as it is
     optimizer.base_batch_size = 128  # photos a step that learning_rate is right for
     optimizer.schedule = 'constant'  # a key of SCHEDULES
     optimizer.warmup_steps = 0  # steps of linear warm-up from 0, ahead of any schedule
@@ -196,6 +208,7 @@ def train() -> ConfigDict:
     train.epochs = placeholder(float)  # epochs: once through the training photos, or train.epoch_steps
     train.epoch_steps = placeholder(int)  # steps that a report calls an epoch; None: what shows each photo once
     train.init_from = ''  # trained network (run directory or exported model) to start from; '' starts from the seed
+    train.encoder_weights = 'random'  # of `ltbc_lite`'s encoder at the start, as extractor.weights: a file, '' or 'random'
     train.init_redraw = ()  # layers, by name, that start from the seed all the same
     train.batch_size = 128  # photos a step, over all devices of all processes and all accumulation steps
     train.accumulation_steps = 1  # sequential parts of a device's photos; the same numbers as with more devices
@@ -242,6 +255,7 @@ TASK_SECTIONS: dict[str, Callable[[], ConfigDict]] = {
 CHOICES: dict[str, tuple[str, ...]] = {
     'model.dtype': ('float32', 'bfloat16'),
     'model.output_space': ('lab', 'yuv', 'rgb'),
+    'model.encoder_norm': ('trained', 'frozen'),
     'model.decoder': ('nearest', 'deconv'),
     'model.output_activation': ('sigmoid', 'tanh', 'relu', 'linear'),
     'model.padding': ('symmetric', 'SAME'),
@@ -254,6 +268,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 # Smallest and largest value; None: no limit.
 RANGES: dict[str, tuple[float, float | None]] = {
     'model.members': (1, None),
+    'model.vector': (1, None),
     'model.global_dropout': (0, 0.99),
     'model.generator_layers': (6, 7),
     'model.leaky_slope': (0, 1),
@@ -268,6 +283,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     'task.temperature': (0.01, 10),
     'task.inference_rebalance': (0.001, 1),  # at 0, classes that never came up would weigh infinitely
     'optimizer.base_batch_size': (1, None),
+    'optimizer.encoder_rate': (0, 1e3),
     'data.crop': (1, None),
     'data.resized_crop': (0, 1),
     'data.rotate': (0, 180),

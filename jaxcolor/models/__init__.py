@@ -16,9 +16,11 @@ from jaxcolor.models.cgan import CGAN, Discriminator
 from jaxcolor.models.encoder_fusion import DeepColor, VGGFusion
 from jaxcolor.models.ensemble import Ensemble
 from jaxcolor.models.ltbc import LTBC
+from jaxcolor.models.ltbc_lite import LTBCLite
 
 MODELS: dict[str, type[nn.Module]] = {
     'ltbc': LTBC,
+    'ltbc_lite': LTBCLite,
     'deepcolor': DeepColor,
     'vgg_fusion': VGGFusion,
     'cgan': CGAN,

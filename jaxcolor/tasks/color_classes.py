@@ -52,7 +52,8 @@ class ColorClasses(AbTask):
         classes = len(class_centers())
         if getattr(self.network, 'color_classes', 0) != classes or self.network.decoder != 'nearest':
             raise UserError(
-                f'task.name=color_classes is for the network ltbc with model.color_classes={classes}, model.decoder=nearest.'
+                f'task.name=color_classes is for the networks ltbc and ltbc_lite with model.color_classes={classes}, '
+                'model.decoder=nearest.'
             )
         if self.network.output_space != 'lab':
             raise UserError('model.output_space: color classes are classes of a*b*; set it to lab.')

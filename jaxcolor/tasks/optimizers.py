@@ -92,6 +92,8 @@ def build(config: ConfigDict, rate: optax.ScalarOrSchedule) -> optax.GradientTra
     """
     config = resolve(config)
     optimizer = OPTIMIZERS[config.name](config, rate)
+    if config.encoder_rate != 1:
+        optimizer = optax.chain(optimizer, _scale_encoder(config.encoder_rate))
     if config.clip_norm:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     # Optax mixes dtypes where JAX's strict promotion, which the tests ask for, allows none.
@@ -101,6 +103,17 @@ def build(config: ConfigDict, rate: optax.ScalarOrSchedule) -> optax.GradientTra
 def _are_kernels(params):
     """Which parameters LARS and LAMB adapt or decay: all but biases and those of batch norm, as in their papers."""
     return jax.tree.map(lambda x: x.ndim > 1, params)
+
+
+def _scale_encoder(factor):
+    """Multiplies the updates of the network's encoder, as another learning rate would."""
+
+    def are_encoder(params):
+        return {
+            name: jax.tree.map(lambda _, is_encoder=name == 'encoder': is_encoder, part) for name, part in params.items()
+        }
+
+    return optax.masked(optax.scale(factor), are_encoder)
 
 
 def _decayed(config, optimizer):

@@ -36,7 +36,7 @@ _ADDED: dict[tuple[str, str], dict[str, Any]] = {
         'mirror': False,
     },
     ('task', 'color_classes'): {'inference_rebalance': 1.0, 'chroma_gain': 1.0, 'mirror': False},
-    ('optimizer', ''): {'scaling': 'none', 'base_batch_size': 128, 'warmup_epochs': 0.0},
+    ('optimizer', ''): {'scaling': 'none', 'base_batch_size': 128, 'warmup_epochs': 0.0, 'encoder_rate': 1.0},
     ('data', ''): {
         'flip_vertical': False,
         'resized_crop': 0.0,
@@ -50,6 +50,7 @@ _ADDED: dict[tuple[str, str], dict[str, Any]] = {
         'devices': 0,
         'heartbeat': 30,
         'init_from': '',
+        'encoder_weights': 'random',
         'init_redraw': [],
         'ema': 0.0,
         'epochs': None,

@@ -209,6 +209,42 @@ def init_from(
     return state.replace(**weights, ema=jax.tree.map(jax.numpy.copy, weights) if state.ema else ())
 
 
+def init_encoder(config: ConfigDict, state: TrainState, sharding: jax.sharding.Sharding | None = None) -> TrainState:
+    """Initializes the encoder of `ltbc_lite` with ImageNet weights.
+
+    Args:
+        config: model.variant says which, train.encoder_weights where they are; 'random' leaves the state as it is.
+        state: a fresh state.
+        sharding: as for `load`.
+
+    Returns:
+        The state with those weights.
+
+    Raises:
+        UserError: the network has no encoder, or there are no published weights of the variant; they are missing, or do
+            not fit.
+    """
+    if config.train.encoder_weights == 'random':
+        return state
+    if 'encoder' not in state.params:
+        raise UserError("train.encoder_weights is for the network ltbc_lite; set it to 'random' for others.")
+    name = f'efficientnet_{config.model.variant}'
+    if name not in extractors.NETWORKS:
+        there = ', '.join(each.removeprefix('efficientnet_') for each in imagenet.PACKAGES)
+        raise UserError(f"model.variant: only {there} have published weights; set train.encoder_weights to 'random'.")
+    found = imagenet.find_extractor(name, config.train.encoder_weights).variables
+
+    def with_encoder(tree, collection):
+        encoder = {layer: found[collection][layer] for layer in tree['encoder']}  # without the head and the 1000 outputs
+        return {**tree, 'encoder': jax.device_put(encoder, sharding)}
+
+    params = with_encoder(state.params, 'params')
+    batch_stats = with_encoder(state.model_state['batch_stats'], 'batch_stats')
+    state = state.replace(params=params, model_state={**state.model_state, 'batch_stats': batch_stats})
+    # The training step donates parameters and average, so they must not share arrays.
+    return state.replace(ema=jax.tree.map(jax.numpy.copy, state.weights()) if state.ema else ())
+
+
 def evaluation_folder(model: str | os.PathLike) -> Path:
     """Makes the folder for evaluations: RUN/evaluation; runs/NAME/evaluation for a model that comes with the package.
 

@@ -49,6 +49,20 @@ RECIPES = {
         {'model.color_classes': 260, 'task.rebalance': 1.0, 'task.temperature': 0.6, 'data.crop': 128},
     ),
     ('ltbc_compact', 'small'): (None, {'model.color_classes': 260, 'data.crop': 64, 'model.global_size': 64}),
+    # The encoder; the vector; the coarsest map; three joins of 128 channels; the fusion; the output.
+    ('ltbc_lite', ''): (
+        2_958_848
+        + 2 * (320 * 128 + 128)
+        + 3 * 2 * (128 * 9 * 128 + 128)
+        + (112 + 40 + 24 + 3) * 128
+        + 2 * 128 * (1 + 3 * 3)
+        + 2 * 128 * 128
+        + 128
+        + 128 * 260
+        + 260,
+        {'model.color_classes': 260, 'task.rebalance': 1.0, 'data.crop': 128, 'train.encoder_weights': ''},
+    ),
+    ('ltbc_lite', 'regression'): (None, {'task.name': 'regression', 'task.error': 'huber', 'model.color_classes': 0}),
     ('ltbc_pytorch', ''): (
         42_521_391,
         {

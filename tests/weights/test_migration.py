@@ -175,6 +175,8 @@ def test_later_fields_mean_as_before(legacy):
         'task.mirror': False,
         'train.init_from': '',
         'train.init_redraw': [],
+        'train.encoder_weights': 'random',
+        'optimizer.encoder_rate': 1.0,
         'optimizer.warmup_epochs': 0.0,
         'train.devices': 0,
         'train.epochs': None,
