@@ -61,10 +61,12 @@ def run_prepare(args: argparse.Namespace) -> None:
 def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `jaxcolor inspect`."""
     parser.add_argument('--data', required=True, metavar='SHARDS', help='the folder of the shard set')
-    parser.add_argument('--out', metavar='FOLDER', help='where the two pictures are written (SHARDS/inspect)')
+    parser.add_argument('--out', metavar='FOLDER', help='where the pictures are written (SHARDS/inspect)')
     parser.add_argument('--json', action='store_true', help='print the report as JSON, with all classes and sizes')
+    aged = 'also draw what the degradations (data.blur, data.grain, ...) make of two photos'
+    parser.add_argument('--aged', action='store_true', help=aged)
 
 
 def run_inspect(args: argparse.Namespace) -> None:
     """Inspects a shard set. Raises UserError."""
-    inspect_and_print(args.data, Path(args.out or Path(args.data) / 'inspect'), args.json)
+    inspect_and_print(args.data, Path(args.out or Path(args.data) / 'inspect'), args.json, args.aged)
