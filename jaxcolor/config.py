@@ -194,6 +194,16 @@ def data() -> ConfigDict:
     data.rotate = 0.0  # degrees, at most, to either side
     data.shift = 0.0  # part of the height and width, at most, to either side; mirrored at the edges
     data.brightness = 0.0  # linear light is multiplied by a random factor from 1 / (1 + this) to 1 + this
+    data.degraded = 0.5  # probability of each of the following, which change the L* that the network sees in training alone
+    data.blur = 0.0  # pixels, standard deviation, at most
+    data.exposure = 0.0  # stops of light too much or too little, at most
+    data.vignette = 0.0  # part of the light that is lost in the corners, at most
+    data.gamma = 0.0  # L*/100 is raised to a power from 1 / (1 + this) to 1 + this
+    data.grain = 0.0  # units of L*, standard deviation in mid-gray, at most; grains of a pixel or two
+    data.fading = 0.0  # part of the contrast that is lost, at most
+    data.texture = 0.0  # units of L*, standard deviation, at most: fibers and stains of the paper
+    data.scratches = 0  # at most, and as many specks of dust
+    data.jpeg = 0.0  # 100 - the worst quality of a JPEG
     data.placement = 'host'  # 'device' holds the whole set on every device and makes the batches inside the step
     data.read_threads = 2  # threads of this process that read and augment; each makes whole batches
     data.prefetch = 4  # batches ready ahead of the step
@@ -289,6 +299,16 @@ RANGES: dict[str, tuple[float, float | None]] = {
     'data.rotate': (0, 180),
     'data.shift': (0, 0.5),
     'data.brightness': (0, 10),
+    'data.degraded': (0, 1),
+    'data.blur': (0, 10),
+    'data.exposure': (0, 5),
+    'data.vignette': (0, 0.99),
+    'data.gamma': (0, 5),
+    'data.grain': (0, 50),
+    'data.fading': (0, 0.99),
+    'data.texture': (0, 50),
+    'data.scratches': (0, 20),
+    'data.jpeg': (0, 99),
     'data.read_threads': (1, None),
     'data.prefetch': (1, None),
     'data.workers': (0, None),

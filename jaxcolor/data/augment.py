@@ -4,6 +4,8 @@ color stay aligned.
 
 import enum
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -28,6 +30,10 @@ class Draw(enum.IntEnum):
     SHIFT_DOWN = 7
     SHIFT_RIGHT = 8
     BRIGHTNESS = 9
+
+
+# What a crop of random size and aspect draws.
+BOX_DRAWS = (Draw.AREA, Draw.ASPECT, Draw.TOP, Draw.LEFT)
 
 
 def enlarge_to(lab: np.ndarray, crop: int) -> np.ndarray:
@@ -121,32 +127,59 @@ def _move(lab, bits, data):
 
 
 def _resized_crop(lab, bits, data):
-    """A box of random area and aspect, resized to the crop.
-
-    The box is never smaller than the crop, and is filtered by Lanczos: networks trained on blurred photos leave sharp ones
-    gray.
-    """
-    height, width = lab.shape[:2]
-    area = height * width * (data.resized_crop + _unit(bits[Draw.AREA]) * (1 - data.resized_crop))
-    low, high = (math.log(aspect) for aspect in ASPECT)
-    aspect = math.exp(low + _unit(bits[Draw.ASPECT]) * (high - low))
-    box_width = min(width, max(data.crop, round(math.sqrt(area * aspect))))
-    box_height = min(height, max(data.crop, round(math.sqrt(area / aspect))))
-    left = round(_unit(bits[Draw.LEFT]) * (width - box_width))
-    top = round(_unit(bits[Draw.TOP]) * (height - box_height))
-    box = (left, top, left + box_width, top + box_height)
+    """A box of random area and aspect (`random_box`), resized to the crop by Lanczos: networks trained on blurred photos
+    leave sharp ones gray."""
+    units = {draw: _unit(bits[draw]) for draw in BOX_DRAWS}
+    top, left, height, width = (int(x) for x in random_box(*lab.shape[:2], units, data, np))
+    box = (left, top, left + width, top + height)
     return np.asarray(Image.fromarray(lab).resize((data.crop, data.crop), Image.Resampling.LANCZOS, box))
 
 
+def random_box(height: Any, width: Any, units: Mapping[Draw, Any], data: ConfigDict, xp: Any) -> tuple[Any, Any, Any, Any]:
+    """The box of a crop of random size and aspect; never smaller than the crop, so that nothing is enlarged.
+
+    Args:
+        height, width: of the photo, at least data.crop; numbers or arrays, float on the device.
+        units: the photo's random numbers of BOX_DRAWS, in [0, 1).
+        data: the config's `data` section: crop, resized_crop.
+        xp: numpy or jax.numpy. In float32, a side or a place is another one where it lies within 1e-5 of a half.
+
+    Returns:
+        (top, left, height, width), whole numbers of the same kind.
+    """
+    area = height * width * (data.resized_crop + units[Draw.AREA] * (1 - data.resized_crop))
+    low, high = (math.log(aspect) for aspect in ASPECT)
+    aspect = xp.exp(low + units[Draw.ASPECT] * (high - low))
+    box_width = xp.minimum(width, xp.maximum(data.crop, xp.round(xp.sqrt(area * aspect))))
+    box_height = xp.minimum(height, xp.maximum(data.crop, xp.round(xp.sqrt(area / aspect))))
+    left = xp.round(units[Draw.LEFT] * (width - box_width))
+    top = xp.round(units[Draw.TOP] * (height - box_height))
+    return top, left, box_height, box_width
+
+
 def _brighten(lab, bits, data):
+    """`brighten` by tables of all 256 levels."""
+    levels = np.repeat(np.arange(256.0)[:, None], 3, axis=1)
+    tables = brighten(levels, _unit(bits[Draw.BRIGHTNESS]), data, np).astype(np.uint8)
+    return np.asarray(Image.fromarray(lab).point(tables.T.ravel().tolist()))
+
+
+def brighten(levels: Any, unit: Any, data: ConfigDict, xp: Any) -> Any:
     """Multiplies linear light by a random factor k in [1 / (1 + brightness), 1 + brightness].
 
     In CIE Lab, multiplying X, Y, Z by k multiplies a*, b* and L* + 16 by c = k^(1/3), except for the darkest pixels, where
     Lab is linear. Values outside the range of uint8 Lab are clipped.
+
+    Args:
+        levels: uint8 Lab as float (..., 3).
+        unit: random number in [0, 1), or (..., 1) of them.
+        data: the config's `data` section: brightness.
+        xp: numpy or jax.numpy.
+
+    Returns:
+        Whole numbers in [0, 255], of the shape and type of `levels`.
     """
-    c = (1 + data.brightness) ** (_symmetric(bits[Draw.BRIGHTNESS], 1) / 3)
-    level = np.arange(256)
-    lightness = ((level / 2.55 + 16) * c - 16) * 2.55
-    chroma = (level - 128) * c + 128
-    tables = np.round(np.clip(np.stack([lightness, chroma, chroma]), 0, 255)).astype(np.uint8)
-    return np.asarray(Image.fromarray(lab).point(tables.ravel().tolist()))
+    c = (1 + data.brightness) ** ((2 * unit - 1) / 3)
+    lightness = ((levels[..., :1] / 2.55 + 16) * c - 16) * 2.55
+    chroma = (levels[..., 1:] - 128) * c + 128
+    return xp.round(xp.clip(xp.concatenate([lightness, chroma], axis=-1), 0, 255))

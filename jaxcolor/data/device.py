@@ -1,6 +1,7 @@
-"""A small dataset in device memory: batches are gathered, cropped and flipped inside the jitted step.
+"""A small dataset in device memory: batches are gathered, cropped and augmented inside the jitted step.
 
-They are byte for byte the batches of `pipeline.train_batches` with the same seed.
+They are the batches of `pipeline.train_batches` with the same seed: byte for byte, or, with `resized_crop` or `brightness`,
+to two levels of 255, as Pillow rounds between its passes, and its version decides which comes first.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,13 +14,14 @@ from ml_collections import ConfigDict
 
 from jaxcolor.config import check_section
 from jaxcolor.data import order
-from jaxcolor.data.augment import Draw, enlarge_to
+from jaxcolor.data.augment import ASPECT, BOX_DRAWS, Draw, brighten, enlarge_to, random_box
 from jaxcolor.data.order import UInt32
 from jaxcolor.data.shards import ShardSet
 from jaxcolor.errors import UserError
 
 Array = jax.Array | np.ndarray
 MAX_PIXELS = 2**31 - 1  # their indices are int32; 6.4 GB
+_LANCZOS = 3  # lobes of Pillow's filter to either side
 
 
 @struct.dataclass
@@ -31,6 +33,7 @@ class DeviceDataset:
     height: Array  # int32 (N,)
     width: Array  # int32 (N,)
     label: Array  # int32 (N,)
+    window: tuple[int, int] = struct.field(pytree_node=False)  # height and width that hold any box and what its filter sees
 
 
 def to_device(
@@ -45,13 +48,11 @@ def to_device(
         sharding: of the arrays, normally replicated; None means JAX's default device.
 
     Raises:
-        UserError: the split is empty or too large, or `data` asks for other augmentation than crops and flips.
+        UserError: the split is empty or too large, or `data` asks for `rotate` or `shift`.
     """
     check_section('data', data)
-    if unsupported := [name for name in ('resized_crop', 'rotate', 'shift', 'brightness') if getattr(data, name)]:
-        raise UserError(
-            f'data.placement=device only crops and flips; set data.{unsupported[0]}=0 or use data.placement=host'
-        )
+    if unsupported := [name for name in ('rotate', 'shift') if getattr(data, name)]:
+        raise UserError(f'data.placement=device has no data.{unsupported[0]}; set it to 0 or use data.placement=host')
     records = shards.records(split)
     photos, labels, total = [], [], 0
     for i in range(len(records)):
@@ -64,7 +65,18 @@ def to_device(
     height, width = np.array([photo.shape[:2] for photo in photos], np.int32).T
     start = (np.cumsum(height.astype(np.int64) * width) - height.astype(np.int64) * width).astype(np.int32)
     pixels = np.concatenate([photo.reshape(-1, 3) for photo in photos])
-    return jax.device_put(DeviceDataset(pixels, start, height, width, np.array(labels, np.int32)), sharding)
+    dataset = DeviceDataset(pixels, start, height, width, np.array(labels, np.int32), _window(height, width, data.crop))
+    return jax.device_put(dataset, sharding)
+
+
+def _window(height, width, crop):
+    """(height, width) of the largest box of photos of these sizes (N,), with the pixels around it that its filter sees."""
+    longest = np.sqrt(height.astype(np.float64) * width * ASPECT[1])  # the side of the largest box at the extreme aspect
+    sides = []
+    for side in (height, width):
+        box = np.minimum(side, np.maximum(crop, np.ceil(longest)))
+        sides.append(int(np.max(np.minimum(side, box + 2 * (np.ceil(_LANCZOS * box / crop) + 1)))))
+    return sides[0], sides[1]
 
 
 def epoch_and_index(global_index: int, length: int) -> tuple[np.uint32, np.uint32]:
@@ -121,7 +133,7 @@ def gather(
         dataset: N photos.
         epoch, index: uint32 scalars or (B,), where the step's global batch begins (`epoch_and_index`).
         offsets: uint32 (B,), the photos of this device counted from there: d * B + arange(B) for device d.
-        data: the config's `data` section: crop, flip, flip_vertical.
+        data: the config's `data` section: crop, resized_crop, brightness, flip, flip_vertical.
         seed: as for `pipeline.train_batches`.
 
     Returns:
@@ -136,20 +148,74 @@ def gather(
     def bits(column):
         return order.random_bits(epoch, index, column, seed)
 
-    height, width = dataset.height[photo], dataset.width[photo]
-    top = order.below(bits(Draw.TOP), (height - np.int32(crop - 1)).astype(jnp.uint32)).astype(jnp.int32)
-    left = order.below(bits(Draw.LEFT), (width - np.int32(crop - 1)).astype(jnp.uint32)).astype(jnp.int32)
+    def unit(column):
+        return bits(column).astype(jnp.float32) / np.float32(2**32)
+
     rows = columns = jnp.broadcast_to(jnp.arange(crop, dtype=jnp.int32), (len(offsets), crop))
     if data.flip_vertical:
         rows = _randomly_reversed(bits(Draw.FLIP_VERTICAL), rows)
     if data.flip:
         columns = _randomly_reversed(bits(Draw.FLIP), columns)
-    # The index of the first pixel of each row, (B, crop).
-    rows = dataset.start[photo][:, None] + (top[:, None] + rows) * width[:, None]
-    columns = left[:, None] + columns  # (B, crop)
-    return {'lab': dataset.pixels[rows[:, :, None] + columns[:, None, :]], 'label': dataset.label[photo]}
+    if data.resized_crop:
+        lab = _resized(dataset, photo, rows, columns, {draw: unit(draw) for draw in BOX_DRAWS}, data)
+    else:
+        lab = _at_scale(dataset, photo, rows, columns, bits)
+    if data.brightness:
+        levels = brighten(lab.astype(jnp.float32), unit(Draw.BRIGHTNESS)[:, None, None, None], data, jnp)
+        lab = levels.astype(jnp.uint8)
+    return {'lab': lab, 'label': dataset.label[photo]}
 
 
 def _randomly_reversed(bits, indices):
     """Reverses each row of (B, n) with a probability of 1/2, by its random bits (B,)."""
     return jnp.where((bits < np.uint32(2**31))[:, None], indices[:, ::-1], indices)
+
+
+def _at_scale(dataset, photo, rows, columns, bits):
+    """The given rows and columns (B, crop) of a crop at a random place: uint8 (B, crop, crop, 3)."""
+    height, width, last = dataset.height[photo], dataset.width[photo], np.int32(rows.shape[1] - 1)
+    top = order.below(bits(Draw.TOP), (height - last).astype(jnp.uint32)).astype(jnp.int32)
+    left = order.below(bits(Draw.LEFT), (width - last).astype(jnp.uint32)).astype(jnp.int32)
+    return _pixels(dataset, photo, top[:, None] + rows, left[:, None] + columns)
+
+
+def _pixels(dataset, photo, rows, columns):
+    """Pixels of photos (B,) at rows (B, h) and columns (B, w): uint8 (B, h, w, 3)."""
+    first = dataset.start[photo][:, None] + rows * dataset.width[photo][:, None]  # (B, h), of each row
+    return dataset.pixels[first[:, :, None] + columns[:, None, :]]
+
+
+def _resized(dataset, photo, rows, columns, units, data):
+    """The given rows and columns (B, crop) of a box of random size and aspect that is resized to the crop.
+
+    Two passes of matrices of weights, across and then down, with rounding between them, as Pillow resizes most photos.
+    """
+    height, width = dataset.height[photo], dataset.width[photo]
+    whole = random_box(height.astype(jnp.float32), width.astype(jnp.float32), units, data, jnp)
+    top, left, box_height, box_width = (x.astype(jnp.int32) for x in whole)
+    window_height, window_width = dataset.window
+    down, window_rows = _weights(rows, top, box_height, height, window_height, data.crop)
+    across, window_columns = _weights(columns, left, box_width, width, window_width, data.crop)
+    x = _pixels(dataset, photo, window_rows, window_columns).astype(jnp.float32)  # (B, window, window, 3)
+    x = _to_levels(jnp.einsum('bow,bhwc->bhoc', across, x, precision=jax.lax.Precision.HIGHEST))
+    x = _to_levels(jnp.einsum('boh,bhwc->bowc', down, x, precision=jax.lax.Precision.HIGHEST))
+    return x.astype(jnp.uint8)  # (B, crop, crop, 3)
+
+
+def _to_levels(x):
+    return jnp.round(jnp.clip(x, 0, 255))
+
+
+def _weights(places, first, length, side, window, crop):
+    """The Lanczos weights that make places (B, crop) in [0, crop) of pixels `first` to `first + length` (B,) of photos of a
+    side (B,): float32 (B, crop, window), 0 beyond the photos; and the indices of the window's pixels, int32 (B, window)."""
+    scale = length.astype(jnp.float32) / crop  # at least 1
+    margin = jnp.ceil(_LANCZOS * scale).astype(jnp.int32) + np.int32(1)
+    start = jnp.maximum(first - margin, np.int32(0))
+    indices = start[:, None] + jnp.arange(window, dtype=jnp.int32)  # (B, window)
+    center = (first - start).astype(jnp.float32)[:, None] + (places.astype(jnp.float32) + 0.5) * scale[:, None]  # (B, crop)
+    offset = jnp.arange(window, dtype=jnp.float32) + 0.5 - center[..., None]  # (B, crop, window)
+    x = offset / scale[:, None, None]
+    weights = jnp.where(jnp.abs(x) < _LANCZOS, jnp.sinc(x) * jnp.sinc(x / _LANCZOS), 0.0)
+    weights = jnp.where((indices < side[:, None])[:, None, :], weights, 0.0)
+    return weights / jnp.sum(weights, axis=-1, keepdims=True), jnp.minimum(indices, side[:, None] - np.int32(1))

@@ -7,7 +7,7 @@ from pathlib import Path
 from jaxcolor.data.shards import ENCODINGS
 from jaxcolor.prepare.datasets import SOURCES
 from jaxcolor.prepare.inspect import inspect_and_print
-from jaxcolor.prepare.selection import DEFAULT_SPLIT, Options
+from jaxcolor.prepare.selection import DEFAULT_SPLIT, Options, read_names
 from jaxcolor.prepare.shard_set import prepare
 
 
@@ -28,6 +28,8 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
     add('--fraction', type=float, default=default.fraction, help="keep this fraction, by a hash of the photo's name (all)")
     repeat = 'repeat photos in the split train, by class, name or pattern (bird/*-wild.jpg); may be given several times'
     add('--repeat', metavar='NAME:COUNT,...', action='append', help=repeat)
+    leave_out = 'a file with names or patterns of photos that no split takes, one a line; may be given several times'
+    add('--leave-out', metavar='FILE', action='append', help=leave_out)
     add('--drop-duplicates', action='store_true', help='reject files with the same content')
     add('--keep-gray', action='store_true', help='keep photos without color')
     add('--min-size', type=int, default=default.min_size, help='reject photos with a shorter side below this (%(default)s)')
@@ -46,6 +48,7 @@ def run_prepare(args: argparse.Namespace) -> None:
     """Prepares photos and, with --features, stores an extractor's outputs. Raises UserError."""
     options = {name: value for name, value in vars(args).items() if name != 'run'}
     options['repeat'] = ','.join(options['repeat'] or []) or None
+    options['leave_out'] = '\n'.join(name for file in options['leave_out'] or [] for name in read_names(file)) or None
     extractor_name, weights = options.pop('features'), options.pop('extractor_weights')
     if not extractor_name:
         prepare(**options)
@@ -61,10 +64,12 @@ def run_prepare(args: argparse.Namespace) -> None:
 def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `jaxcolor inspect`."""
     parser.add_argument('--data', required=True, metavar='SHARDS', help='the folder of the shard set')
-    parser.add_argument('--out', metavar='FOLDER', help='where the two pictures are written (SHARDS/inspect)')
+    parser.add_argument('--out', metavar='FOLDER', help='where the pictures are written (SHARDS/inspect)')
     parser.add_argument('--json', action='store_true', help='print the report as JSON, with all classes and sizes')
+    aged = 'also draw what the degradations (data.blur, data.grain, ...) make of two photos'
+    parser.add_argument('--aged', action='store_true', help=aged)
 
 
 def run_inspect(args: argparse.Namespace) -> None:
     """Inspects a shard set. Raises UserError."""
-    inspect_and_print(args.data, Path(args.out or Path(args.data) / 'inspect'), args.json)
+    inspect_and_print(args.data, Path(args.out or Path(args.data) / 'inspect'), args.json, args.aged)

@@ -5,7 +5,9 @@ import dataclasses
 import fnmatch
 import hashlib
 import heapq
+import os
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 from jaxcolor.data import shards
 from jaxcolor.errors import UserError
@@ -28,6 +30,7 @@ class Options:
     limit_per_class: int | None = None
     fraction: float = 1.0
     repeat: str | None = None
+    leave_out: str | None = None
     drop_duplicates: bool = False
     keep_gray: bool = False
     min_size: int = 32
@@ -128,6 +131,33 @@ def parse_repeat(text: str | None) -> dict[str, int]:
     return counts
 
 
+def read_names(path: str | os.PathLike) -> list[str]:
+    """Reads photos, or patterns of their names, from a file: one a line; empty lines and those that begin with # are skipped.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        lines = Path(path).read_text(encoding='utf-8').splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f'--leave-out: {path} cannot be read ({error}); give a text file with a name a line') from None
+    return [name for line in lines if (name := line.strip()) and not name.startswith('#')]
+
+
+def _leave_out(photos, names):
+    """Yields the photos but those of `names`, which may be patterns. Raises UserError for a name that no photo has."""
+    patterns = [name for name in names if set(name) & set('*?[')]
+    unmatched = set(names)
+    for photo in photos:
+        matches = [key for key in patterns if fnmatch.fnmatchcase(photo.name, key)]
+        matches += [photo.name] if photo.name in names else []
+        unmatched.difference_update(matches)
+        if not matches:
+            yield photo
+    if unmatched:
+        raise UserError(f'--leave-out: there is no photo of {", ".join(sorted(unmatched)[:5])}; correct the name')
+
+
 def _unit_hash(name, salt):
     """Hashes a name to a number in [0, 1)."""
     digest = hashlib.blake2b(name.encode(), digest_size=7, salt=salt).digest()
@@ -153,7 +183,7 @@ def _choose(photos, options):
     """Yields the photos that the options but `limit` choose by their names, with their split."""
     fractions, kept = parse_split(options.split or DEFAULT_SPLIT)
     counts = collections.Counter()  # by the source's split, class
-    for photo in photos:
+    for photo in _leave_out(photos, frozenset(options.leave_out.split('\n')) if options.leave_out else ()):
         if options.classes is not None and photo.class_name not in options.classes:
             continue
         if options.fraction < 1 and _unit_hash(photo.name, b'fraction') >= options.fraction:

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from jaxcolor import config as fields
 from jaxcolor import models
+from jaxcolor.data import degrade
 from jaxcolor.errors import UserError
 from jaxcolor.runtime.parallel import AXIS
 from jaxcolor.tasks import optimizers
@@ -47,6 +48,9 @@ def build(config: ConfigDict, length: Length | None = None) -> Task:
     shared = {'crop': config.data.crop, 'accumulation_steps': train.accumulation_steps, 'ema': train.ema}
     if name != 'adversarial':
         shared |= {'extractor': config.extractor.name, 'cached_features': config.extractor.cached}
+        shared['degradations'] = config.data
+    elif degrade.is_degrading(config.data):
+        raise UserError('task.name=adversarial does not age photos; set data.blur, data.grain and the like to 0.')
     if config.task.get('adversarial'):
         discriminator = models.build_discriminator(config.model, axis_name)
         shared['adversary'] = Adversary(config.task.adversarial, discriminator, optimizer)

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from ml_collections import ConfigDict
 
 from jaxcolor import color
+from jaxcolor.data.degrade import degrade
 from jaxcolor.models.layers import upsample
 from jaxcolor.runtime.parallel import mean_over_batch
 from jaxcolor.tasks import losses
@@ -26,12 +28,20 @@ class AbTask(Task):
     Args:
         extractor: key of `extractors.NETWORKS`, '' for none.
         cached_features: whether a batch brings the extractor's vectors.
+        degradations: the config's section `data`: what `data.degrade` does to L* in training; None: nothing.
         others: as for `Task`.
     """
 
-    def __init__(self, *args: Any, extractor: str = '', cached_features: bool = False, **others: Any):
+    def __init__(
+        self,
+        *args: Any,
+        extractor: str = '',
+        cached_features: bool = False,
+        degradations: ConfigDict | None = None,
+        **others: Any,
+    ):
         super().__init__(*args, **others)
-        self.extractor, self.cached_features = extractor, cached_features
+        self.extractor, self.cached_features, self.degradations = extractor, cached_features, degradations
 
     # -- What a task defines ------------------------------------------------------------------------------------------
 
@@ -81,7 +91,7 @@ class AbTask(Task):
         """`train_step` with more terms of the loss for each photo of a part of the batch, {name: (B,)}."""
 
         def loss_fn(params, batch):
-            outputs, model_state = self._train_forward(state.replace(params=params), *self._inputs(state, batch))
+            outputs, model_state = self._train_forward(state.replace(params=params), *self._inputs(state, batch, True))
             each = self._all_terms(outputs, batch, state.model_state) | further_terms(outputs, batch)
             terms = {name: jnp.mean(values) for name, values in each.items()}
             model_state = self.update_statistics(model_state, outputs, batch, state.step)
@@ -157,9 +167,11 @@ class AbTask(Task):
             return self.network.apply(_variables(state), *inputs, **training), state.model_state
         return self.network.apply(_variables(state), *inputs, **training, mutable=list(state.model_state))
 
-    def _inputs(self, state, batch):
-        """A batch's L* (B, H, W, 1) and, where the network takes it, its extractor's vector (B, 1000)."""
+    def _inputs(self, state, batch, training=False):
+        """A batch's L* (B, H, W, 1), aged in training, and, where the network takes it, its extractor's vector (B, 1000)."""
         lightness = color.decode_lab(batch['lab'])[..., :1]
+        if training and self.degradations is not None:
+            lightness = degrade(lightness, jax.random.fold_in(state.rng, state.step), self.degradations)
         if self.cached_features:
             return lightness, batch['features'][self.extractor]
         return lightness, *self._features(state, lightness)

@@ -44,6 +44,8 @@ _ADDED: dict[tuple[str, str], dict[str, Any]] = {
         'shift': 0.0,
         'brightness': 0.0,
         'placement': 'host',
+        'degraded': 0.5,
+        **dict.fromkeys(('blur', 'exposure', 'vignette', 'gamma', 'grain', 'fading', 'texture', 'scratches', 'jpeg'), 0),
     },
     ('train', ''): {
         'accumulation_steps': 1,

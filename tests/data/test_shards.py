@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from jaxcolor import color, files
-from jaxcolor.data import shards
+from jaxcolor.data import degrade, shards
 from jaxcolor.errors import UserError
 from jaxcolor.prepare import bundled, inspect, prepare
 
@@ -167,6 +167,15 @@ def test_inspect_counts_and_draws(prepared, tmp_path):
     assert sum(report['chroma'].values()) == pytest.approx(1, abs=1e-3)
     assert Image.open(tmp_path / 'contact_sheet.png').size == (8 * 128, 3 * 128)
     assert Image.open(tmp_path / 'ab_histogram.png').size == (768, 768)
+
+
+def test_inspect_draws_aged_photos(prepared, tmp_path):
+    inspect.inspect(prepared.path, tmp_path, aged=True)
+    sheet = np.asarray(Image.open(tmp_path / 'degradations.png'), np.float32)
+    rows = sheet[:, inspect.LABEL :].reshape(-1, 128, 2 * inspect.AGED * 128)
+    assert len(rows) == len(degrade.STRONG) + 2
+    assert np.array_equal(rows[0, :, :128], rows[0, :, 128:256])  # as they are
+    assert (np.abs(rows[1:] - rows[0]).mean(axis=(1, 2)) > 0.2).all()
 
 
 def test_ab_histogram_shows_colors_where_they_belong():

@@ -70,6 +70,28 @@ def test_options_from_a_file(photos, tmp_path, cli):
     assert names(shards.open_shards(tmp_path / 'out'), 'train') == [*['b/001.jpg'] * 3, *['b/003.jpg'] * 2]
 
 
+def test_photos_are_left_out_of_every_split(photos, tmp_path, cli):
+    (tmp_path / 'list').write_text('# two of a, and nearly all of b\na/000.jpg\na/002.jpg\n\nb/0[1-3]*\n')
+    options = ('--size=32', '--split=train:0.6,validation:0.4', '--quiet')
+    code, _, _ = cli('prepare', photos, f'--out={tmp_path / "all"}', *options)
+    assert code == 0
+    code, _, _ = cli('prepare', photos, f'--out={tmp_path / "some"}', f'--leave-out={tmp_path / "list"}', *options)
+    assert code == 0
+    every, some = (shards.open_shards(tmp_path / name) for name in ('all', 'some'))
+    for split in every.counts:
+        left = [name for name in names(every, split) if name[:4] not in ('b/01', 'b/02', 'b/03')]
+        assert names(some, split) == [name for name in left if name not in ('a/000.jpg', 'a/002.jpg')]
+    assert sum(some.counts.values()) < sum(every.counts.values()) - 10
+    # Another list makes another set, and a name that is wrong is told.
+    (tmp_path / 'list').write_text('a/000.jpg\n')
+    code, _, error = cli('prepare', photos, f'--out={tmp_path / "some"}', f'--leave-out={tmp_path / "list"}', *options)
+    assert code != 0 and 'leave_out' in error
+    with pytest.raises(UserError, match=r'--leave-out: there is no photo of a/x\.jpg'):
+        prepare(photos, tmp_path / 'wrong', size=32, leave_out='a/x.jpg\na/000.jpg', quiet=True)
+    with pytest.raises(UserError, match='--leave-out: .*cannot be read'):
+        selection.read_names(tmp_path / 'nothing')
+
+
 def test_source_splits_are_kept_unless_overridden(tmp_path):
     own = prepare(PHOTOS, tmp_path / 'own', size=32, quiet=True)
     assert own.counts == {'train': 20, 'validation': 4}
