@@ -8,6 +8,7 @@
     jaxcolor benchmark --config=ltbc --against=torch                   beside the same network in PyTorch
     jaxcolor benchmark --model=RUN PHOTOS                              `colorize`, and its network alone
     jaxcolor benchmark --config=ltbc --trace=DIR                       a profile of three steps
+    jaxcolor benchmark --budget=300                                    what is wanted of a GPU that is at hand for minutes
 
 All combinations of comma-separated values are measured. Results are printed, and written to --out as results.json,
 results.md and results.png; --compare=results.json compares them with earlier ones. Recipes set photo size and width.
@@ -24,7 +25,7 @@ from typing import Any
 
 import jax
 
-from jaxcolor.benchmark import input_pipeline, report
+from jaxcolor.benchmark import budget_parts, input_pipeline, report
 from jaxcolor.benchmark.coloring import time_colorize
 from jaxcolor.benchmark.torch_comparison import time_beside_torch
 from jaxcolor.benchmark.workload import Case, Workload, ceilings, measure
@@ -53,7 +54,7 @@ def cases(args: argparse.Namespace) -> list[Case]:
     """All combinations of the arguments. Raises UserError."""
     recipes = [(name, args.cached) for name in args.configs] if args.configs else RECIPES
     choices = itertools.product(
-        recipes, args.mode, args.precision, args.batch, args.size, args.mapping, args.data, args.cpu_kernels
+        recipes, args.mode, args.precision, args.batch or [4], args.size, args.mapping, args.data, args.cpu_kernels
     )
     all_cases = [
         Case(recipe, mode, precision, batch, size, args.devices, mapping, data, cpu_kernels, cached)
@@ -106,7 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--cached', action='store_true', help="cache the extractor's features")
     add('--mode', type=several, default=['train'], metavar='train,infer')
     add('--precision', type=several, default=['f32'], metavar='f32,tf32,bf16')
-    add('--batch', type=numbers, default=[4], metavar='N,...', help='photos per step, over all devices (4)')
+    add('--batch', type=numbers, default=[], metavar='N,...', help='photos per step, over all devices (4)')
     add('--size', type=numbers, default=[0], metavar='N,...', help="side of the photos in pixels (the recipe's)")
     add('--devices', type=int, default=1, help='number of devices; 0 for all (%(default)s)')
     add('--mapping', type=several, default=['shard_map'], metavar='shard_map,pmap')
@@ -135,6 +136,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--rounds', type=int, default=7, help='timed rounds of at least 0.3 s each (%(default)s)')
     add('--model', metavar='RUN_OR_NAME', help='the network that colors PHOTOS')
     add('--trace', metavar='DIR', help='write a profile of three steps instead')
+    add('--budget', type=float, metavar='SECONDS', help='all that is wanted of a GPU, most wanted first, within this time')
+    add('--parts', type=several, default=[], metavar='NAME,...', help=f'of --budget: {", ".join(budget_parts.PARTS)} (all)')
     add('--out', metavar='DIR', help='folder for the results')
     add('--compare', metavar='JSON', help='earlier results to compare with')
     input_pipeline.add_arguments(parser)
@@ -144,6 +147,9 @@ def run(args: argparse.Namespace) -> None:
     """Runs the benchmark that the arguments ask for. Raises UserError."""
     if args.rounds < 1:
         raise UserError('--rounds must be at least 1.')
+    if args.budget is not None:
+        budget_parts.run(args, RECIPES)
+        return
     if args.of != 'steps':
         input_pipeline.run(args)
         return

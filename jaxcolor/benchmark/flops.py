@@ -22,6 +22,22 @@ def count(function: Callable[..., Any], *args: Any) -> int:
         return _count(jax.make_jaxpr(lambda *args: function(*args), axis_env=[(AXIS, 1)])(*args).jaxpr)
 
 
+def convolutions(function: Callable[..., Any], *args: Any) -> list[tuple[Any, Any, dict[str, Any]]]:
+    """The different convolutions of a per-device step, [(type of the image, of the kernel, the primitive's parameters)]."""
+    with only_cpu_kernels(()):
+        jaxpr = jax.make_jaxpr(lambda *args: function(*args), axis_env=[(AXIS, 1)])(*args).jaxpr
+    found = [(*(x.aval for x in equation.invars), equation.params) for equation in _convolutions(jaxpr)]
+    return list({str(each): each for each in found}.values())
+
+
+def _convolutions(jaxpr):
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == 'conv_general_dilated':
+            yield equation
+        for inner in _inner(equation.params.values()):
+            yield from _convolutions(inner)
+
+
 def _count(jaxpr) -> int:
     total = 0
     for equation in jaxpr.eqns:

@@ -202,6 +202,10 @@ class Workload:
         if state:
             (self.state,) = state
 
+    def program(self) -> str:
+        """The compiled step as text, optimized HLO."""
+        return self._step.as_text()
+
     def steps_that_take(self, seconds: float) -> int:
         """The number of steps that take about `seconds`, at least 1."""
         return max(1, math.ceil(seconds / self.run(1)))
