@@ -104,34 +104,72 @@ def gains_table(gains_over: Mapping[str, Mapping[str, Gain]]) -> str:
     return _markdown(rows)
 
 
-def classes_table(network: Photos, gray: Photos, classes: Sequence[str]) -> str:
-    """Metrics by class and the gain over no color, as a Markdown table; '' for fewer than two classes.
+def by_class(network: Photos, gray: Photos, classes: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Figures of each class, and of each group of classes whose names begin with the same folder.
 
     Args:
         network: photos of the network.
         gray: photos of the baseline 'gray'.
-        classes: names by label.
+        classes: names by label, 'people/clothes'.
+
+    Returns:
+        {class, or 'people/' for all of a group: {name: mean over its photos}}, groups first. Beside METRICS there are
+        'photos', their number; 'gain', of PSNR over gray with its paired 95 % interval, None for one photo; 'nearer', the
+        share of photos with a smaller ab error than gray; and '..._gray', what gray has.
     """
-    labels = network.get('label', np.array([], np.int32))
-    rows = [
-        [
-            'class',
-            'photos',
-            'PSNR (dB)',
-            'gain over gray (dB)',
-            'ab RMSE',
-            'ab RMSE of gray',
-            'colorfulness',
-            'colorfulness of truth',
-        ]
-    ]
-    for label in sorted(set(labels[labels >= 0].astype(int).tolist())):
-        index = labels == label
-        gain = gains(network, gray, index).get('psnr')
-        errors = [np.mean(photos['ab_squared_error'][index], dtype=np.float64) ** 0.5 for photos in (network, gray)]
-        psnr, *colorfulness = (network[name][index].mean() for name in ('psnr', 'colorfulness', 'colorfulness_true'))
-        psnr, *others = [f'{value:.4g}' for value in (psnr, *errors, *colorfulness)]
-        rows.append([classes[label], f'{index.sum()}', psnr, _format(gain) if gain else '', *others])
+    labels = network.get('label', np.array([], np.int32)).astype(int)
+    present = {classes[label]: labels == label for label in sorted(set(labels[labels >= 0].tolist()))}
+    folders = [name.split('/')[0] + '/' for name in present if '/' in name]
+    groups = {
+        folder: np.any([index for name, index in present.items() if name.startswith(folder)], axis=0)
+        for folder in sorted(set(folders))
+        if folders.count(folder) > 1
+    }
+    return {name: _figures_of(network, gray, index) for name, index in (groups | present).items()}
+
+
+def _figures_of(network, gray, index):
+    """`by_class` of the photos of an index."""
+    error, error_gray = (photos['ab_squared_error'][index] for photos in (network, gray))
+    figures = {
+        'photos': int(index.sum()),
+        'psnr': float(network['psnr'][index].mean()),
+        'gain': gains(network, gray, index).get('psnr'),
+        'ab_rmse': float(np.mean(error, dtype=np.float64) ** 0.5),
+        'ab_rmse_gray': float(np.mean(error_gray, dtype=np.float64) ** 0.5),
+        'nearer': float(np.mean(error < error_gray)),
+        'colorfulness': float(network['colorfulness'][index].mean()),
+        'colorfulness_true': float(network['colorfulness_true'][index].mean()),
+    }
+    if 'lpips' in network:
+        figures |= {
+            name: float(photos['lpips'][index].mean()) for name, photos in (('lpips', network), ('lpips_gray', gray))
+        }
+    return figures
+
+
+_CLASS_COLUMNS = {
+    'photos': 'photos',
+    'psnr': 'PSNR (dB)',
+    'gain': 'gain over gray (dB)',
+    'ab_rmse': 'ab RMSE',
+    'ab_rmse_gray': 'ab RMSE of gray',
+    'nearer': 'nearer than gray',
+    'colorfulness': 'colorfulness',
+    'colorfulness_true': 'colorfulness of truth',
+    'lpips': 'LPIPS',
+    'lpips_gray': 'LPIPS of gray',
+}
+
+
+def classes_table(figures: Mapping[str, Mapping[str, Any]]) -> str:
+    """The figures of `by_class` as a Markdown table; '' for fewer than two classes."""
+    columns = {name: title for name, title in _CLASS_COLUMNS.items() if any(name in row for row in figures.values())}
+    rows = [['class', *columns.values()]]
+    for class_name, row in figures.items():
+        cells = {name: f'{row[name]:.4g}' for name in columns if name != 'gain'}
+        cells['gain'] = _format(row['gain']) if row['gain'] else ''
+        rows.append([class_name, *(cells[name] for name in columns)])
     return _markdown(rows) if len(rows) > 2 else ''
 
 
@@ -180,7 +218,8 @@ def write_report(
     intervals_of = {column: intervals(photos) for column, (photos, _) in measurements.items()}
     network, sums = measurements['network']
     gains_over = {name: gains(network, photos) for name, (photos, _) in measurements.items() if name != 'network'}
-    content = {**about, 'figures': columns, 'intervals': intervals_of, 'gains': gains_over}
+    of_classes = by_class(network, measurements['gray'][0], classes)
+    content = {**about, 'figures': columns, 'intervals': intervals_of, 'gains': gains_over, 'classes': of_classes}
     files.write_text(path.with_suffix('.json'), json.dumps(content, indent=1) + '\n')
     draw_chroma(f'{path}_chroma.png', network, sums, classes)
     sections = [
@@ -195,8 +234,8 @@ def write_report(
         sentences = ['One photo is too few to compare the network with the baselines.']
     if 'fid' in about:
         sentences.append(f'FID: {about["fid"]}, {count:.0f} photos.')
-    if by_class := classes_table(network, measurements['gray'][0], classes):
-        sections.append(by_class)
+    if class_rows := classes_table(of_classes):
+        sections.append(class_rows)
     text = '\n\n'.join([*sections, '\n'.join(sentences)])
     files.write_text(path.with_suffix('.md'), text + '\n')
     return f'{text}\n\nchroma by lightness and class: {path}_chroma.png'

@@ -66,10 +66,15 @@ def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--data', required=True, metavar='SHARDS', help='the folder of the shard set')
     parser.add_argument('--out', metavar='FOLDER', help='where the pictures are written (SHARDS/inspect)')
     parser.add_argument('--json', action='store_true', help='print the report as JSON, with all classes and sizes')
-    aged = 'also draw what the degradations (data.blur, data.grain, ...) make of two photos'
+    aged = 'also draw what the degradations (data.blur, data.grain, ...) make of two photos, degradations.png'
     parser.add_argument('--aged', action='store_true', help=aged)
 
 
 def run_inspect(args: argparse.Namespace) -> None:
     """Inspects a shard set. Raises UserError."""
-    inspect_and_print(args.data, Path(args.out or Path(args.data) / 'inspect'), args.json, args.aged)
+    if args.aged:
+        # Late: all else here needs no networks.
+        from jaxcolor.prepare.aged import draw_aged
+
+        draw_aged(args.data, Path(args.out or Path(args.data) / 'inspect'))
+    inspect_and_print(args.data, Path(args.out or Path(args.data) / 'inspect'), args.json)

@@ -1,4 +1,4 @@
-"""Inspects a shard set: reads every record, counts photos, draws a contact sheet, the ab histogram, and aged photos."""
+"""Inspects a shard set: reads every record, counts photos, draws a contact sheet and the ab histogram."""
 
 import collections
 import itertools
@@ -8,24 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from jaxcolor import color, config
+from jaxcolor import color
 from jaxcolor.data.augment import center_crop
-from jaxcolor.data.degrade import STRONG, degrade
 from jaxcolor.data.shards import open_shards
 from jaxcolor.errors import UserError
 from jaxcolor.runtime.logs import Progress
 
 # The contact sheet: pixels of a thumbnail's side, thumbnails per row, rows.
 THUMBNAIL, COLUMNS, ROWS = 128, 8, 6
-# The picture of aged photos: examples of each degradation, pixels of the labels' column.
-AGED, LABEL = 4, 64
 
 
-def inspect(path: str | os.PathLike, out: str | os.PathLike, quiet: bool = True, aged: bool = False) -> dict[str, Any]:
+def inspect(path: str | os.PathLike, out: str | os.PathLike, quiet: bool = True) -> dict[str, Any]:
     """Reads every record of a shard set.
 
     Args:
@@ -33,7 +29,6 @@ def inspect(path: str | os.PathLike, out: str | os.PathLike, quiet: bool = True,
         out: folder for `contact_sheet.png` (photos spread evenly over the set) and `ab_histogram.png` (which colors
             occur; see `histogram_image`).
         quiet: prints no progress.
-        aged: whether to draw two of the photos to `degradations.png`, too; see `degradation_sheet`.
 
     Returns:
         By split: `photos` (number of intact ones), `classes` (photos by class name), `sizes` (photos by 'WxH') and
@@ -86,8 +81,6 @@ def inspect(path: str | os.PathLike, out: str | os.PathLike, quiet: bool = True,
         out.mkdir(parents=True, exist_ok=True)
         contact_sheet(thumbnails).save(out / 'contact_sheet.png')
         histogram_image(histogram).save(out / 'ab_histogram.png')
-        if aged and thumbnails:
-            degradation_sheet([thumbnails[0], thumbnails[len(thumbnails) // 2]]).save(out / 'degradations.png')
     except OSError as error:
         raise UserError(f'{out} cannot be written: {error}') from None
     report['chroma'] = _chroma(histogram)
@@ -120,31 +113,6 @@ def histogram_image(histogram: np.ndarray) -> Image.Image:
     return image.resize((768, 768), Image.Resampling.NEAREST)
 
 
-def degradation_sheet(photos: Sequence[np.ndarray]) -> Image.Image:
-    """Draws what each degradation of `data.degrade` does to photos, at strengths up to `degrade.STRONG`.
-
-    Args:
-        photos: uint8 RGB (THUMBNAIL, THUMBNAIL, 3).
-
-    Returns:
-        A row for the photos as they are, one for each degradation alone, and one for all of them, each hitting 60 % of the
-        photos; AGED examples of every photo in a row.
-    """
-    lightness = jax.numpy.asarray(color.rgb_to_lab(np.stack(photos))[..., :1])  # (N, THUMBNAIL, THUMBNAIL, 1)
-    rows = [('photo', {}), *((name, {name: strength, 'degraded': 1.0}) for name, strength in STRONG.items())]
-    rows.append(('all', {**STRONG, 'degraded': 0.6}))
-    sheet = Image.new('L', (LABEL + len(photos) * AGED * THUMBNAIL, len(rows) * THUMBNAIL), 255)
-    for i, (label, strengths) in enumerate(rows):
-        ImageDraw.Draw(sheet).text((4, i * THUMBNAIL + THUMBNAIL // 2), label, fill=0)
-        data = config.data()
-        data.update(strengths)
-        age = jax.jit(lambda key, data=data: color.to_uint8(color.lab_to_rgb(color.gray_lab(degrade(lightness, key, data)))))
-        for k, key in enumerate(jax.random.split(jax.random.PRNGKey(i), AGED)):
-            for n, tile in enumerate(np.asarray(age(key))[..., 0]):
-                sheet.paste(Image.fromarray(tile), (LABEL + (n * AGED + k) * THUMBNAIL, i * THUMBNAIL))
-    return sheet
-
-
 def _chroma(histogram):
     """Pixel counts (256, 256) by a and b -> {'0-10': fraction, ..., '50-': fraction}."""
     level = np.arange(256) - 128
@@ -155,17 +123,17 @@ def _chroma(histogram):
     return {name: round(float(count / max(1, histogram.sum())), 4) for name, count in zip(names, counts, strict=True)}
 
 
-def inspect_and_print(path: str | os.PathLike, out: Path, as_json: bool = False, aged: bool = False) -> None:
+def inspect_and_print(path: str | os.PathLike, out: Path, as_json: bool = False) -> None:
     """Inspects a shard set, with progress, and prints the report.
 
     Args:
-        path, out, aged: as for `inspect`.
+        path, out: as for `inspect`.
         as_json: prints the whole report as JSON.
 
     Raises:
         UserError: as `inspect`; a record is damaged.
     """
-    report = inspect(path, out, quiet=False, aged=aged)
+    report = inspect(path, out, quiet=False)
     splits = {name: value for name, value in report.items() if name != 'chroma'}
     if as_json:
         print(json.dumps(report, indent=1, ensure_ascii=False))
@@ -177,8 +145,7 @@ def inspect_and_print(path: str | os.PathLike, out: Path, as_json: bool = False,
                 more = ', ...' * (len(split[title]) > len(first))
                 print(f'  {title}: ' + ', '.join(f'{key} {count}' for key, count in first) + more)
         print('pixels by chroma: ' + ', '.join(f'{key} {fraction:.1%}' for key, fraction in report['chroma'].items()))
-        pictures = ['contact_sheet', 'ab_histogram', *(['degradations'] if aged else [])]
-        print(f'pictures: {", ".join(str(out / f"{name}.png") for name in pictures)}')
+        print(f'pictures: {out / "contact_sheet.png"}, {out / "ab_histogram.png"}')
     if damaged := [sentence for split in splits.values() for sentence in split['damaged']]:
         raise UserError(f'{len(damaged)} records are damaged; the first one: {damaged[0]}')
     if not as_json:

@@ -132,7 +132,7 @@ def parse_repeat(text: str | None) -> dict[str, int]:
 
 
 def read_names(path: str | os.PathLike) -> list[str]:
-    """Reads photos, or patterns of their names, from a file: one a line; empty lines and those that begin with # are skipped.
+    """Reads names of photos, or patterns, from a file, one a line; empty lines and those that begin with # are skipped.
 
     Raises:
         UserError: it cannot be read.

@@ -6,10 +6,9 @@ from ml_collections import ConfigDict
 
 from jaxcolor import config as fields
 from jaxcolor import models
-from jaxcolor.data import degrade
 from jaxcolor.errors import UserError
 from jaxcolor.runtime.parallel import AXIS
-from jaxcolor.tasks import optimizers
+from jaxcolor.tasks import degrade, optimizers
 from jaxcolor.tasks.adversarial import Adversarial
 from jaxcolor.tasks.adversary import Adversary
 from jaxcolor.tasks.color_classes import ColorClasses

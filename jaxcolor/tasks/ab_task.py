@@ -10,10 +10,10 @@ from jax import lax
 from ml_collections import ConfigDict
 
 from jaxcolor import color
-from jaxcolor.data.degrade import degrade
 from jaxcolor.models.layers import upsample
 from jaxcolor.runtime.parallel import mean_over_batch
 from jaxcolor.tasks import losses
+from jaxcolor.tasks.degrade import degrade
 from jaxcolor.tasks.state import TrainState, update_ema
 from jaxcolor.tasks.task import Batch, Task
 
@@ -28,7 +28,7 @@ class AbTask(Task):
     Args:
         extractor: key of `extractors.NETWORKS`, '' for none.
         cached_features: whether a batch brings the extractor's vectors.
-        degradations: the config's section `data`: what `data.degrade` does to L* in training; None: nothing.
+        degradations: the config's section `data`: what `degrade` does to L* in training; None: nothing.
         others: as for `Task`.
     """
 

@@ -45,7 +45,8 @@ _ADDED: dict[tuple[str, str], dict[str, Any]] = {
         'brightness': 0.0,
         'placement': 'host',
         'degraded': 0.5,
-        **dict.fromkeys(('blur', 'exposure', 'vignette', 'gamma', 'grain', 'fading', 'texture', 'scratches', 'jpeg'), 0),
+        **dict.fromkeys(('blur', 'exposure', 'vignette', 'gamma', 'grain', 'fading', 'texture', 'jpeg'), 0.0),
+        'scratches': 0,
     },
     ('train', ''): {
         'accumulation_steps': 1,

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from jaxcolor import color, files
-from jaxcolor.data import degrade, shards
+from jaxcolor.data import shards
 from jaxcolor.errors import UserError
-from jaxcolor.prepare import bundled, inspect, prepare
+from jaxcolor.prepare import aged, bundled, inspect, prepare
+from jaxcolor.tasks import degrade
 
 
 @pytest.fixture(scope='module')
@@ -169,12 +170,13 @@ def test_inspect_counts_and_draws(prepared, tmp_path):
     assert Image.open(tmp_path / 'ab_histogram.png').size == (768, 768)
 
 
-def test_inspect_draws_aged_photos(prepared, tmp_path):
-    inspect.inspect(prepared.path, tmp_path, aged=True)
+def test_inspect_draws_aged_photos(prepared, tmp_path, cli):
+    code, _, _ = cli('inspect', f'--data={prepared.path}', f'--out={tmp_path}', '--aged')
+    assert code == 0
     sheet = np.asarray(Image.open(tmp_path / 'degradations.png'), np.float32)
-    rows = sheet[:, inspect.LABEL :].reshape(-1, 128, 2 * inspect.AGED * 128)
+    rows = sheet[:, aged.LABEL :].reshape(-1, aged.SIDE, 2 * aged.EXAMPLES * aged.SIDE)
     assert len(rows) == len(degrade.STRONG) + 2
-    assert np.array_equal(rows[0, :, :128], rows[0, :, 128:256])  # as they are
+    assert np.array_equal(rows[0, :, : aged.SIDE], rows[0, :, aged.SIDE : 2 * aged.SIDE])  # as they are
     assert (np.abs(rows[1:] - rows[0]).mean(axis=(1, 2)) > 0.2).all()
 
 

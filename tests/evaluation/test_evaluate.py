@@ -234,12 +234,35 @@ def test_gains_over_a_baseline_and_by_class():
     better = dict.fromkeys(('ab_squared_error', 'psnr'), (1.0, 0.5, 1.5))
     sentences = report.conclusions({'gray': better})
     assert sentences == ['The network is significantly better than every baseline in squared ab error, PSNR (dB).']
-    table = report.classes_table(network, gray, 'ab')
+    table = report.classes_table(report.by_class(network, gray, 'ab'))
     lines = [[cell.strip() for cell in line.strip('|').split('|')] for line in table.splitlines()]
-    assert lines[2][:2] == ['a', '2'] and lines[2][4:] == ['10', '7', '5', '30']
-    assert lines[3] == ['b', '2', '26', '5 (5 to 5)', '7.746', '10', '10', '30']
+    assert lines[2][:2] == ['a', '2'] and lines[2][4:] == ['10', '7', '0', '5', '30']
+    assert lines[3] == ['b', '2', '26', '5 (5 to 5)', '7.746', '10', '1', '10', '30']
     one_class = [{key: values[:2] for key, values in photos.items()} for photos in (network, gray)]
-    assert report.classes_table(*one_class, 'ab') == ''
+    assert report.classes_table(report.by_class(*one_class, 'ab')) == ''
+
+
+def test_groups_of_classes_have_figures_of_their_own():
+    """Classes of one folder make a group; one alone makes none."""
+    network = {
+        'psnr': np.array([25.0, 27, 24, 22, 30]),
+        'ab_squared_error': np.array([50.0, 70, 100, 100, 9]),
+        'colorfulness': np.array([9.0, 11, 4, 6, 5]),
+        'colorfulness_true': np.full(5, 20.0),
+        'lpips': np.array([0.1, 0.2, 0.3, 0.4, 0.5]),
+        'label': np.array([0, 1, 2, -1, 3]),
+    }
+    gray = {**network, 'psnr': np.full(5, 23.0), 'ab_squared_error': np.full(5, 60.0), 'lpips': np.full(5, 0.25)}
+    figures = report.by_class(network, gray, ['people/a', 'people/b', 'scenes/c', 'debian'])
+    assert list(figures) == ['people/', 'people/a', 'people/b', 'scenes/c', 'debian']
+    people = figures['people/']
+    assert (people['photos'], people['psnr'], people['nearer'], people['colorfulness']) == (2, 26, 0.5, 10)
+    assert people['gain'] == (3, pytest.approx(2, abs=0.01), pytest.approx(4, abs=0.01))
+    assert people['ab_rmse'] == pytest.approx(60**0.5) and people['ab_rmse_gray'] == pytest.approx(60**0.5)
+    assert people['lpips'] == pytest.approx(0.15) and people['lpips_gray'] == pytest.approx(0.25)
+    assert figures['debian']['gain'] is None and figures['debian']['photos'] == 1
+    header = report.classes_table(figures).splitlines()[0]
+    assert 'nearer than gray' in header and 'LPIPS of gray' in header
 
 
 def test_example_photos(tiny_config, shards):

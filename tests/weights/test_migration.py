@@ -17,6 +17,7 @@ from jaxcolor.errors import UserError
 from jaxcolor.inference.colorizer import Colorizer
 from jaxcolor.recipes import load_recipe
 from jaxcolor.runtime.checkpoint import Checkpoints
+from jaxcolor.tasks.degrade import Degradation
 from jaxcolor.train import train
 from jaxcolor.weights import runs, store
 from jaxcolor.weights.migration import migrate
@@ -178,6 +179,8 @@ def test_later_fields_mean_as_before(legacy):
         'train.encoder_weights': 'random',
         'optimizer.encoder_rate': 1.0,
         'optimizer.warmup_epochs': 0.0,
+        'data.degraded': 0.5,
+        **{f'data.{each.field}': 0 for each in Degradation},
         'train.devices': 0,
         'train.epochs': None,
         'train.epoch_steps': None,

@@ -10,9 +10,9 @@ from helpers import small_recipe
 from PIL import Image
 
 from jaxcolor import color, config, tasks
-from jaxcolor.data import degrade
 from jaxcolor.errors import UserError
 from jaxcolor.runtime.parallel import DataParallel
+from jaxcolor.tasks import degrade
 
 SIDE = 64
 FIELDS = [each.field for each in degrade.Degradation]
