@@ -5,7 +5,6 @@ On GPUs, libraries pick a fast algorithm for each convolution. XLA's CPU backend
 - strided, upsampled and transposed convolutions by phases (the pixels of even and of odd places apart), which leaves out
   products with zeros and repeated sums;
 - large 3x3 convolutions by Winograd's transform, which multiplies fewer times;
-- depthwise convolutions by a multiplication for each pixel of their kernel, which XLA fuses into one loop;
 - the sums of batch norm by matrix products, which XLA does several times as fast as it reduces.
 
 The README has the timings. A kernel is used where a program is lowered for CPUs, on whatever machine: a program exported
@@ -24,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-CPU_KERNELS = ('strided', 'winograd', 'upsampled', 'transposed', 'depthwise', 'batch_norm')
+CPU_KERNELS = ('strided', 'winograd', 'upsampled', 'transposed', 'batch_norm')
 
 _enabled = contextvars.ContextVar('cpu_kernels', default=frozenset(CPU_KERNELS))
 
@@ -194,19 +193,6 @@ def _transposed_conv2d(x, kernel, *, strides):
 TRANSPOSED = CPUKernel(
     'transposed', _transposed_conv2d, _vjp(_transposed_conv2d), lambda x, kernel, *, strides: strides == 2
 )
-
-
-def _depthwise_by_taps(x, kernel, *, strides, padding):
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0))).astype(jnp.float32)
-    rows, columns = ((side - taps) // strides + 1 for side, taps in zip(x.shape[1:3], kernel.shape[:2], strict=True))
-    y = jnp.zeros((x.shape[0], rows, columns, x.shape[-1]), jnp.float32)
-    for i, j in np.ndindex(kernel.shape[:2]):
-        seen = x[:, i : i + (rows - 1) * strides + 1 : strides, j : j + (columns - 1) * strides + 1 : strides]
-        y += seen * kernel[i, j, 0].astype(jnp.float32)
-    return y.astype(kernel.dtype)
-
-
-DEPTHWISE = CPUKernel('depthwise', _depthwise_by_taps, _vjp(_depthwise_by_taps))
 
 
 def _sum_of_rows(x):

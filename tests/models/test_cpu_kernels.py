@@ -70,16 +70,6 @@ class TestValues:
         params = {'kernel': random(3, 3, 3, 4), 'bias': random(4)}
         assert_same_layer(layer, random(2, *size, 3, dtype=dtype), params)
 
-    @pytest.mark.parametrize('kernel', [3, 5])
-    @pytest.mark.parametrize('strides', [1, 2])
-    def test_depthwise(self, size, dtype, kernel, strides):
-        half = kernel // 2
-        padding = ((half - 1, half), (half, half))
-        x, kernel = random(2, *size, 3, dtype=dtype), random(kernel, kernel, 1, 3, dtype=dtype)
-        assert_same_with_kernels(
-            lambda *arrays: layers.depthwise_conv2d(*arrays, strides=strides, padding=padding), x, kernel
-        )
-
     def test_batch_norm(self, size, dtype):
         layer = layers.BatchNorm(train=True, dtype=dtype)
         params = {'scale': random(3), 'bias': random(3)}
@@ -105,7 +95,6 @@ CASES = {
     'winograd': (lambda x, kernel: layers.conv2d(x, kernel, strides=1, padding=SAME), (3, 0), (0, 16 + 32 + 6)),
     'upsampled': (layers.upsample_conv2d, (3, 0), (12, 0)),
     'transposed': (lambda x, kernel: layers.conv_transpose2d(x, kernel, strides=2), (3, 0), (12, 0)),
-    'depthwise': (lambda x, kernel: layers.depthwise_conv2d(x, kernel[:, :, :1], strides=2, padding=SAME), (3, 0), (0, 0)),
     'batch_norm': (lambda x, kernel: layers.scale_and_shift(x, *layers.channel_moments(kernel)), (0, 0), (0, 4)),
 }
 

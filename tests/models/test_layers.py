@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from jaxcolor.models import layers
 from jaxcolor.models.cpu_kernels import CPU_KERNELS, only_cpu_kernels
@@ -31,3 +32,32 @@ def test_layers_are_those_of_flax(kernels):
             results = [layer.apply(variables, x, mutable=['batch_stats']) for layer in (ours, theirs)]
             for a, b in zip(*map(jax.tree.leaves, results), strict=True):
                 np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('kernel', [3, 5])
+@pytest.mark.parametrize('strides', [1, 2])
+@pytest.mark.parametrize('size', [(8, 8), (7, 9)])
+def test_depthwise_convolutions_are_grouped_ones(size, strides, kernel, dtype):
+    """Values and gradients, against XLA's own in float32; of the largest: a thousand sums, and bfloat16's roundings."""
+    rng, half = np.random.default_rng(0), kernel // 2
+    padding = ((half - 1, half), (half, half))
+    x, w = (jnp.asarray(rng.normal(size=shape), dtype) for shape in ((2, *size, 3), (kernel, kernel, 1, 3)))
+
+    def ours(x, w):
+        return layers.depthwise_conv2d(x, w, strides=strides, padding=padding)
+
+    def grouped(x, w):
+        dimensions = ('NHWC', 'HWIO', 'NHWC')
+        return lax.conv_general_dilated(
+            x, w, (strides,) * 2, padding, dimension_numbers=dimensions, feature_group_count=3, precision='highest'
+        )
+
+    found, pullback = jax.vjp(ours, x, w)
+    expected, pullback_grouped = jax.vjp(grouped, x.astype(jnp.float32), w.astype(jnp.float32))
+    assert found.dtype == dtype and found.shape == expected.shape
+    gradient = jnp.asarray(rng.normal(size=found.shape), dtype)
+    tolerance = 128 * float(jnp.finfo(jnp.float32).eps) if dtype == jnp.float32 else 2 * float(jnp.finfo(dtype).eps)
+    for a, b in zip((found, *pullback(gradient)), (expected, *pullback_grouped(gradient.astype(jnp.float32))), strict=True):
+        b = np.asarray(b)
+        np.testing.assert_allclose(np.asarray(a, np.float32), b, rtol=0, atol=tolerance * np.abs(b).max())
