@@ -52,7 +52,8 @@ def export(
         raise UserError(f'{run} has no field task.{unknown[0]}: its task is {config.task.name}.')
     with config.unlocked():
         config.name, config.train.ema = out.name, 0.0  # the parameters are the average already
-        config.data.shards = config.train.init_from = ''  # paths on the machine that trained it
+        config.data.shards = config.train.init_from = config.train.encoder_weights = ''  # paths on the training's machine
+        config.model.dtype = 'float32'  # what trains fastest on a GPU in bfloat16 is colored on CPUs, which are slow in it
         config.task.update(fields)
     tasks.build(config)  # refuses fields that do not fit
     try:
