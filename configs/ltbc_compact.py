@@ -1,4 +1,4 @@
-"""A small Let there be Color! that comes trained with the package: `ltbc-compact`.
+"""A small Let there be Color!, of nothing pretrained, for CPUs.
 
     python -m jaxcolor.main --config=configs/ltbc_compact.py --config.data.shards=SHARDS
     python -m jaxcolor.main --config=configs/ltbc_compact.py:regression --config.data.shards=SHARDS
@@ -6,9 +6,8 @@
 
 The paper's network (see configs/ltbc.py) at a quarter of the width, without its classifier, for 128-pixel photos (shards of
 about 144 pixels, or the photos' own 150). It sorts pixels into classes of colors (Zhang, Isola, Efros 2016), which at equal
-numbers of photos came nearer to the truth than a regression of a* and b* did: configs/sweeps/README.md. `small` is the
-first stage of the shipped model, at 64 pixels, four times as fast; its commands and figures are in
-jaxcolor/pretrained/ltbc-compact/README.md.
+numbers of photos came nearer to the truth than a regression of a* and b* did: configs/sweeps/README.md. `small` trains at 64
+pixels, four times as fast.
 """
 
 from jaxcolor import config as base

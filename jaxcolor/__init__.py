@@ -16,7 +16,7 @@ def load(model: str | PathLike | None = None) -> 'Colorizer':
     """A colorizer of photos: `load()(PIL.Image.open('gray.jpg')).save('color.jpg')`.
 
     Args:
-        model: the name of one that comes with jaxcolor (`jaxcolor models` lists them; by default 'ltbc-compact'), the
+        model: the name of one that comes with jaxcolor (`jaxcolor models` lists them; by default 'ltbc-lite'), the
             folder of an exported model, or a run directory.
 
     Returns:

@@ -176,7 +176,7 @@ def _evaluate(args):
     """Measures a trained network beside baselines: tables, pictures, comparisons.
 
     jaxcolor evaluate --model=runs/ltbc --splits=validation,test
-    jaxcolor evaluate --model=ltbc-compact --protocol=val5k PHOTOS
+    jaxcolor evaluate --model=ltbc-lite --protocol=val5k PHOTOS
     """
     if args.protocol and not args.photos:
         raise UserError('--protocol needs a folder: jaxcolor evaluate --model=RUN --protocol=NAME PHOTOS.')
@@ -263,7 +263,7 @@ def _models(args):
     """Lists the models that come with jaxcolor.
 
     jaxcolor models
-    jaxcolor colorize PHOTO --model=ltbc-compact
+    jaxcolor colorize PHOTO --model=ltbc-lite
     """
     from jaxcolor.weights import store
 
@@ -307,7 +307,7 @@ def _tune_inference_arguments(parser):
 def _tune_inference(args):
     """Measures colorfulness against error over an inference-time setting of a trained network.
 
-    jaxcolor tune-inference --model=runs/ltbc_compact --field=temperature --values=0.1,0.2,0.38,0.6,1
+    jaxcolor tune-inference --model=runs/ltbc-lite --field=temperature --values=0.1,0.2,0.38,0.6,1
     jaxcolor tune-inference --model=runs/a,runs/b --field=chroma_gain --values=1,1.5,2
     """
     try:
@@ -342,7 +342,7 @@ def _benchmark(args):
     """Measures what each network costs on this machine, beside PyTorch if asked.
 
     jaxcolor benchmark --config=ltbc,vgg_fusion --mode=train,infer --batch=8,32
-    jaxcolor benchmark --model=ltbc-compact PHOTOS
+    jaxcolor benchmark --model=ltbc-lite PHOTOS
     """
     _of_room('benchmark').run(args)
 

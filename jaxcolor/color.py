@@ -26,6 +26,7 @@ _TO_LAB = np.array([[0, 500, 0], [116, -500, 200], [0, 0, -200]], np.float32)
 _F_KNEE = np.float32((6 / 29) ** 3)
 _F_SLOPE = np.float32((29 / 6) ** 2 / 3)
 _F_OFFSET = np.float32(16 / 116)
+_FIT_TOLERANCE = np.float32(1e-4)  # of linear light: a third of an 8-bit step in black, less elsewhere
 
 # BT.601 analog YUV on gamma-encoded RGB: |U| <= 0.436, |V| <= 0.615.
 _TO_YUV = np.array([[0.299, -0.14713, 0.615], [0.587, -0.28886, -0.51499], [0.114, 0.436, -0.10001]], np.float32)
@@ -88,12 +89,44 @@ def rgb_to_lab(rgb: Array) -> Array:
 
 def lab_to_rgb(lab: Array) -> Array:
     """float L*a*b* (..., 3) -> float32 sRGB (..., 3) in [0, 1]; colors outside sRGB are clipped channel by channel."""
+    return linear_to_srgb(_lab_to_linear(lab))
+
+
+def _lab_to_linear(lab):
+    """L*a*b* -> linear light, outside [0, 1] where the color is outside sRGB."""
     xp = _numpy_like(lab)
     lab = lab.astype(xp.float32)
     fy = (lab[..., 0] + np.float32(16)) / np.float32(116)
     f = xp.stack([fy + lab[..., 1] / np.float32(500), fy, fy - lab[..., 2] / np.float32(200)], axis=-1)
     xyz = xp.where(f > np.float32(6 / 29), f * f * f, (f - _F_OFFSET) / _F_SLOPE)
-    return linear_to_srgb(_mix(xyz, _FROM_XYZ))
+    return _mix(xyz, _FROM_XYZ)
+
+
+def fit_chroma(lab: Array) -> Array:
+    """Colors outside sRGB -> the most colorful ones inside, of the same L* and hue angle; others stay as they are.
+
+    Where channels are clipped instead, lightness and hue change.
+
+    Args:
+        lab: float L*a*b* (..., 3), L* in [0, 100].
+
+    Returns:
+        float32 (..., 3), whose chroma is that of the border to 1/256 of the given one.
+    """
+    xp = _numpy_like(lab)
+    lab = lab.astype(xp.float32)
+
+    def is_inside(lab):
+        linear = _lab_to_linear(lab)
+        return xp.all((linear >= -_FIT_TOLERANCE) & (linear <= 1 + _FIT_TOLERANCE), axis=-1, keepdims=True)
+
+    factor, ones = xp.zeros_like(lab[..., :1]), np.ones(2, np.float32)
+    for step in range(1, 9):  # halves the interval of the largest factor
+        larger = factor + np.float32(2.0**-step)
+        scaled = xp.concatenate([lab[..., :1], lab[..., 1:] * (larger * ones)], axis=-1)
+        factor = xp.where(is_inside(scaled), larger, factor)
+    fitted = xp.concatenate([lab[..., :1], lab[..., 1:] * (factor * ones)], axis=-1)
+    return xp.where(is_inside(lab), lab, fitted)
 
 
 def join_lab(lightness: Array, ab: Array) -> Array:

@@ -13,7 +13,7 @@ from ml_collections.config_dict import placeholder
 from jaxcolor.errors import UserError
 
 # The model that comes with the package and is used where none is named.
-DEFAULT_MODEL = 'ltbc-compact'
+DEFAULT_MODEL = 'ltbc-lite'
 
 
 def get_config() -> ConfigDict:

@@ -101,7 +101,7 @@ def test_main_is_the_commands_by_other_names(by_main, by_command):
 def test_the_module_is_the_command(command):
     """`python -m jaxcolor` and `python -m jaxcolor.main`, as processes."""
     code, out, _ = command('models')
-    assert code == 0 and out.startswith('ltbc-compact: ')
+    assert code == 0 and out.startswith('ltbc-lite: ')
     code, _, err = command('main', '--mode=evaluate', '--workdir=nowhere')
     assert code == 1
     assert_one_sentence(code, err, 'nowhere is no run directory')
@@ -278,7 +278,7 @@ def test_the_installed_package_works_in_an_empty_folder(installed, tmp_path):
     assert code == 0, err
     assert (tmp_path / 'mine' / 'checkpoints' / '2').is_dir()
     photo = next(PHOTOS.rglob('*.jpg'))
-    for model in ('mine', 'ltbc-compact'):
+    for model in ('mine', 'ltbc-lite'):
         code, _, err = installed(tmp_path, 'jaxcolor', 'colorize', str(photo), f'--model={model}', f'--out=colored-{model}')
         assert code == 0, err
         assert (tmp_path / f'colored-{model}' / photo.name).exists()

@@ -143,3 +143,30 @@ def test_yuv_round_trips_and_is_bounded(photos, array):
     assert (np.asarray(color.to_uint8(color.yuv_to_rgb(yuv))) == photos[0]).all()
     gray = color.rgb_to_yuv(array(np.full((1, 3), 77, np.uint8)))
     np.testing.assert_allclose(np.asarray(gray), [[77 / 255, 0.5, 0.5]], rtol=0, atol=1e-5)
+
+
+@BOTH
+def test_fitted_colors_keep_lightness_and_hue_and_lie_in_srgb(array):
+    rng = np.random.default_rng(0)
+    lab = (rng.uniform(-1, 1, (20_000, 3)) * [50, 128, 128] + [50, 0, 0]).astype(np.float32)
+    fitted = np.asarray(color.fit_chroma(array(lab)))
+    chroma, given = (np.linalg.norm(x[:, 1:], axis=1) for x in (fitted, lab))
+    # In float64, by scikit-image's matrices.
+    rgb = lab2rgb(np.clip(fitted, [0, -128, -128], [100, 128, 128]).astype(np.float64))
+    back = rgb2lab(rgb)
+    assert np.abs(back[:, 0] - fitted[:, 0]).max() < 0.1  # of 100; clipping alone moves it by up to 40
+    assert np.abs(back - fitted)[chroma > 1].max() < 0.5
+    np.testing.assert_allclose(fitted[:, 0], lab[:, 0], rtol=0, atol=0)
+    cross = fitted[:, 1] * lab[:, 2] - fitted[:, 2] * lab[:, 1]
+    assert np.abs(cross).max() <= 4 * np.finfo(np.float32).eps * (chroma * given).max()
+    # A 1/128 of the given chroma more would be outside, and what was inside is as it was.
+    moved = chroma < given * (1 - 1e-6)
+    assert 0.5 < moved.mean() < 0.95
+    more = lab2rgb((lab * np.stack([np.ones(len(lab)), *2 * [chroma / given + 1 / 128]], axis=1))[moved].astype(np.float64))
+    assert np.all(np.any((more <= 0) | (more >= 1), axis=1))
+    np.testing.assert_array_equal(fitted[~moved], lab[~moved])
+
+
+def test_photos_are_inside_srgb_as_they_are(photos):
+    lab = color.rgb_to_lab(photos[0])
+    np.testing.assert_array_equal(color.fit_chroma(lab), lab)

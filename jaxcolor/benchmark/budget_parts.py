@@ -181,7 +181,7 @@ def _compare(bench, kind, mode, ours, theirs, step, start):
 
 def colorize(bench: Bench) -> None:
     """Photos a second of `colorize` on the bundled photos, and of its network alone."""
-    count, ratio = time_colorize('ltbc-compact', PHOTOS, 3)
+    count, ratio = time_colorize('ltbc-lite', PHOTOS, 3)
     bench.budget.row(photos=count, photos_per_s=count / ratio.ours_s, network_photos_per_s=count / ratio.theirs_s)
 
 

@@ -82,7 +82,7 @@ class Colorizer:
             max(1, round(min(side / shorter, _MAX_ASPECT) * self.size / MULTIPLE)) * MULTIPLE for side in rgb.size
         )
         # The same filters as for training photos (prepare.decode, data.augment): sharper or softer inputs are colored
-        # worse. Bicubic downscaling cost ltbc-compact 0.2 to 0.5 ab RMSE.
+        # worse. Bicubic downscaling cost `ltbc_compact` 0.2 to 0.5 ab RMSE.
         resampling = Image.Resampling.BOX if shorter > self.size else Image.Resampling.BILINEAR
         return color.rgb_to_lab(np.asarray(rgb.resize((width, height), resampling)))[None, ..., :1]
 

@@ -21,7 +21,10 @@ def join(image: Image.Image, ab: np.ndarray) -> Image.Image:
 
 
 def recompose(rgb: Image.Image, ab: np.ndarray) -> Image.Image:
-    """Joins the L* of an RGB photo (W, H) and a*b* (h, w, 2), enlarged to its size -> an RGB photo (W, H)."""
+    """Joins the L* of an RGB photo (W, H) and a*b* (h, w, 2), enlarged to its size -> an RGB photo (W, H).
+
+    Colors outside sRGB lose chroma until they fit, so that the photo's lightness stays.
+    """
     W, H = rgb.size
     h, w = ab.shape[:2]
     planes = [Image.fromarray(np.ascontiguousarray(ab[..., i], np.float32)) for i in range(2)]
@@ -50,4 +53,5 @@ def _recolor(rgb, ab):
 
 @jax.jit
 def _recolor_chunk(rgb, ab):
-    return color.to_uint8(color.lab_to_rgb(color.join_lab(color.rgb_to_lab(rgb)[..., :1], ab)))
+    lab = color.fit_chroma(color.join_lab(color.rgb_to_lab(rgb)[..., :1], ab))
+    return color.to_uint8(color.lab_to_rgb(lab))

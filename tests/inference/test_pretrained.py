@@ -50,11 +50,12 @@ def test_model_card_matches_the_model():
     assert f'{int(about["parameters"]):,} parameters' in card
     size = (FOLDER / store.WEIGHTS).stat().st_size / 2**20
     assert size < 12 and f'{size:.1f} MiB' in card
-    assert config.data.crop in range(128, 161) and config.model.width < 1
+    assert config.data.crop in range(128, 161)
     for field in ('temperature', 'inference_rebalance', 'chroma_gain'):
         assert f'`task.{field}={config.task[field]:g}`' in card
     assert f'`task.mirror={config.task.mirror}`' in card
-    assert not config.data.shards and not config.train.init_from  # no paths of the machine that trained it
+    # No paths of the machine that trained it.
+    assert not config.data.shards and not config.train.init_from and not config.train.encoder_weights
 
 
 def test_package_contains_the_model():
