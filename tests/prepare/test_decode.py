@@ -1,12 +1,13 @@
 """Decoding photos: upright, in sRGB, shrunk by an area filter, within the pixel limit."""
 
+import io
 import struct
 import zlib
 
 import numpy as np
 import pytest
 from odd_photos import FORMATS, STORED, encoded, quadrants, turned_file, turned_wrongly
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin
 
 from jaxcolor.prepare.decode import RejectedError, open_photo, pillow_unguarded
 
@@ -25,6 +26,85 @@ def test_modes_become_srgb():
         photo = open_photo(encoded(image, **options), max_megapixels=1)
         assert photo.mode == 'RGB'
         assert np.abs(np.asarray(photo).astype(int) - expected).max() <= tolerance
+
+
+GRAY = np.linspace(0, 255, 64 * 48).reshape(48, 64)  # black to white
+
+
+def tiff(values, **options):
+    return encoded(Image.fromarray(values), format='TIFF', **options)
+
+
+@pytest.mark.parametrize(
+    ('scale', 'dtype'),
+    [
+        (65535, np.uint16),
+        (65535, np.int32),
+        (65535, np.float32),
+        (4095, np.uint16),
+        (255, np.uint16),
+        (255, np.int32),
+        (255, np.float32),
+        (1, np.float32),
+        (1e8, np.float32),
+    ],
+)
+def test_depths_by_their_values(scale, dtype):
+    data = tiff((GRAY * (scale / 255)).astype(dtype))
+    gray = np.asarray(open_photo(data, max_megapixels=1))[..., 0].astype(int)
+    assert np.abs(gray - GRAY).max() <= 1.5  # both conversions round
+
+
+def test_floats_may_lie_a_little_outside():
+    values = (GRAY / 255 * 1.04 - 0.02).astype(np.float32)  # -0.02 to 1.02
+    gray = np.asarray(open_photo(tiff(values), max_megapixels=1))[..., 0].astype(int)
+    assert np.abs(gray - np.clip(255 * values, 0, 255)).max() <= 0.5
+
+
+def test_a_tag_keeps_a_dark_photo_dark():
+    data = tiff((GRAY * (2047 / 255)).astype(np.uint16), tiffinfo={281: 4095})
+    gray = np.asarray(open_photo(data, max_megapixels=1))[..., 0].astype(int)
+    assert np.abs(gray - GRAY * 2047 / 4095).max() <= 1
+
+
+def test_values_that_are_no_numbers_are_black():
+    values = (GRAY / 255).astype(np.float32)
+    values[0, :3], values[-1, -3:] = np.nan, (np.inf, -np.inf, np.nan)
+    gray = np.asarray(open_photo(tiff(values), max_megapixels=1))[..., 0].astype(int)
+    assert (gray[0, :3] == 0).all() and (gray[-1, -3:] == 0).all()
+    assert np.abs(gray - GRAY)[1:-1].max() <= 1
+
+
+def test_16_bits_whose_white_is_zero():
+    data = tiff((GRAY * 257).astype(np.uint16))
+    entry = struct.pack('<HHIHH', 262, 3, 1, 1, 0)
+    assert data.count(entry) == 1
+    gray = np.asarray(open_photo(data.replace(entry, struct.pack('<HHIHH', 262, 3, 1, 0, 0)), max_megapixels=1))[..., 0]
+    assert np.abs(gray.astype(int) - (255 - GRAY)).max() <= 1
+
+
+def linear_profile():
+    """sRGB's profile with curves of gamma 1, and its name."""
+    raw = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes())
+    for i in range(struct.unpack('>I', raw[128:132])[0]):
+        signature, start, _ = struct.unpack('>4sII', raw[132 + 12 * i : 144 + 12 * i])
+        if signature in (b'rTRC', b'gTRC', b'bTRC'):
+            raw[start : start + 12] = b'curv' + bytes(8)
+            raw[140 + 12 * i : 144 + 12 * i] = struct.pack('>I', 12)
+    return bytes(raw)
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'L'])
+def test_a_profile_is_what_it_says_not_its_name(mode):
+    profile = linear_profile()
+    assert 'sRGB' in ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile)))
+    image = Image.fromarray(GRAY.astype(np.uint8)).convert(mode)
+    photo = open_photo(encoded(image, format='PNG', icc_profile=profile), max_megapixels=1)
+    light = np.asarray(image.convert('L')) / 255
+    expected = 255 * np.where(light > 0.0031308, 1.055 * light ** (1 / 2.4) - 0.055, 12.92 * light)
+    assert np.abs(np.asarray(photo)[..., 0] - expected).max() <= 2
+    same = encoded(image, format='PNG', icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes())
+    np.testing.assert_array_equal(np.asarray(open_photo(same, max_megapixels=1)), np.asarray(image.convert('RGB')))
 
 
 def test_resize_is_an_area_filter():
