@@ -218,7 +218,9 @@ def train() -> ConfigDict:
     train.epochs = placeholder(float)  # epochs: once through the training photos, or train.epoch_steps
     train.epoch_steps = placeholder(int)  # steps that a report calls an epoch; None: what shows each photo once
     train.init_from = ''  # trained network (run directory or exported model) to start from; '' starts from the seed
-    train.encoder_weights = 'random'  # of `ltbc_lite`'s encoder at the start, as extractor.weights: a file, '' or 'random'
+    train.encoder_weights = (
+        'random'  # of `ltbc_lite`'s encoder, without init_from: a file, '' or 'random', as extractor.weights
+    )
     train.init_redraw = ()  # layers, by name, that start from the seed all the same
     train.batch_size = 128  # photos a step, over all devices of all processes and all accumulation steps
     train.accumulation_steps = 1  # sequential parts of a device's photos; the same numbers as with more devices

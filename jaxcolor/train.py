@@ -159,8 +159,9 @@ def _restore_or_init(config, run, task, data, parallel, checkpoints, progress) -
         progress.say(f'resuming {run} from its checkpoint at step {first}')
     else:
         first, state = 0, parallel.create(task.init, rng)
-        state = runs.init_encoder(config, state, parallel.replicated)
-        if config.train.init_from:
+        if not config.train.init_from:
+            state = runs.init_encoder(config, state, parallel.replicated)
+        else:
             state = runs.init_from(config.train.init_from, state, config.train.init_redraw, parallel.replicated)
             progress.say(f'starting from the network of {config.train.init_from}')
     progress.done = progress.start = first

@@ -62,6 +62,10 @@ RECIPES = {
         + 260,
         {'model.color_classes': 260, 'task.rebalance': 1.0, 'data.crop': 128, 'train.encoder_weights': ''},
     ),
+    ('ltbc_lite', 'tune'): (
+        None,
+        {'train.init_from': 'ltbc-lite', 'optimizer.encoder_rate': 0.0, 'model.color_classes': 260},
+    ),
     ('ltbc_lite', 'regression'): (None, {'task.name': 'regression', 'task.error': 'huber', 'model.color_classes': 0}),
     ('ltbc_pytorch', ''): (
         42_521_391,
