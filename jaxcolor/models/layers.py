@@ -3,6 +3,7 @@
 Parameters are float32; a layer computes in its `dtype`. `on_cpus` names the kernels that replace an operation on CPUs.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -70,7 +71,32 @@ def upsample_conv2d(x: jax.Array, kernel: jax.Array) -> jax.Array:
 @on_cpus(cpu_kernels.TRANSPOSED)
 def conv_transpose2d(x: jax.Array, kernel: jax.Array, *, strides: int) -> jax.Array:
     """Transposed 3x3 convolution, 'SAME' as in Keras and Flax: (B, H, W, C) -> (B, H*strides, W*strides, features)."""
+    return _conv_transpose2d(x, kernel, strides)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv_transpose2d(x, kernel, strides):
     return lax.conv_transpose(x, kernel, (strides,) * 2, 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+def _conv_transpose2d_backward(strides, arrays, gradient):
+    """The gradients through the strided convolution that this one transposes.
+
+    JAX's own gradient to the kernel is a convolution of a dilated image by a window of the image's size, which GPU libraries
+    have no algorithm for.
+    """
+    x, kernel = arrays
+    padding = tuple(lax.padtype_to_pads(gradient.shape[1:3], (3, 3), (strides,) * 2, 'SAME'))
+    to_x, pullback = jax.vjp(
+        lambda kernel: conv2d(gradient, kernel, strides=strides, padding=padding), kernel[::-1, ::-1].swapaxes(2, 3)
+    )
+    (to_kernel,) = pullback(x)
+    return to_x, to_kernel.swapaxes(2, 3)[::-1, ::-1]
+
+
+_conv_transpose2d.defvjp(
+    lambda x, kernel, strides: (_conv_transpose2d(x, kernel, strides), (x, kernel)), _conv_transpose2d_backward
+)
 
 
 @on_cpus(cpu_kernels.MOMENTS)

@@ -1,5 +1,7 @@
 """The layers against Flax's own, with and without CPU kernels."""
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -61,3 +63,40 @@ def test_depthwise_convolutions_are_grouped_ones(size, strides, kernel, dtype):
     for a, b in zip((found, *pullback(gradient)), (expected, *pullback_grouped(gradient.astype(jnp.float32))), strict=True):
         b = np.asarray(b)
         np.testing.assert_allclose(np.asarray(a, np.float32), b, rtol=0, atol=tolerance * np.abs(b).max())
+
+
+@pytest.mark.parametrize('strides', [1, 2])
+@pytest.mark.parametrize('size', [(8, 8), (7, 9)])
+@pytest.mark.parametrize('kernels', [(), CPU_KERNELS])
+def test_gradients_of_transposed_convolutions_are_those_of_jax(size, strides, kernels):
+    """Of the largest: sums of some thousand products, regrouped."""
+    rng = np.random.default_rng(0)
+    x, w = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, *size, 3), (3, 3, 3, 5)))
+
+    def theirs(x, w):
+        return lax.conv_transpose(x, w, (strides,) * 2, 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+    with only_cpu_kernels(kernels):
+        found, pullback = jax.vjp(lambda x, w: layers.conv_transpose2d(x, w, strides=strides), x, w)
+        expected, their_pullback = jax.vjp(theirs, x, w)
+        gradient = jnp.asarray(rng.normal(size=found.shape), jnp.float32)
+        pairs = zip((found, *pullback(gradient)), (expected, *their_pullback(gradient)), strict=True)
+        for a, b in pairs:
+            tolerance = 128 * np.finfo(np.float32).eps * np.abs(b).max()
+            np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
+
+
+def test_no_window_of_a_transposed_convolution_is_larger_than_its_kernel():
+    """In what a GPU gets: forward pass and gradients."""
+    x, w = jnp.zeros((2, 28, 28, 8)), jnp.zeros((3, 3, 8, 4))
+
+    def loss(x, w):
+        return jnp.sum(jnp.square(layers.conv_transpose2d(x, w, strides=2)))
+
+    program = jax.jit(jax.grad(loss, (0, 1))).trace(x, w).lower(lowering_platforms=('cuda',)).as_text()
+    convolutions = [line for line in program.splitlines() if 'stablehlo.convolution' in line]
+    assert len(convolutions) == 3
+    for line in convolutions:
+        # A larger window is that of a gradient to a strided convolution's kernel, which cuDNN knows, and dilates no image.
+        is_small = re.search(r', tensor<3x3x\d+x\d+xf32>\) ->', line)
+        assert is_small or ('lhs_dilate = [1, 1]' in line and 'rhs_dilate = [2, 2]' in line), line
