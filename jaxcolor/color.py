@@ -98,8 +98,12 @@ def _lab_to_linear(lab):
     lab = lab.astype(xp.float32)
     fy = (lab[..., 0] + np.float32(16)) / np.float32(116)
     f = xp.stack([fy + lab[..., 1] / np.float32(500), fy, fy - lab[..., 2] / np.float32(200)], axis=-1)
-    xyz = xp.where(f > np.float32(6 / 29), f * f * f, (f - _F_OFFSET) / _F_SLOPE)
-    return _mix(xyz, _FROM_XYZ)
+    return _mix(_f_inverse(f), _FROM_XYZ)
+
+
+def _f_inverse(f):
+    """CIE's f of X, Y or Z, relative to white -> X, Y or Z."""
+    return _numpy_like(f).where(f > np.float32(6 / 29), f * f * f, (f - _F_OFFSET) / _F_SLOPE)
 
 
 def fit_chroma(lab: Array) -> Array:
@@ -264,8 +268,8 @@ def _srgb_slope(rgb):
 
 
 def gray_luma(lightness: Array) -> Array:
-    """L* (..., 1) -> the Y (..., 1) in [0, 1] of that gray."""
-    return rgb_to_yuv(lab_to_rgb(gray_lab(lightness)))[..., :1]
+    """L* (..., 1) -> the sRGB level, and so the Y of YUV, in [0, 1] of that gray: float32 (..., 1)."""
+    return linear_to_srgb(_f_inverse((lightness.astype(np.float32) + np.float32(16)) / np.float32(116)))
 
 
 # The a*b* grid of Zhang, Isola, Efros 2016, section 2.1: squares centered on multiples of 10 from -110 to 110.

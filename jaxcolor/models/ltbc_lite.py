@@ -107,7 +107,7 @@ class LTBCLite(nn.Module):
     def _encode(self, lightness, train):
         """The encoder's maps by stride, of the photo in gray."""
         lightness = pad_to_multiple(lightness.astype(jnp.float32), MULTIPLE)
-        image = preprocess(color.lab_to_rgb(color.gray_lab(100 * lightness)))  # (B, H, W, 3)
+        image = preprocess(jnp.repeat(color.gray_luma(100 * lightness), 3, axis=-1))  # (B, H, W, 3)
         return self.encoder.features(image, train and self.encoder_norm == 'trained')
 
     def _describe(self, scales, train):
