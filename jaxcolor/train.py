@@ -287,7 +287,7 @@ def _announce(progress, config, parallel, data, state, length) -> None:
             f'{devices} of {jax.device_count()} devices share the batch: no more divide it evenly. '
             f'With train.batch_size a multiple of {jax.device_count() * hp.accumulation_steps}, all would.'
         )
-    if not data.splits:
+    if hp.eval_splits and not data.splits:
         progress.say(f'{data.shards.path} has none of the splits {list(hp.eval_splits)}: nothing is evaluated.')
 
 

@@ -32,6 +32,7 @@ def test_stop_and_resume_is_bit_identical(tiny_config, tmp_path, capsys):
     tiny_config.optimizer.schedule = 'constant'  # a schedule by the number of steps would differ after 10
     tiny_config.train.update({'steps': 20, 'eval_splits': ()})
     train(tiny_config, tmp_path / 'whole')
+    assert 'evaluated' not in capsys.readouterr().err  # nothing is, as asked
     tiny_config.train.steps = 10
     train(tiny_config, tmp_path / 'parts')
     tiny_config.train.steps = 20

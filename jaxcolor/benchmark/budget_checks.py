@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from jaxcolor import color, tasks
 from jaxcolor.benchmark import flops
-from jaxcolor.benchmark.bench import Bench
+from jaxcolor.benchmark.budget import Bench
 from jaxcolor.benchmark.torch_comparison import check_same_loss, random_state, varied_batch
 from jaxcolor.data import device, pipeline
 from jaxcolor.data.shards import open_shards
@@ -46,7 +46,7 @@ def seconds(call: Callable[[], Any], rounds: int = 7, calls: int = 10) -> float:
 def profile(bench: Bench) -> None:
     """The kernels of a training step by time, most expensive first; all of them, and the program, in files."""
     workload = bench.workload()
-    (bench.budget.out / 'train.hlo.txt.gz').write_bytes(gzip.compress(workload.program().encode()))
+    (bench.out / 'train.hlo.txt.gz').write_bytes(gzip.compress(workload.program().encode()))
     workload.run(STEPS)
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
@@ -54,13 +54,13 @@ def profile(bench: Bench) -> None:
         with jax.profiler.trace(folder, profiler_options=options):
             host_s = workload.run(STEPS)
         rows = kernels(folder, STEPS)
-    (bench.budget.out / 'kernels.json').write_text(json.dumps(rows, indent=0))
+    (bench.out / 'kernels.json').write_text(json.dumps(rows, indent=0))
     launches = sum(row['per_step'] for row in rows)
     busy_ms = sum(row['step_ms'] for row in rows)
-    bench.budget.row(kinds=len(rows), kernels_per_step=launches, busy_ms=busy_ms, step_ms=1e3 * host_s / STEPS)
+    bench.row(kinds=len(rows), kernels_per_step=launches, busy_ms=busy_ms, step_ms=1e3 * host_s / STEPS)
     for row in rows[:SHOWN]:
         kernel = row['kernel'][:60]
-        bench.budget.row('kernels', **row | {'kernel': kernel, 'time_share': row['step_ms'] / busy_ms})
+        bench.row('kernels', **row | {'kernel': kernel, 'time_share': row['step_ms'] / busy_ms})
 
 
 def kernels(folder: str, steps: int) -> list[dict[str, Any]]:
@@ -87,16 +87,16 @@ def kernels(folder: str, steps: int) -> list[dict[str, Any]]:
 def correct(bench: Bench) -> None:
     """A step of small networks on this device beside the CPU's, from the same parameters; PyTorch's loss; photos; colors."""
     for name in ('ltbc', 'ltbc_deconv', 'cgan'):
-        if bench.budget.has(45, name):
+        if bench.has(45, name):
             _compare_with_cpu(bench, name)
     _compare_photos(bench)
     rgb = np.random.default_rng(0).integers(0, 256, (1 << 16, 3), dtype=np.uint8)
     off = np.abs(np.asarray(jax.jit(color.rgb_to_lab)(jnp.asarray(rgb))) - color.rgb_to_lab(rgb))
-    bench.budget.row('correct colors', of='rgb_to_lab', largest_error=float(off.max()))
-    if bench.budget.has(45, 'PyTorch'):
+    bench.row('correct colors', of='rgb_to_lab', largest_error=float(off.max()))
+    if bench.has(45, 'PyTorch'):
         config = small('ltbc')
         same = check_same_loss(config, varied_batch(config, 8), tolerance=np.inf, gradient_tolerance=np.inf)
-        bench.budget.row('correct PyTorch', network='ltbc', **same._asdict())
+        bench.row('correct PyTorch', network='ltbc', **same._asdict())
 
 
 def small(name: str) -> ConfigDict:
@@ -119,7 +119,7 @@ def _compare_with_cpu(bench, name):
     loss, update, ab = _step(config, batch, cpu, 'float32')
     for dtype in ('float32', 'bfloat16'):
         their_loss, their_update, their_ab = _step(config, batch, here, dtype)
-        bench.budget.row(
+        bench.row(
             network=name,
             dtype=dtype,
             loss_error=abs(their_loss - loss) / abs(loss),
@@ -158,7 +158,7 @@ def _compare_photos(bench):
         gather = jax.jit(functools.partial(device.gather, data=data, seed=0))
         same = [np.array_equal(gather(held, **next(places))['lab'], next(host)['lab']) for _ in range(4)]
         host.close()
-    bench.budget.row('correct photos', batches=len(same), equal=sum(same))
+    bench.row('correct photos', batches=len(same), equal=sum(same))
 
 
 def layers(bench: Bench) -> None:
@@ -167,7 +167,7 @@ def layers(bench: Bench) -> None:
     for x, kernel, parameters in sorted(
         flops.convolutions(workload.device_step, workload.state, workload.batch), key=lambda case: -case[0].size
     ):
-        if not bench.budget.has(15, f'{x.shape} {kernel.shape}'):
+        if not bench.has(15, f'{x.shape} {kernel.shape}'):
             return
         _time_layer(bench, x, kernel, parameters)
 
@@ -191,7 +191,7 @@ def _time_layer(bench: Bench, x: Any, kernel: Any, parameters: dict[str, Any]) -
         compiled = jax.jit(form).lower(image, weights).compile()
         taken = seconds(functools.partial(compiled, image, weights), rounds=5)
         row |= {f'{name}_ms': 1e3 * taken, f'{name}_tflops': operations / taken / 1e12}
-    bench.budget.row(**row)
+    bench.row(**row)
 
 
 def _by(shape):

@@ -1,11 +1,11 @@
 """`jaxcolor benchmark --budget`: what is wanted of a machine, above all of one with a GPU, most wanted first.
 
-Everything runs in one process and on one device. PyTorch shares its memory: XLA_PYTHON_CLIENT_MEM_FRACTION says how much is
-JAX's. `PARTS` lists the parts; a part takes a `Bench`, and asks it whether there is time before it begins something long.
+Everything runs on one device. PyTorch shares its memory: XLA_PYTHON_CLIENT_MEM_FRACTION says how much is JAX's. A part takes
+a `Bench`, and asks it whether there is time before it begins something long.
 """
 
 import argparse
-import functools
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -15,22 +15,17 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-from unittest import mock
 
 import jax
-import jax.numpy as jnp
-from jax import lax
 
 from jaxcolor.benchmark import budget_checks
-from jaxcolor.benchmark.bench import Bench, timed
-from jaxcolor.benchmark.budget import Budget, alarm
+from jaxcolor.benchmark.budget import Bench, Budget, Worker, markdown, read_rows
 from jaxcolor.benchmark.coloring import time_colorize
 from jaxcolor.benchmark.timing import paired
 from jaxcolor.benchmark.torch_comparison import torch_training, varied_batch
 from jaxcolor.benchmark.workload import ceilings, measure
+from jaxcolor.config import DEFAULT_MODEL
 from jaxcolor.errors import UserError
-from jaxcolor.models import efficientnet_lite
-from jaxcolor.models.cpu_kernels import only_cpu_kernels
 from jaxcolor.prepare.bundled import PHOTOS
 from jaxcolor.recipes import load_recipe
 from jaxcolor.runtime.machine import processor
@@ -47,7 +42,7 @@ def about(bench: Bench) -> None:
     packages = [name for name in ('jax', 'jaxlib', 'flax', 'torch') if importlib.util.find_spec(name)]
     versions = [f'{name} {importlib.metadata.version(name)}' for name in packages]
     for name, value in {**row, 'versions': ', '.join([*versions, f'Python {platform.python_version()}'])}.items():
-        bench.budget.row(what=name, value=value)
+        bench.row(what=name, value=value)
 
 
 def tops(bench: Bench) -> None:
@@ -55,88 +50,48 @@ def tops(bench: Bench) -> None:
     for precision in ('bf16', 'tf32', 'f32') if bench.on_gpu else ('bf16', 'f32'):
         rates = bench.ceilings[precision] = ceilings(precision)
         tflops, copied = rates['flops_per_second'] / 1e12, rates['bytes_per_second'] / 1e9
-        bench.budget.row(precision=precision, product_tflops=tflops, copy_gb_per_s=copied)
+        bench.row(precision=precision, product_tflops=tflops, copy_gb_per_s=copied)
 
 
 def train(bench: Bench) -> None:
     """Training steps in float32 (TF32 on a GPU) and in bfloat16."""
     for precision in (bench.float32, 'bf16'):
-        if bench.budget.has(30, precision):
-            timed(bench, precision=precision)
+        if bench.has(30, precision):
+            bench.time(precision=precision)
 
 
 def infer(bench: Bench) -> None:
     """Inference in bfloat16 by batch."""
     for batch in dict.fromkeys((bench.batch, min(8, bench.batch), 1)):
-        if bench.budget.has(20, f'batch {batch}'):
-            timed(bench, mode='infer', batch=batch)
+        if bench.has(20, f'batch {batch}'):
+            bench.time(mode='infer', batch=batch)
 
 
 def batches(bench: Bench) -> None:
     """Training steps by batch."""
     for batch in (4 * bench.batch, bench.batch // 2):
-        if bench.budget.has(60, f'batch {batch}'):
-            timed(bench, batch=batch)
+        if bench.has(60, f'batch {batch}'):
+            bench.time(batch=batch)
 
 
 def inputs(bench: Bench) -> None:
     """Training steps whose photos come from shards or from a set on the device; the share of the time that they wait."""
     fixed = measure(bench.workload())['step_s']
     for data in ('stream', 'device'):
-        if bench.budget.has(45, data):
-            timed(bench, lambda row: {'wait_share': 1 - fixed / row['step_s']}, data=data)
+        if bench.has(45, data):
+            bench.time(lambda row: {'wait_share': 1 - fixed / row['step_s']}, data=data)
 
 
 def recipes(bench: Bench) -> None:
     """A training step of every recipe in bfloat16, at its own batch or the one asked for."""
     for recipe, cached in bench.recipes:
         batch = load_recipe(recipe).train.batch_size if bench.is_full else bench.batch
-        if recipe == bench.recipe or not bench.budget.has(40, recipe):
+        if recipe == bench.recipe or not bench.has(40, recipe):
             continue
         try:
-            timed(bench, recipe=recipe, batch=batch, cached=cached)
+            bench.time(recipe=recipe, batch=batch, cached=cached)
         except (jax.errors.JaxRuntimeError, UserError) as error:  # too large for the memory, perhaps; the others are not
-            bench.budget.row(failed=f'{recipe}: {type(error).__name__}: {error}'[:400])
-
-
-def lite(bench: Bench) -> None:
-    """Forward and backward pass of the encoder EfficientNet-Lite0, with its depthwise convolutions in two forms."""
-    network = efficientnet_lite.EfficientNetLite('lite0', dtype=jnp.bfloat16)
-    forms = {'sum of shifted products': efficientnet_lite.depthwise_conv2d, 'grouped convolution': _grouped_conv2d}
-    batch = 2 * bench.batch
-    for size in (128,) if bench.is_full else (bench.size,):
-        image = jax.random.normal(jax.random.PRNGKey(0), (batch, size, size, 3), jnp.bfloat16)
-        for form, depthwise in forms.items():
-            if bench.budget.has(30, f'{form} at {size}'):
-                with mock.patch.object(efficientnet_lite, 'depthwise_conv2d', depthwise), only_cpu_kernels(()):
-                    times = _time_encoder(network, image)
-                images_per_s = 1e3 * batch / times['step_ms']
-                bench.budget.row(depthwise=form, batch=batch, size=size, images_per_s=images_per_s, **times)
-
-
-def _grouped_conv2d(x, kernel, *, strides, padding):
-    dimensions, groups = ('NHWC', 'HWIO', 'NHWC'), x.shape[-1]
-    return lax.conv_general_dilated(
-        x, kernel, (strides,) * 2, padding, dimension_numbers=dimensions, feature_group_count=groups
-    )
-
-
-def _time_encoder(network, image):
-    """Milliseconds of a forward and backward pass and of a forward pass alone, and seconds to compile both."""
-    start = time.perf_counter()
-    variables = jax.jit(functools.partial(network.init, method='features'))(jax.random.PRNGKey(0), image[:1])
-    apply = functools.partial(network.apply, train=True, method='features', mutable=['batch_stats'])
-
-    def loss(params, batch_stats, image):
-        scales, _ = apply({'params': params, 'batch_stats': batch_stats}, image)
-        return sum(jnp.mean(jnp.square(x.astype(jnp.float32))) for x in scales.values())
-
-    forward = jax.jit(apply).lower(variables, image).compile()
-    both = jax.jit(jax.value_and_grad(loss)).lower(variables['params'], variables['batch_stats'], image).compile()
-    compile_s = time.perf_counter() - start
-    step_s = budget_checks.seconds(lambda: both(variables['params'], variables['batch_stats'], image))
-    forward_s = budget_checks.seconds(lambda: forward(variables, image))
-    return {'step_ms': 1e3 * step_s, 'forward_ms': 1e3 * forward_s, 'compile_s': compile_s}
+            bench.row(failed=f'{recipe}: {type(error).__name__}: {error}')
 
 
 def torch(bench: Bench) -> None:
@@ -146,12 +101,12 @@ def torch(bench: Bench) -> None:
     for kind, how, needed in (('eager', False, 25), ('compiled', True, 60), (AUTOTUNE, AUTOTUNE, 120)):
         if how == AUTOTUNE and not bench.on_gpu:
             return
-        if not bench.budget.has(needed, kind):
+        if not bench.has(needed, kind):
             continue
         start = time.perf_counter()
         theirs = torch_training(ours.config, batch, 'bf16', how)
         _compare(bench, kind, 'train', ours, theirs, theirs.step, start)
-        if how != AUTOTUNE and bench.budget.has(needed / 2, f'inference, {kind}'):
+        if how != AUTOTUNE and bench.has(needed / 2, f'inference, {kind}'):
             ours_infer = ours_infer or bench.workload(mode='infer')
             _compare(bench, kind, 'infer', ours_infer, theirs, theirs.infer, time.perf_counter())
 
@@ -176,20 +131,19 @@ def _compare(bench, kind, mode, ours, theirs, step, start):
     rates = {'images_per_s': 1e3 * bench.batch / ours_ms, 'theirs_images_per_s': 1e3 * bench.batch / theirs_ms}
     spread = f'{ratio.median:.3f} ({ratio.least:.3f}-{ratio.largest:.3f})'
     times = {'ours_ms': ours_ms, 'theirs_ms': theirs_ms, 'ours_over_theirs': spread, 'theirs_start_s': start_s}
-    bench.budget.row(PyTorch=kind, mode=mode, batch=bench.batch, **times, **rates)
+    bench.row(PyTorch=kind, mode=mode, batch=bench.batch, **times, **rates)
 
 
 def colorize(bench: Bench) -> None:
     """Photos a second of `colorize` on the bundled photos, and of its network alone."""
-    count, ratio = time_colorize('ltbc-lite', PHOTOS, 3)
-    bench.budget.row(photos=count, photos_per_s=count / ratio.ours_s, network_photos_per_s=count / ratio.theirs_s)
+    count, ratio = time_colorize(DEFAULT_MODEL, PHOTOS, 3)
+    bench.row(photos=count, photos_per_s=count / ratio.ours_s, network_photos_per_s=count / ratio.theirs_s)
 
 
 PARTS: Mapping[str, Callable[[Bench], None]] = {
     'about': about,
     'ceilings': tops,
     'train': train,
-    'lite': lite,
     'profile': budget_checks.profile,
     'infer': infer,
     'torch': torch,
@@ -216,6 +170,7 @@ def run(args: argparse.Namespace, all_recipes: Sequence[tuple[str, bool]]) -> No
         raise UserError('--budget must be a number of seconds above 0.')
     changed: dict[str, Any] = {'recipe': args.configs, 'batch': args.batch, 'size': list(filter(None, args.size))}
     budget = Budget(args.budget, args.out or 'runs/benchmark')
-    bench = Bench(budget, tuple(all_recipes), **{name: values[0] for name, values in changed.items() if values})
-    with alarm(args.budget):
-        budget.run({name: functools.partial(PARTS[name], bench) for name in args.parts or PARTS})
+    bench = Bench(budget.out, tuple(all_recipes), **{name: values[0] for name, values in changed.items() if values})
+    with contextlib.closing(Worker(PARTS, bench)) as worker:
+        budget.run(args.parts or list(PARTS), worker.perform)
+    print(f'\n{markdown(read_rows(budget.out))}')

@@ -39,6 +39,8 @@ RECIPES = [
     ('ltbc:quickstart', False),
     ('ltbc_pytorch', False),
     ('ltbc_deconv', False),
+    ('ltbc_compact', False),
+    ('ltbc_lite', False),
     ('vgg_fusion', False),
     ('vgg_fusion', True),
     ('cgan', False),

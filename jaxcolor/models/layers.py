@@ -53,13 +53,33 @@ def depthwise_conv2d(x: jax.Array, kernel: jax.Array, *, strides: int, padding: 
     A multiplication for each pixel of the kernel, which XLA fuses into one loop. Its grouped convolutions are slow on CPUs,
     and on an H100 those of an EfficientNet were not compiled after 80 s.
     """
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0))).astype(jnp.float32)
-    h, w = ((side - taps) // strides + 1 for side, taps in zip(x.shape[1:3], kernel.shape[:2], strict=True))
-    y = jnp.zeros((x.shape[0], h, w, x.shape[-1]), jnp.float32)
-    for i, j in np.ndindex(kernel.shape[:2]):
-        seen = x[:, i : i + (h - 1) * strides + 1 : strides, j : j + (w - 1) * strides + 1 : strides]  # (B, h, w, C)
-        y += seen * kernel[i, j, 0].astype(jnp.float32)
-    return y.astype(kernel.dtype)
+
+    def seen(x):
+        """What each pixel of the kernel sees, [(B, H', W', C)] in float32."""
+        x = jnp.pad(x, ((0, 0), *padding, (0, 0))).astype(jnp.float32)
+        h, w = ((side - taps) // strides + 1 for side, taps in zip(x.shape[1:3], kernel.shape[:2], strict=True))
+        places = np.ndindex(kernel.shape[:2])
+        return [x[:, i : i + (h - 1) * strides + 1 : strides, j : j + (w - 1) * strides + 1 : strides] for i, j in places]
+
+    def convolve(x, kernel):
+        weights = kernel.astype(jnp.float32).reshape(-1, kernel.shape[-1])
+        return sum(pixels * weight for pixels, weight in zip(seen(x), weights, strict=True)).astype(kernel.dtype)
+
+    def backward(arrays, gradient):
+        x, kernel = arrays
+        (to_x,) = jax.vjp(lambda x: convolve(x, kernel), x)[1](gradient)
+        return to_x, sums_of_products(gradient.astype(jnp.float32), *seen(x)).reshape(kernel.shape).astype(kernel.dtype)
+
+    # JAX would derive a sum for each pixel of the kernel; a GPU's compiler takes long to try hundreds of them.
+    convolution = jax.custom_vjp(convolve)
+    convolution.defvjp(lambda x, kernel: (convolve(x, kernel), (x, kernel)), backward)
+    return convolution(x, kernel)
+
+
+@on_cpus(cpu_kernels.SUMS_OF_PRODUCTS)
+def sums_of_products(x: jax.Array, *others: jax.Array) -> jax.Array:
+    """(B, H, W, C) and n of the same shape -> (n, C), of each the sum of its products with x over photos and pixels."""
+    return jnp.sum(jnp.stack(others) * x, axis=(1, 2, 3))
 
 
 @on_cpus(cpu_kernels.UPSAMPLED)

@@ -98,7 +98,8 @@ def _degrade(x, key, data):
             whether, how_much, how = jax.random.split(jax.random.fold_in(key, each), 3)
             hit = jax.random.uniform(whether) < data.degraded
             aged = _DEGRADATIONS[each](x, jax.random.uniform(how_much), most, how)
-            x = jnp.where(hit, jnp.clip(aged, 0, 100), x)
+            # One degradation fused into the next repeats the first for each pixel that the next reads: minutes to compile.
+            x = jax.lax.optimization_barrier(jnp.where(hit, jnp.clip(aged, 0, 100), x))
     return x
 
 

@@ -46,8 +46,9 @@ def assert_same_layer(layer, x, params):
 
 
 def operations(program):
-    """The numbers of convolutions and of matrix products in StableHLO."""
-    return program.count('stablehlo.convolution'), program.count('stablehlo.dot_general')
+    """The numbers of convolutions, of matrix products, and of sums that share a loop with another one, in StableHLO."""
+    shared = program.count(' init: ') - program.count('stablehlo.reduce(')
+    return program.count('stablehlo.convolution'), program.count('stablehlo.dot_general'), shared
 
 
 @pytest.mark.parametrize('dtype', TOLERANCE)
@@ -88,14 +89,19 @@ def test_winograd(size):
     assert_same_layer(layer, random(2, *size, 128), params)
 
 
-# Each kernel's operation, forward and backward; its convolutions and matrix products, plain and on CPUs.
+# Each kernel's operation, forward and backward; its `operations`, plain and on CPUs.
 SAME = ((1, 1), (1, 1))
 CASES = {
-    'strided': (lambda x, kernel: layers.conv2d(x, kernel, strides=2, padding=SAME), (3, 0), (6, 0)),
-    'winograd': (lambda x, kernel: layers.conv2d(x, kernel, strides=1, padding=SAME), (3, 0), (0, 16 + 32 + 6)),
-    'upsampled': (layers.upsample_conv2d, (3, 0), (12, 0)),
-    'transposed': (lambda x, kernel: layers.conv_transpose2d(x, kernel, strides=2), (3, 0), (12, 0)),
-    'batch_norm': (lambda x, kernel: layers.scale_and_shift(x, *layers.channel_moments(kernel)), (0, 0), (0, 4)),
+    'strided': (lambda x, kernel: layers.conv2d(x, kernel, strides=2, padding=SAME), (3, 0, 0), (6, 0, 0)),
+    'winograd': (lambda x, kernel: layers.conv2d(x, kernel, strides=1, padding=SAME), (3, 0, 0), (0, 16 + 32 + 6, 0)),
+    'upsampled': (layers.upsample_conv2d, (3, 0, 0), (12, 0, 0)),
+    'transposed': (lambda x, kernel: layers.conv_transpose2d(x, kernel, strides=2), (3, 0, 0), (12, 0, 0)),
+    'depthwise': (
+        lambda x, kernel: layers.depthwise_conv2d(x, kernel[:, :, :1], strides=1, padding=SAME),
+        (0, 0, 0),
+        (0, 0, 8),
+    ),
+    'batch_norm': (lambda x, kernel: layers.scale_and_shift(x, *layers.channel_moments(kernel)), (0, 0, 0), (0, 4, 0)),
 }
 
 

@@ -36,11 +36,12 @@ def test_layers_are_those_of_flax(kernels):
                 np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
 
 
+@pytest.mark.parametrize('kernels', [(), CPU_KERNELS])
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize('kernel', [3, 5])
 @pytest.mark.parametrize('strides', [1, 2])
 @pytest.mark.parametrize('size', [(8, 8), (7, 9)])
-def test_depthwise_convolutions_are_grouped_ones(size, strides, kernel, dtype):
+def test_depthwise_convolutions_are_grouped_ones(size, strides, kernel, dtype, kernels):
     """Values and gradients, against XLA's own in float32; of the largest: a thousand sums, and bfloat16's roundings."""
     rng, half = np.random.default_rng(0), kernel // 2
     padding = ((half - 1, half), (half, half))
@@ -55,12 +56,18 @@ def test_depthwise_convolutions_are_grouped_ones(size, strides, kernel, dtype):
             x, w, (strides,) * 2, padding, dimension_numbers=dimensions, feature_group_count=3, precision='highest'
         )
 
-    found, pullback = jax.vjp(ours, x, w)
-    expected, pullback_grouped = jax.vjp(grouped, x.astype(jnp.float32), w.astype(jnp.float32))
-    assert found.dtype == dtype and found.shape == expected.shape
-    gradient = jnp.asarray(rng.normal(size=found.shape), dtype)
+    def both(function):
+        def value_and_gradients(x, w):
+            with only_cpu_kernels(kernels):
+                y, pullback = jax.vjp(function, x, w)
+                return y, *pullback(jnp.asarray(np.random.default_rng(1).normal(size=y.shape), dtype).astype(y.dtype))
+
+        return jax.jit(value_and_gradients)
+
+    found, expected = both(ours)(x, w), both(grouped)(x.astype(jnp.float32), w.astype(jnp.float32))
+    assert found[0].dtype == dtype and found[0].shape == expected[0].shape
     tolerance = 128 * float(jnp.finfo(jnp.float32).eps) if dtype == jnp.float32 else 2 * float(jnp.finfo(dtype).eps)
-    for a, b in zip((found, *pullback(gradient)), (expected, *pullback_grouped(gradient.astype(jnp.float32))), strict=True):
+    for a, b in zip(found, expected, strict=True):
         b = np.asarray(b)
         np.testing.assert_allclose(np.asarray(a, np.float32), b, rtol=0, atol=tolerance * np.abs(b).max())
 
