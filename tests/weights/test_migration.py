@@ -95,7 +95,10 @@ def test_predictions_are_those_of_then(name, legacy):
         if 'gray' not in then:
             return  # at that time photos were shrunk by another filter
         colored = np.asarray(colorizer(Image.fromarray(then['gray']).convert('RGB')), np.int32)
-        assert np.abs(colored - then['colored']).max() <= 1  # a level, where it was rounded the other way
+        # Colors outside sRGB were clipped at that time.
+        inside = ((then['colored'] > 0) & (then['colored'] < 255)).all(axis=-1)
+        assert inside.mean() > 0.25
+        assert np.abs(colored - then['colored'])[inside].max() <= 1  # a level, where it was rounded the other way
 
 
 @pytest.mark.parametrize('name', RUNS)
