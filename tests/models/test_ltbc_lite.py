@@ -22,7 +22,7 @@ def made(size=(64, 64), train=False, **fields):
     """(network, variables, L*/100 of two photos)"""
     network = models.build({**MODEL, **fields})
     lightness = jax.random.uniform(jax.random.key(1), (2, *size, 1))
-    return network, network.init(jax.random.key(0), lightness), lightness
+    return network, jax.jit(network.init)(jax.random.key(0), lightness), lightness
 
 
 @pytest.mark.parametrize('size', [(96, 96), (75, 101), (1, 1)])
@@ -38,23 +38,28 @@ def test_output_sizes(size, classes, stride, name, variant):
 
 def test_the_encoder_sees_the_photo_in_gray():
     network, variables, lightness = made()
-    _, seen = network.apply(
-        variables, lightness, capture_intermediates=lambda module, _: module.name == 'stem', mutable=True
-    )
-    rgb = color.lab_to_rgb(color.gray_lab(100 * lightness))
+
+    @jax.jit
+    def stem(variables, lightness):
+        is_stem = {'capture_intermediates': lambda module, _: module.name == 'stem', 'mutable': ['intermediates']}
+        _, seen = network.apply(variables, lightness, **is_stem)
+        return seen['intermediates']['encoder']['stem']['__call__'][0]
+
     encoder = efficientnet_lite.EfficientNetLite().bind({name: variables[name]['encoder'] for name in variables})
-    expected = encoder.stem(efficientnet_lite.preprocess(rgb), False)
+    rgb = color.lab_to_rgb(color.gray_lab(100 * lightness))
     # In RGB, gray has a little color: 0.005 units of a*b*, since the standard rounds its matrix.
-    np.testing.assert_allclose(seen['intermediates']['encoder']['stem']['__call__'][0], expected, atol=2e-3)
+    expected = encoder.stem(efficientnet_lite.preprocess(rgb), False)
+    np.testing.assert_allclose(stem(variables, lightness), expected, atol=2e-3)
 
 
 def test_the_vector_of_another_photo_takes_the_place_of_its_own():
     network, variables, lightness = made()
     own, logits = network.apply(variables, lightness, method='global_features')
     assert own.shape == (2, 8) and logits is None
-    with_own, without = network.apply(variables, lightness, own)['ab'], network.apply(variables, lightness)['ab']
+    apply = jax.jit(network.apply)
+    with_own, without = apply(variables, lightness, own)['ab'], apply(variables, lightness)['ab']
     np.testing.assert_allclose(with_own, without, rtol=0, atol=1e-5)  # of 1
-    assert np.abs(network.apply(variables, lightness, own[::-1] + 1)['ab'] - without).max() > 1e-3
+    assert np.abs(apply(variables, lightness, own[::-1] + 1)['ab'] - without).max() > 1e-3
 
 
 def test_padding_does_not_show():
@@ -63,7 +68,10 @@ def test_padding_does_not_show():
     lightness = jax.random.uniform(jax.random.key(2), (1, 40, 64, 1))
     longer = jnp.pad(lightness, ((0, 0), (0, 24), (0, 0), (0, 0)), mode='edge')
     np.testing.assert_allclose(
-        network.apply(variables, lightness)['ab'], network.apply(variables, longer)['ab'][:, :20], rtol=0, atol=1e-5
+        jax.jit(network.apply)(variables, lightness)['ab'],
+        jax.jit(network.apply)(variables, longer)['ab'][:, :20],
+        rtol=0,
+        atol=1e-5,
     )
 
 
@@ -107,7 +115,7 @@ def test_the_encoder_starts_from_imagenet_weights(tmp_path):
     extractor = extractors.random_extractor('efficientnet_lite0', seed=5)
     imagenet.save_extractor(extractor, weights)
     config = small_config(encoder_weights=str(weights))
-    fresh = tasks.build(config).init(jax.random.PRNGKey(0))
+    fresh = jax.jit(tasks.build(config).init)(jax.random.PRNGKey(0))
     state = runs.init_encoder(config, fresh, DataParallel(devices=jax.devices()[:1]).replicated)
     for collection, tree in (('params', state.params), ('batch_stats', state.model_state['batch_stats'])):
         assert 'predictions' not in tree['encoder'] and 'head' not in tree['encoder']
