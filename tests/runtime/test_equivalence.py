@@ -71,7 +71,8 @@ def assert_same_step(one, other):
         if kind == 'gradients':
             assert norm([a - b]) < 0.03 * norm([a]) + 1e-4 * whole, name
         elif kind == 'statistics':
-            np.testing.assert_allclose(a, b, rtol=0, atol=1e-3 * np.abs(a).max(), err_msg=name)
+            # Behind a batch norm and a linear layer a mean is 0, but for the rounding of values about 1.
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-3 * np.abs(a).max() + 1e-6, err_msg=name)
         elif kind == 'metrics':
             np.testing.assert_allclose(a, b, rtol=1e-3, err_msg=name)
 
