@@ -105,6 +105,23 @@ def cgan() -> ConfigDict:
     return model
 
 
+def ddcolor() -> ConfigDict:
+    """Section model of the network `ddcolor`."""
+    model = _model('ddcolor')
+    model.variant = 'tiny'  # of the encoder, a key of models.ddcolor.VARIANTS
+    model.queries = 100  # colors that the pixels are mixed from
+    model.layers = 9  # in which the queries look at the photo
+    return model
+
+
+def deoldify() -> ConfigDict:
+    """Section model of the network `deoldify`."""
+    model = _model('deoldify')
+    model.variant = 'artistic'  # a key of models.deoldify.VARIANTS
+    model.encoder_norm = 'trained'  # batch norm of the encoder, in training: 'trained' by the batch; 'frozen' statistics
+    return model
+
+
 def extractor() -> ConfigDict:
     """Section extractor: the frozen ImageNet network whose 1000 outputs `deepcolor` and `vgg_fusion` take."""
     extractor = ConfigDict()
@@ -281,6 +298,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
 RANGES: dict[str, tuple[float, float | None]] = {
     'model.members': (1, None),
     'model.vector': (1, None),
+    'model.queries': (1, None),
+    'model.layers': (1, None),
     'model.global_dropout': (0, 0.99),
     'model.generator_layers': (6, 7),
     'model.leaky_slope': (0, 1),
