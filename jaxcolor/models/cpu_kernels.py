@@ -5,7 +5,6 @@ On GPUs, libraries pick a fast algorithm for each convolution. XLA's CPU backend
 - strided, upsampled and transposed convolutions by phases (the pixels of even and of odd places apart), which leaves out
   products with zeros and repeated sums;
 - large 3x3 convolutions by Winograd's transform, which multiplies fewer times;
-- dilated convolutions as ones of adjacent pixels, on every other row and column;
 - the gradient of depthwise convolutions to their kernel by one loop with a sum for each of the kernel's pixels;
 - the sums of batch norm by matrix products, which XLA does several times as fast as it reduces.
 
@@ -25,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-CPU_KERNELS = ('strided', 'winograd', 'dilated', 'upsampled', 'transposed', 'depthwise', 'batch_norm')
+CPU_KERNELS = ('strided', 'winograd', 'upsampled', 'transposed', 'depthwise', 'batch_norm')
 
 _enabled = contextvars.ContextVar('cpu_kernels', default=frozenset(CPU_KERNELS))
 
@@ -172,21 +171,6 @@ def _suits_winograd(x, kernel, *, strides, padding):
 
 
 WINOGRAD = CPUKernel('winograd', _winograd_conv2d, _vjp(_winograd_conv2d), _suits_winograd)
-
-
-def _dilated_by_phases(x, kernel, *, dilation):
-    """A dilated convolution: pixels whose places are the same modulo the dilation see each other alone, as if adjacent."""
-    B, H, W, C = x.shape
-    h, w = -(-H // dilation), -(-W // dilation)
-    x = jnp.pad(x, ((0, 0), (0, h * dilation - H), (0, w * dilation - W), (0, 0)))
-    x = x.reshape(B, h, dilation, w, dilation, C).transpose(0, 2, 4, 1, 3, 5).reshape(-1, h, w, C)
-    options = {'strides': 1, 'padding': ((1, 1), (1, 1))}
-    y = (_winograd_conv2d if _suits_winograd(x, kernel, **options) else _conv2d)(x, kernel, **options)
-    y = y.reshape(B, dilation, dilation, h, w, -1).transpose(0, 3, 1, 4, 2, 5)
-    return y.reshape(B, h * dilation, w * dilation, -1)[:, :H, :W]
-
-
-DILATED = CPUKernel('dilated', _dilated_by_phases, _vjp(_dilated_by_phases))
 
 
 def _upsampled_conv2d(x, kernel):

@@ -66,11 +66,6 @@ class TestValues:
         params = {'kernel': random(3, 3, 3, 4), 'bias': random(4)}
         assert_same_layer(layer, random(2, *size, 3, dtype=dtype), params)
 
-    def test_dilated(self, size, dtype):
-        layer = layers.Conv(4, dilation=2, dtype=dtype)
-        params = {'kernel': random(3, 3, 3, 4), 'bias': random(4)}
-        assert_same_layer(layer, random(2, *size, 3, dtype=dtype), params)
-
     def test_transposed(self, size, dtype):
         layer = layers.ConvTranspose(4, 2, dtype=dtype)
         params = {'kernel': random(3, 3, 3, 4), 'bias': random(4)}
@@ -99,8 +94,6 @@ SAME = ((1, 1), (1, 1))
 CASES = {
     'strided': (lambda x, kernel: layers.conv2d(x, kernel, strides=2, padding=SAME), (3, 0, 0), (6, 0, 0)),
     'winograd': (lambda x, kernel: layers.conv2d(x, kernel, strides=1, padding=SAME), (3, 0, 0), (0, 16 + 32 + 6, 0)),
-    # By Winograd's transform, as pixels of the same phase are adjacent.
-    'dilated': (lambda x, kernel: layers.dilated_conv2d(x, kernel, dilation=2), (3, 0, 0), (0, 16 + 32 + 6, 0)),
     'upsampled': (layers.upsample_conv2d, (3, 0, 0), (12, 0, 0)),
     'transposed': (lambda x, kernel: layers.conv_transpose2d(x, kernel, strides=2), (3, 0, 0), (12, 0, 0)),
     'depthwise': (
@@ -116,7 +109,7 @@ CASES = {
 def case(request):
     """A kernel's operation with its inputs, and its operations, plain and on CPUs."""
     function, plain, on_cpus = CASES[request.param]
-    C, features = (128, 256) if request.param in ('winograd', 'dilated') else (8, 8)
+    C, features = (128, 256) if request.param == 'winograd' else (8, 8)
     return function, (random(2, 32, 32, C), random(3, 3, C, features) / 34), plain, on_cpus
 
 
