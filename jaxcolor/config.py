@@ -122,6 +122,18 @@ def deoldify() -> ConfigDict:
     return model
 
 
+def eccv16() -> ConfigDict:
+    """Section model of the network `eccv16`."""
+    model = _model('eccv16')
+    model.color_classes = 313  # color classes of a pixel (task `color_classes`); 0: a*b*, the mean of 313 learned colors
+    return model
+
+
+def siggraph17() -> ConfigDict:
+    """Section model of the network `siggraph17`."""
+    return _model('siggraph17')
+
+
 def extractor() -> ConfigDict:
     """Section extractor: the frozen ImageNet network whose 1000 outputs `deepcolor` and `vgg_fusion` take."""
     extractor = ConfigDict()

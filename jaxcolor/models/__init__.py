@@ -15,10 +15,12 @@ from jaxcolor.errors import UserError
 from jaxcolor.models.cgan import CGAN, Discriminator
 from jaxcolor.models.ddcolor import DDColor
 from jaxcolor.models.deoldify import DeOldify
+from jaxcolor.models.eccv16 import ECCV16
 from jaxcolor.models.encoder_fusion import DeepColor, VGGFusion
 from jaxcolor.models.ensemble import Ensemble
 from jaxcolor.models.ltbc import LTBC
 from jaxcolor.models.ltbc_lite import LTBCLite
+from jaxcolor.models.siggraph17 import SIGGRAPH17
 
 MODELS: dict[str, type[nn.Module]] = {
     'ltbc': LTBC,
@@ -28,6 +30,8 @@ MODELS: dict[str, type[nn.Module]] = {
     'cgan': CGAN,
     'ddcolor': DDColor,
     'deoldify': DeOldify,
+    'eccv16': ECCV16,
+    'siggraph17': SIGGRAPH17,
 }
 
 

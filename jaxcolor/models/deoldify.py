@@ -30,11 +30,10 @@ class Variant(NamedTuple):
     widths: tuple[tuple[int, ...], ...]  # channels of its convolutions
 
 
-_WIDE = Variant((3, 4, 23, 3), True, (512, 512, 512, 256), ((512,), (512,), (512,), (256,)))
+# What is published as video is of the network 'stable'.
 VARIANTS = {
     'artistic': Variant((3, 4, 6, 3), False, (256, 384, 384, 336), ((768, 768), (768, 768), (672, 672), (300, 300))),
-    'stable': _WIDE,
-    'video': _WIDE,
+    'stable': Variant((3, 4, 23, 3), True, (512, 512, 512, 256), ((512,), (512,), (512,), (256,))),
 }
 
 
@@ -123,7 +122,7 @@ class SelfAttention(nn.Module):
 
 
 class DeOldify(nn.Module):
-    """63,645,681 parameters ('artistic') or 218,221,173 ('stable', 'video') at the defaults.
+    """63,645,681 parameters ('artistic') or 218,221,173 ('stable') at the defaults.
 
     The fields are explained in `jaxcolor/config.py`, section model. `axis_name` is the mapped axis over which batch norm
     averages; None for statistics per device.

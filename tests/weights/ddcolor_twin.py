@@ -1,5 +1,6 @@
 """A PyTorch twin of DDColor, written from its published description; names are its files'."""
 
+import itertools
 import math
 
 import pytest
@@ -38,7 +39,7 @@ class ConvNeXt(nn.Module):
         super().__init__()
         stem = nn.Sequential(nn.Conv2d(3, dims[0], 4, 4), LayerNorm2d(dims[0], eps=1e-6))
         self.downsample_layers = nn.ModuleList([stem])
-        for before, C in zip(dims, dims[1:], strict=False):
+        for before, C in itertools.pairwise(dims):
             self.downsample_layers.append(nn.Sequential(LayerNorm2d(before, eps=1e-6), nn.Conv2d(before, C, 2, 2)))
         self.stages = nn.ModuleList(
             nn.Sequential(*(Block(C) for _ in range(depth))) for depth, C in zip(depths, dims, strict=True)

@@ -11,9 +11,17 @@ from jaxcolor.errors import UserError
 from jaxcolor.models.ddcolor import VARIANTS, DDColor
 from jaxcolor.models.layers import IMAGENET_DEVIATION, IMAGENET_MEAN
 from jaxcolor.weights.published.converted import Converted, from_state_dict, variable_shapes
-from jaxcolor.weights.published.layers import Names, drop_pixel_axes, fold_norms, layer, order_by_pixel, unet_block
+from jaxcolor.weights.published.layers import (
+    Names,
+    drop_pixel_axes,
+    fold_norms,
+    layer,
+    order_by_pixel,
+    unet_block,
+    without_prefix,
+)
 
-_ERROR = 'This file does not fit DDColor'
+_ERROR = 'it does not fit ddcolor'
 _ENCODER, _DECODER = 'encoder.arch', 'decoder.color_decoder'
 _UNUSED = (f'{_ENCODER}.norm.weight', f'{_ENCODER}.norm.bias')
 _PARTS = ('query', 'key', 'value')  # of an attention's stacked projection
@@ -29,9 +37,9 @@ def convert(arrays: Mapping[str, np.ndarray], network: DDColor | None = None) ->
     Raises:
         UserError: the first layer that is missing, has another shape, or is not used.
     """
+    arrays = fold_norms(without_prefix(arrays, f'{_DECODER}.query_feat.weight'), _ERROR)
     network = network or DDColor(_variant(arrays))
-    arrays = fold_norms(arrays, _ERROR)
-    notes = [f'This is DDColor {network.variant}.']
+    notes = [f'This is DDColor, {network.variant}.']
     for name, expected in (('mean', IMAGENET_MEAN), ('std', IMAGENET_DEVIATION)):
         if name in arrays and not np.allclose(arrays.pop(name).ravel(), expected, atol=1e-6):
             raise UserError(f'{_ERROR}: its {name} of the input is not that of ImageNet.')

@@ -17,9 +17,10 @@ from jaxcolor.weights.published.layers import (
     layer,
     order_by_pixel,
     unet_block,
+    without_prefix,
 )
 
-_ERROR = 'This file does not fit DeOldify'
+_ERROR = 'it does not fit deoldify'
 _BLOCKS = range(4, 8)  # the U-net blocks among the layers
 
 
@@ -33,8 +34,8 @@ def convert(arrays: Mapping[str, np.ndarray], network: DeOldify | None = None) -
     Raises:
         UserError: the first layer that is missing, has another shape, or is not used.
     """
+    arrays = fold_norms(without_prefix(arrays, 'layers.11.0.bias'), _ERROR)
     network = network or DeOldify(_variant(arrays))
-    arrays = fold_norms(arrays, _ERROR)
     names = _names(network)
     for i in _BLOCKS:
         order_by_pixel(arrays, f'layers.{i}.shuf.', 2)
@@ -43,8 +44,8 @@ def convert(arrays: Mapping[str, np.ndarray], network: DeOldify | None = None) -
     params, model_state = from_state_dict(names, arrays, variable_shapes(network, (1, 32, 32, 1)), _ERROR)
     model = config.deoldify().to_dict() | {field: getattr(network, field) for field in ('variant', 'width', 'encoder_norm')}
     task = config.regression().to_dict() | {'alpha': 0.0}
-    kind = 'artistic' if network.variant == 'artistic' else 'stable or video, which are one network'
-    return Converted(model, task, params, model_state, [f'This is DeOldify {kind}.'])
+    kind = 'artistic' if network.variant == 'artistic' else 'stable or video, which are of one network'
+    return Converted(model, task, params, model_state, [f'This is DeOldify, {kind}.'])
 
 
 def _variant(arrays):

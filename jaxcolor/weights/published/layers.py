@@ -51,6 +51,12 @@ def fold_norms(arrays: Mapping[str, np.ndarray], error: str) -> dict[str, np.nda
     return folded
 
 
+def without_prefix(arrays: Mapping[str, np.ndarray], known: str) -> dict[str, np.ndarray]:
+    """Removes what wrappers put before all names ('module.'), told by a name that every file has."""
+    prefix = next((name.removesuffix(known) for name in arrays if f'.{name}'.endswith(f'.{known}')), '')
+    return {name.removeprefix(prefix): array for name, array in arrays.items()}
+
+
 def order_by_pixel(arrays: dict[str, np.ndarray], prefix: str, ratio: int) -> None:
     """Reorders the outputs of the layers whose names begin with a prefix, which a pixel shuffle follows, in place.
 
