@@ -79,6 +79,23 @@ class ConvNeXt(nn.Module):
         return maps
 
 
+class Attention(nn.Module):
+    """Multi-head attention (Vaswani et al., 2017, section 3.2.2): queries (B, Q, C); keys, values (B, N, C) -> (B, Q, C).
+
+    Flax has one, which warns where N is C, as it is for photos of 256 pixels.
+    """
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+        C = queries.shape[-1]
+        inputs = {'query': queries, 'key': keys, 'value': values}
+        heads = [nn.Dense(C, dtype=self.dtype, name=name)(x) for name, x in inputs.items()]
+        seen = jax.nn.dot_product_attention(*(x.reshape(*x.shape[:2], HEADS, C // HEADS) for x in heads))
+        return nn.Dense(C, dtype=self.dtype, name='out')(seen.reshape(queries.shape))
+
+
 class QueryLayer(nn.Module):
     """The queries look at the photo, then at each other, then each for itself; each time, what they saw is added to them.
 
@@ -92,10 +109,10 @@ class QueryLayer(nn.Module):
     def __call__(self, queries: jax.Array, places: jax.Array, memory: jax.Array, memory_places: jax.Array) -> jax.Array:
         C = queries.shape[-1]
         at = queries + places
-        seen = nn.MultiHeadDotProductAttention(HEADS, self.dtype, name='cross')(at, memory + memory_places, memory)
+        seen = Attention(self.dtype, name='cross')(at, memory + memory_places, memory)
         queries = _layer_norm(1e-5, self.dtype, 'cross_norm')(queries + seen)
         at = queries + places
-        seen = nn.MultiHeadDotProductAttention(HEADS, self.dtype, name='self')(at, at, queries)
+        seen = Attention(self.dtype, name='self')(at, at, queries)
         queries = _layer_norm(1e-5, self.dtype, 'self_norm')(queries + seen)
         hidden = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name='hidden')(queries))  # (B, Q, 8C)
         return _layer_norm(1e-5, self.dtype, 'norm')(queries + nn.Dense(C, dtype=self.dtype, name='output')(hidden))

@@ -73,6 +73,20 @@ def _conv1d(in_channels, out_channels):
     return nn.utils.spectral_norm(nn.Conv1d(in_channels, out_channels, 1, bias=False))
 
 
+class WeightNormConv(nn.Module):
+    """A 1x1 convolution whose kernels are directions and lengths."""
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
+        self.weight_v = nn.Parameter(torch.randn(out_channels, in_channels, 1, 1))
+        self.weight_g = nn.Parameter(1 + torch.rand(out_channels, 1, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+
+    def forward(self, x):
+        length = torch.linalg.vector_norm(self.weight_v, dim=(1, 2, 3), keepdim=True)
+        return nn.functional.conv2d(x, self.weight_v * self.weight_g / length, self.bias)
+
+
 class Residual(nn.Module):
     def __init__(self, C):
         super().__init__()
@@ -105,7 +119,6 @@ class DeOldifyTwin(nn.Module):
             mixes = {'conv1': conv_relu_norm(up + skips[i], C), 'conv2': last} if is_deep else {'conv': last}
             blocks.append(UNetBlock(before, skips[i], up, mixes))
             before = C
-        up = nn.utils.weight_norm(nn.Conv2d(before, 4 * before, 1))
         self.layers = nn.ModuleList(
             [
                 body,
@@ -113,7 +126,7 @@ class DeOldifyTwin(nn.Module):
                 nn.ReLU(),
                 middle,
                 *blocks,
-                Shuffle(up, 2),
+                Shuffle(WeightNormConv(before, 4 * before), 2),
                 nn.Identity(),
                 Residual(before + 3),
                 nn.Sequential(spectral(before + 3, 3, bias=True)),

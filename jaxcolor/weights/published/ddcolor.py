@@ -1,9 +1,7 @@
 """DDColor's published files (piddnad/DDColor, Apache-2.0): tiny, and the large ones paper, modelscope and artistic."""
 
-import math
 from collections.abc import Mapping
 
-import flax.traverse_util
 import numpy as np
 
 from jaxcolor import config
@@ -41,7 +39,8 @@ def convert(arrays: Mapping[str, np.ndarray], network: DDColor | None = None) ->
     network = network or DDColor(_variant(arrays))
     notes = [f'This is DDColor, {network.variant}.']
     for name, expected in (('mean', IMAGENET_MEAN), ('std', IMAGENET_DEVIATION)):
-        if name in arrays and not np.allclose(arrays.pop(name).ravel(), expected, atol=1e-6):
+        found = arrays.pop(name, expected)
+        if found.size != 3 or not np.allclose(found.ravel(), expected, atol=1e-6):
             raise UserError(f'{_ERROR}: its {name} of the input is not that of ImageNet.')
     if [arrays.pop(name) for name in _UNUSED if name in arrays]:
         notes.append(f'Its {_ENCODER}.norm was left out: the network does not use it.')
@@ -56,14 +55,10 @@ def convert(arrays: Mapping[str, np.ndarray], network: DDColor | None = None) ->
         stacked = arrays.pop(name)
         arrays |= {f'{name}.{part}': rows for part, rows in zip(_PARTS, np.array_split(stacked, 3), strict=True)}
 
-    shapes = variable_shapes(network, (1, 32, 32, 1))
-    flat = {path: _without_heads(path, shape) for path, shape in shapes.items()}
-    params, model_state = from_state_dict(_names(network), arrays, flat, _ERROR)
-    params = flax.traverse_util.flatten_dict(params)
-    params = {path: array.reshape(shapes['params', *path]) for path, array in params.items()}
+    params, model_state = from_state_dict(_names(network), arrays, variable_shapes(network, (1, 32, 32, 1)), _ERROR)
     model = {field: getattr(network, field) for field in ('variant', 'width', 'queries', 'layers')}
     task = config.regression().to_dict() | {'alpha': 0.0}
-    return Converted(config.ddcolor().to_dict() | model, task, flax.traverse_util.unflatten_dict(params), model_state, notes)
+    return Converted(config.ddcolor().to_dict() | model, task, params, model_state, notes)
 
 
 def _variant(arrays):
@@ -75,15 +70,6 @@ def _variant(arrays):
             return variant
     expected = ' or '.join(str(depths[2]) for depths, _ in VARIANTS.values())
     raise UserError(f'{_ERROR}: {prefix[:-1]} has {depth} blocks, not {expected}.')
-
-
-def _without_heads(path, shape):
-    """The shape of a variable as PyTorch has it, where Flax has an axis for the heads of the attention."""
-    if len(path) < 3 or path[-3] not in ('cross', 'self'):
-        return shape
-    if path[-1] == 'bias':
-        return (math.prod(shape),)
-    return (math.prod(shape[:-1]), shape[-1]) if path[-2] == 'out' else (shape[0], math.prod(shape[1:]))
 
 
 def _names(network: DDColor) -> Names:
