@@ -306,12 +306,17 @@ CHOICES: dict[str, tuple[str, ...]] = {
     'data.placement': ('host', 'device'),
     'train.mapping': ('shard_map', 'pmap'),
 }
+# Fields that count, and are at least 1.
+_COUNTS: dict[str, tuple[str, ...]] = {
+    'model': ('members', 'vector', 'queries', 'layers'),
+    'optimizer': ('base_batch_size',),
+    'data': ('crop', 'read_threads', 'prefetch'),
+    'train': ('steps', 'epoch_steps', 'batch_size', 'accumulation_steps', 'heartbeat', 'log_every', 'grid_photos')
+    + ('eval_every', 'checkpoint_every'),
+}
 # Smallest and largest value; None: no limit.
 RANGES: dict[str, tuple[float, float | None]] = {
-    'model.members': (1, None),
-    'model.vector': (1, None),
-    'model.queries': (1, None),
-    'model.layers': (1, None),
+    **{f'{section}.{field}': (1, None) for section, fields in _COUNTS.items() for field in fields},
     'model.global_dropout': (0, 0.99),
     'model.generator_layers': (6, 7),
     'model.leaky_slope': (0, 1),
@@ -325,9 +330,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     'task.sigma': (1, 100),
     'task.temperature': (0.01, 10),
     'task.inference_rebalance': (0.001, 1),  # at 0, classes that never came up would weigh infinitely
-    'optimizer.base_batch_size': (1, None),
     'optimizer.encoder_rate': (0, 1e3),
-    'data.crop': (1, None),
     'data.resized_crop': (0, 1),
     'data.rotate': (0, 180),
     'data.shift': (0, 0.5),
@@ -342,22 +345,11 @@ RANGES: dict[str, tuple[float, float | None]] = {
     'data.texture': (0, 50),
     'data.scratches': (0, 20),
     'data.jpeg': (0, 99),
-    'data.read_threads': (1, None),
-    'data.prefetch': (1, None),
     'data.workers': (0, None),
     'optimizer.warmup_epochs': (0, 1e9),
-    'train.steps': (1, None),
     'train.epochs': (1e-6, 1e9),
-    'train.epoch_steps': (1, None),
-    'train.batch_size': (1, None),
-    'train.accumulation_steps': (1, None),
     'train.devices': (0, None),
-    'train.heartbeat': (1, None),
-    'train.log_every': (1, None),
-    'train.eval_every': (1, None),
     'train.eval_every_epochs': (1e-6, 1e9),
-    'train.checkpoint_every': (1, None),
-    'train.grid_photos': (1, None),
 }
 
 

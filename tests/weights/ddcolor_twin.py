@@ -9,8 +9,9 @@ from unet_twins import Shuffle, UNetBlock, conv_relu_norm, spectral
 torch = pytest.importorskip('torch')
 nn, F = torch.nn, torch.nn.functional
 
-DEPTHS = {'tiny': (3, 3, 9, 3), 'large': (3, 3, 27, 3)}
-DIMS = {'tiny': (96, 192, 384, 768), 'large': (192, 384, 768, 1536)}
+# Blocks and channels of each stage; 'shallow' is of the tests alone.
+DEPTHS = {'tiny': (3, 3, 9, 3), 'large': (3, 3, 27, 3), 'shallow': (1, 2, 2, 1)}
+DIMS = {'tiny': (96, 192, 384, 768), 'large': (192, 384, 768, 1536), 'shallow': (96, 192, 384, 768)}
 
 
 class LayerNorm2d(nn.LayerNorm):

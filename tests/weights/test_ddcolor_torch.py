@@ -7,16 +7,17 @@ from torch_helpers import assert_close
 
 from jaxcolor import color, models
 from jaxcolor.errors import UserError
-from jaxcolor.models.ddcolor import DDColor
+from jaxcolor.models.ddcolor import VARIANTS, DDColor, Variant
 from jaxcolor.weights.published import ddcolor, recognize
 from jaxcolor.weights.weight_files import read_weights
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip('torch')
 unet_twins = pytest.importorskip('unet_twins')
-DDColorTwin = pytest.importorskip('ddcolor_twin').DDColorTwin
+ddcolor_twin = pytest.importorskip('ddcolor_twin')
+DDColorTwin = ddcolor_twin.DDColorTwin
 
-SMALL = {'width': 1 / 16, 'queries': 5, 'layers': 4}
+SMALL = {'variant': 'shallow', 'width': 1 / 16, 'queries': 5, 'layers': 4}
 # Of the published files: parameters of the parts, entries, bytes.
 FILES = {
     'tiny': ((27_823_008, 11_343_680, 1_052_672, 14_787_072, 208), 55_006_640, 440, 220_204_100),
@@ -30,9 +31,18 @@ BLOCKS = {
 }
 
 
+@pytest.fixture(scope='module', autouse=True)
+def shallow():
+    """A variant with few blocks."""
+    with pytest.MonkeyPatch.context() as patch:
+        depths, dims = (table['shallow'] for table in (ddcolor_twin.DEPTHS, ddcolor_twin.DIMS))
+        patch.setitem(VARIANTS, 'shallow', Variant(depths, dims))
+        yield
+
+
 @pytest.fixture(scope='module')
 def small():
-    """(a narrow twin with two layers of each kind, its arrays)"""
+    """(a narrow and shallow twin, its arrays)"""
     twin = unet_twins.randomize(DDColorTwin(**SMALL))
     return twin, unet_twins.arrays_of(twin)
 
@@ -56,15 +66,12 @@ def gray(height, width, seed=0):
     return np.repeat(np.random.default_rng(seed).uniform(size=(2, height, width, 1)), 3, axis=-1).astype(np.float32)
 
 
-@pytest.mark.parametrize(
-    ('variant', 'fields', 'size'), [('tiny', {}, (64, 96)), ('tiny', SMALL, (96, 64)), ('large', SMALL, (64, 96))]
-)
-def test_every_block_equals_the_twin_s(variant, fields, size):
-    twin = unet_twins.randomize(DDColorTwin(variant, **fields))
+@pytest.mark.parametrize(('fields', 'size'), [({'variant': 'tiny'}, (64, 96)), (SMALL, (64, 32))])
+def test_every_block_equals_the_twin_s(fields, size):
+    twin = unet_twins.randomize(DDColorTwin(**fields))
     arrays = unet_twins.arrays_of(twin)
-    network = DDColor(variant, **fields)
-    converted = ddcolor.convert(arrays, network if fields else None)
-    assert converted.model['variant'] == variant
+    converted = ddcolor.convert(arrays, DDColor(**fields) if fields == SMALL else None)
+    assert converted.model['variant'] == fields['variant']
     assert recognize(arrays) == 'ddcolor'
     assert converted.notes[1:] == ['Its encoder.arch.norm was left out: the network does not use it.']
     image = gray(*size)
@@ -82,12 +89,23 @@ def test_every_block_equals_the_twin_s(variant, fields, size):
     assert_close(np.asarray(given), expected)
 
 
+def test_large_is_told_by_its_depth_and_has_a_place_for_every_array():
+    with torch.device('meta'):
+        twin = DDColorTwin('large', 1 / 16)
+    arrays = {name: np.ones(tensor.shape, np.float32) for name, tensor in twin.state_dict().items()}
+    arrays = {name: array for name, array in arrays.items() if name not in ('mean', 'std')}
+    params = ddcolor.convert(arrays, DDColor('large', 1 / 16)).params
+    assert params['encoder']['stage_2_26']['expand']['kernel'].shape == (48, 192)
+    with pytest.raises(UserError, match=r'of shape \(12, 3, 4, 4\), not of shape \(192, 3, 4, 4\)'):
+        ddcolor.convert(arrays)
+
+
 def test_lightness_of_any_size_is_padded_and_the_padding_cut_off(small):
     twin, arrays = small
     converted = ddcolor.convert(arrays, DDColor(**SMALL))
     lightness = np.random.default_rng(0).uniform(5, 95, size=(2, 50, 70, 1)).astype(np.float32)
     padded = np.pad(lightness, ((0, 0), (0, 14), (0, 26), (0, 0)), mode='edge')
-    rgb = color.lab_to_rgb(np.concatenate([padded, 0 * padded, 0 * padded], axis=-1))
+    rgb = np.repeat(color.gray_luma(padded), 3, axis=-1)
     expected, _ = unet_twins.outputs_of(twin, rgb, [])
     network = models.build(converted.model)
     outputs = jax.jit(network.apply)({'params': converted.params, **converted.model_state}, lightness / 100)
@@ -108,7 +126,7 @@ def test_wrappers_prefixes_and_folded_norms_do_not_matter(small):
 @pytest.mark.parametrize(
     ('name', 'change', 'words'),
     [
-        ('encoder.arch.stages.1.2.pwconv1.bias', None, 'differs is encoder.arch.stages.1.2.pwconv1.bias .*: missing'),
+        ('encoder.arch.stages.1.1.pwconv1.bias', None, 'differs is encoder.arch.stages.1.1.pwconv1.bias .*: missing'),
         ('decoder.layers.1.conv.0.weight_u', None, 'decoder.layers.1.conv.0.weight_u is missing'),
         ('decoder.layers.1.conv.0.weight_v', np.ones(3), r'weight_v is of shape \(3,\), not of shape'),
         ('decoder.layers.2.conv.0.weight_orig', None, 'differs is decoder.layers.2.conv.0.weight .*: missing'),
@@ -129,9 +147,8 @@ def test_a_file_that_does_not_fit_is_refused(small, name, change, words):
 
 
 def test_a_file_of_another_depth_is_refused(small):
-    arrays = {name: array for name, array in small[1].items() if not name.startswith('encoder.arch.stages.2.8.')}
-    with pytest.raises(UserError, match=r'encoder.arch.stages.2 has 8 blocks, not 9 or 27\.'):
-        ddcolor.convert(arrays)
+    with pytest.raises(UserError, match=r'encoder.arch.stages.2 has 3 blocks, not 9 or 27'):
+        ddcolor.convert({**small[1], 'encoder.arch.stages.2.2.gamma': np.ones(24)})
 
 
 def test_a_file_cut_short_is_refused(small, tmp_path):
