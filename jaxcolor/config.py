@@ -311,12 +311,13 @@ _COUNTS: dict[str, tuple[str, ...]] = {
     'model': ('members', 'vector', 'queries', 'layers'),
     'optimizer': ('base_batch_size',),
     'data': ('crop', 'read_threads', 'prefetch'),
-    'train': ('steps', 'epoch_steps', 'batch_size', 'accumulation_steps', 'heartbeat', 'log_every', 'grid_photos')
-    + ('eval_every', 'checkpoint_every'),
+    'train': ('steps', 'epoch_steps', 'batch_size', 'accumulation_steps', 'heartbeat', 'log_every', 'grid_photos'),
 }
 # Smallest and largest value; None: no limit.
 RANGES: dict[str, tuple[float, float | None]] = {
     **{f'{section}.{field}': (1, None) for section, fields in _COUNTS.items() for field in fields},
+    'train.eval_every': (1, None),
+    'train.checkpoint_every': (1, None),
     'model.global_dropout': (0, 0.99),
     'model.generator_layers': (6, 7),
     'model.leaky_slope': (0, 1),
