@@ -16,6 +16,7 @@ from jaxcolor.models.cgan import CGAN, Discriminator
 from jaxcolor.models.eccv16 import ECCV16
 from jaxcolor.models.encoder_fusion import DeepColor, VGGFusion
 from jaxcolor.models.ensemble import Ensemble
+from jaxcolor.models.iizuka import Iizuka
 from jaxcolor.models.ltbc import LTBC
 from jaxcolor.models.ltbc_lite import LTBCLite
 from jaxcolor.models.siggraph17 import SIGGRAPH17
@@ -27,6 +28,7 @@ MODELS: dict[str, type[nn.Module]] = {
     'vgg_fusion': VGGFusion,
     'cgan': CGAN,
     'eccv16': ECCV16,
+    'iizuka': Iizuka,
     'siggraph17': SIGGRAPH17,
 }
 
