@@ -44,7 +44,7 @@ class Table(dict):
     """
 
     __slots__ = ('class_name',)
-    __hash__ = object.__hash__
+    __hash__ = object.__hash__  # type: ignore[assignment]
     __eq__ = object.__eq__
     __ne__ = object.__ne__
 

@@ -130,6 +130,7 @@ def put(part, place, value):
         (lambda modules: modules['all'].pop('mean'), "no file of Iizuka's: it holds no `model` and `mean`"),
         (put('mid', 1, module('nn.Identity')), 'a nn.SpatialBatchNormalization follows no layer that it could belong to'),
         (put('mid', 3, module('nn.ELU')), 'it has a module nn.ELU, which is not known here'),
+        (put('vector', 3, module('nn.Sigmoid')), 'global_dense_2, a dense layer 32 -> 16, is followed by Sigmoid, not ReLU'),
         (put('mid', 3, module('nn.Sigmoid')), 'mid_0, a 3x3 convolution 32 -> 32, .* is followed by Sigmoid, not ReLU'),
         (put('decoder', 6, module('nn.Identity')), 'the first convolution that differs is .*, in place of color_1'),
         (lambda modules: modules['low'][4].update(dW=2), r'stride \[1, 2\], padding \[1\], in place of low_1 \(3x3, 4 -> 8'),

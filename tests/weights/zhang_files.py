@@ -1,5 +1,7 @@
 """State dicts as Zhang et al. published theirs, without PyTorch, for tests."""
 
+import itertools
+
 import numpy as np
 
 from jaxcolor import color
@@ -19,18 +21,14 @@ def state_dict(name, width=1 / 16, grid=True, seed=0):
             arrays[f'{key}.bias'] = rng.uniform(-0.2, 0.2, outputs).astype(np.float32)
 
     def norm(key, features):
-        for part, low, high in (
-            ('weight', 0.5, 1.5),
-            ('bias', -0.2, 0.2),
-            ('running_mean', -0.2, 0.2),
-            ('running_var', 0.5, 1.5),
-        ):
+        for part in ('weight', 'bias', 'running_mean', 'running_var'):
+            low, high = (0.5, 1.5) if part in ('weight', 'running_var') else (-0.2, 0.2)
             arrays[f'{key}.{part}'] = rng.uniform(low, high, features).astype(np.float32)
         arrays[f'{key}.num_batches_tracked'] = np.array(7)
 
     sizes = ((1 if name == 'eccv16' else 4, a, a), (a, b, b), (b, c, c, c), (c, d, d, d), *((d,) * 4 for _ in range(3)))
     for block, channels in enumerate(sizes, 1):
-        for i, (inputs, outputs) in enumerate(zip(channels[:-1], channels[1:], strict=True)):  # noqa: RUF007
+        for i, (inputs, outputs) in enumerate(itertools.pairwise(channels)):
             layer(f'model{block}.{2 * i}', inputs, outputs)
         norm(f'model{block}.{2 * len(channels) - 2}', channels[-1])
     if name == 'eccv16':

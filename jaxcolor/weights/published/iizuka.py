@@ -15,6 +15,7 @@ from jaxcolor import config as fields
 from jaxcolor.errors import UserError
 from jaxcolor.models.iizuka import Iizuka
 from jaxcolor.models.layers import EPSILON, scaled
+from jaxcolor.weights.convert import VariablePath
 from jaxcolor.weights.published.converted import Converted, from_state_dict, variable_shapes
 from jaxcolor.weights.torch7 import Table
 
@@ -110,10 +111,11 @@ def convert(root: Any) -> Converted:
     of_dense = _dense_by_path(dense)
     vector = of_dense['global_dense_2'].weight.shape[0]
     by_path = _by_path(convolutions, width, vector) | of_dense
+    _check_activations(by_path)
     section = _section(by_path, width, float(mean), is_repeated)
     notes = _notes(by_path, section)
 
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for path, layer in by_path.items():
         arrays |= _arrays(path, layer, _has_norm(path, section))
     if _is_vector_first(model):
@@ -123,9 +125,9 @@ def convert(root: Any) -> Converted:
     network = Iizuka(**{name: section[name] for name in section if name not in ('name', 'dtype')})
     shapes = variable_shapes(network, (1, section.global_size, section.global_size, 1))
     side = section.global_size // 32
-    flattened = {('params', 'global_dense_0', 'dense', 'kernel'): (scaled(512, width), side, side)}
+    first: VariablePath = ('params', 'global_dense_0', 'dense', 'kernel')
     names = {path: '/'.join(path[1:]) for path in shapes}
-    params, model_state = from_state_dict(names, arrays, shapes, _ERROR, flattened=flattened)
+    params, model_state = from_state_dict(names, arrays, shapes, _ERROR, flattened={first: (scaled(512, width), side, side)})
     task = fields.regression()
     task.alpha = task.alpha if section.classes else 0.0
     return Converted(section.to_dict(), task.to_dict(), params, model_state, notes)
@@ -236,7 +238,7 @@ def _expected(branches, width, vector):
 
 def _by_path(convolutions, width, vector) -> dict[str, _Layer]:
     """{path in `LTBC`: layer}; the branches may come in either order."""
-    candidates = []
+    candidates: list[tuple[int, list]] = []
     for branches in (('mid', 'global_conv'), ('global_conv', 'mid')):
         expected = _expected(branches, width, vector)
         fits = [layer.is_convolution(*sizes) for layer, (_, sizes) in zip(convolutions, expected, strict=True)]
@@ -248,12 +250,7 @@ def _by_path(convolutions, width, vector) -> dict[str, _Layer]:
         raise UserError(
             f'{_ERROR}: the first convolution that differs is {convolutions[agreeing].text}, in place of {path} ({wanted}).'
         )
-    found = {path: layer for (path, _), layer in zip(expected, convolutions, strict=True)}
-    for path, layer in found.items():
-        wanted = 'Sigmoid' if path == 'output' else 'ReLU'
-        if layer.activation != wanted:
-            raise UserError(f'{_ERROR}: {path}, {layer.text}, is followed by {layer.activation or "nothing"}, not {wanted}.')
-    return found
+    return {path: layer for (path, _), layer in zip(expected, convolutions, strict=True)}
 
 
 def _dense_by_path(dense) -> dict[str, _Layer]:
@@ -268,6 +265,14 @@ def _dense_by_path(dense) -> dict[str, _Layer]:
         if all(found[name].weight.shape[1] == out[below] for name, below in on.items()):
             return found
     raise UserError(f'{_ERROR}: its dense layers do not follow each other ({"; ".join(layer.text for layer in dense)}).')
+
+
+def _check_activations(by_path):
+    for path, layer in by_path.items():
+        wanted = {'output': ('Sigmoid',), 'classifier': ('', 'SoftMax', 'LogSoftMax')}.get(path, ('ReLU',))
+        if layer.activation not in wanted:
+            given = layer.activation or 'nothing'
+            raise UserError(f'{_ERROR}: {path}, {layer.text}, is followed by {given}, not {wanted[-1]}.')
 
 
 def _section(by_path, width, mean, is_repeated):
@@ -324,6 +329,8 @@ def _arrays(path, layer, has_norm) -> dict[str, np.ndarray]:
     features = layer.weight.shape[0]
     arrays = {f'{inner}/kernel': layer.weight, f'{inner}/bias': _vector(layer.module, 'bias', features, 0.0)}
     if not has_norm:
+        if layer.norm is not None:
+            raise UserError(f'{_ERROR}: {path} is followed by batch norm, for which its place has none.')
         return arrays
     norm = layer.norm if layer.norm is not None else Table()
     deviation = _vector(norm, 'running_std', features, 1.0)  # of 2015: 1 / sqrt(var + eps)
