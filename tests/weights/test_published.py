@@ -4,15 +4,23 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from conftest import PHOTOS
+from iizuka_files import graph_of
+from PIL import Image
+from test_iizuka import network_of, variables_of
+from torch7_files import write_torch7
 from torch_files import write_torch_stream, write_torch_zip
 from zhang_files import state_dict
 
 from jaxcolor import color, models, tasks
 from jaxcolor import config as base
 from jaxcolor.errors import UserError
+from jaxcolor.inference.colorizer import Colorizer
 from jaxcolor.models.eccv16 import CLASSES
 from jaxcolor.tasks.color_classes import class_centers
-from jaxcolor.weights import published
+from jaxcolor.train import train
+from jaxcolor.weights import published, store
+from jaxcolor.weights.export import export
 from jaxcolor.weights.published import zhang
 
 NAMES = ('eccv16', 'siggraph17')
@@ -185,3 +193,36 @@ def test_numbers_of_parameters(name):
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes['params']))
     left_out = {'eccv16': 313 * 2, 'siggraph17': 256 * 529 + 529}[name]
     assert count + left_out == published.PUBLISHED[name].parameters
+
+
+# -- Training on ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['eccv16', 'siggraph17', 'iizuka'])
+def test_a_published_network_is_trained_on_exported_and_colors(name, tmp_path, shards):
+    """`train.init_from` of what a file was converted to, a few steps of its own task, and all that follows a training."""
+    if name == 'iizuka':
+        network = network_of(global_size=32)
+        write_torch7(graph_of(variables_of(network)), tmp_path / 'colornet.t7')
+        converted = published.convert(tmp_path / 'colornet.t7')
+    else:
+        converted = zhang.convert(state_dict(name), WIDTH)
+    config = base.get_config()
+    config.model, config.task = type(config)(converted.model), type(config)(converted.task)
+    config.optimizer.update({'name': 'adam', 'learning_rate': 1e-4})
+    config.data.update({'shards': str(shards), 'crop': 32})
+    config.train.update({'batch_size': 4, 'steps': 3, 'log_every': 1, 'eval_every': 3, 'checkpoint_every': 3})
+    config.train.update({'grid_photos': 1})
+    _, state = state_of(converted)
+    store.write(tmp_path / 'published', config, state.replace(step=np.int32(0), opt_state=(), rng=np.zeros(2, np.uint32)))
+    photo = Image.open(PHOTOS / 'train' / 'fish1.jpg').convert('L').resize((37, 33))
+    before = np.asarray(Colorizer(tmp_path / 'published')(photo), np.float32)
+
+    config.train.init_from = str(tmp_path / 'published')
+    results = train(config, tmp_path / 'run')
+    assert np.isfinite(results['validation']['loss'])
+    exported = export(tmp_path / 'run', tmp_path / 'exported')
+    after = np.asarray(Colorizer(exported)(photo), np.float32)
+    assert after.shape == (33, 37, 3)
+    assert 0 < np.abs(after - before).mean() < 40  # of 255: it has moved, but not far
