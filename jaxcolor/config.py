@@ -134,6 +134,15 @@ def siggraph17() -> ConfigDict:
     return _model('siggraph17')
 
 
+def iizuka() -> ConfigDict:
+    """Section model of the network `iizuka`: `ltbc` as its authors' file has it."""
+    model = ltbc()
+    del model.members
+    model.update({'name': 'iizuka', 'luma_mean': 0.0})  # of the training photos' luma in [0, 1]; it is subtracted
+    model.repeat_output = False  # whether the published network itself repeats its output's pixels to the size of the photo
+    return model
+
+
 def extractor() -> ConfigDict:
     """Section extractor: the frozen ImageNet network whose 1000 outputs `deepcolor` and `vgg_fusion` take."""
     extractor = ConfigDict()

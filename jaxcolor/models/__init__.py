@@ -18,6 +18,7 @@ from jaxcolor.models.deoldify import DeOldify
 from jaxcolor.models.eccv16 import ECCV16
 from jaxcolor.models.encoder_fusion import DeepColor, VGGFusion
 from jaxcolor.models.ensemble import Ensemble
+from jaxcolor.models.iizuka import Iizuka
 from jaxcolor.models.ltbc import LTBC
 from jaxcolor.models.ltbc_lite import LTBCLite
 from jaxcolor.models.siggraph17 import SIGGRAPH17
@@ -31,6 +32,7 @@ MODELS: dict[str, type[nn.Module]] = {
     'ddcolor': DDColor,
     'deoldify': DeOldify,
     'eccv16': ECCV16,
+    'iizuka': Iizuka,
     'siggraph17': SIGGRAPH17,
 }
 

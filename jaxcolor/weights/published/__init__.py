@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from jaxcolor.errors import UserError
-from jaxcolor.weights.published import ddcolor, deoldify, zhang
+from jaxcolor.weights.published import ddcolor, deoldify, iizuka, zhang
 from jaxcolor.weights.published.converted import Converted
 from jaxcolor.weights.published.table import PUBLISHED, Published
 from jaxcolor.weights.weight_files import read_weights
@@ -52,8 +52,8 @@ def convert(path: str | os.PathLike) -> Converted:
     Raises:
         UserError: the file cannot be read; it is of no network that is known here, or does not fit it.
     """
-    arrays = read_weights(path).arrays
+    file = read_weights(path)
     try:
-        return CONVERTERS[recognize(arrays)](arrays)
+        return iizuka.convert(file.root) if file.kind == 'torch7' else CONVERTERS[recognize(file.arrays)](file.arrays)
     except UserError as error:
         raise UserError(f'Weights file {path}: {error}') from None

@@ -40,6 +40,7 @@ def from_state_dict(
     shapes: Mapping[VariablePath, tuple[int, ...]],
     error: str,
     transposed: Collection[VariablePath] = (),
+    flattened: Mapping[VariablePath, tuple[int, int, int]] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The variables of a network from a PyTorch state dict.
 
@@ -48,7 +49,7 @@ def from_state_dict(
         arrays: {name: array} of the file, all of which `names` must use.
         shapes: {path: shape} of the network's variables.
         error: beginning of the error sentence.
-        transposed: paths of kernels of transposed convolutions.
+        transposed, flattened: as for `convert.torch_to_flax`.
 
     Returns:
         params, and the other collections by name: nested dicts of float32 arrays.
@@ -56,7 +57,7 @@ def from_state_dict(
     Raises:
         UserError: as `convert.torch_to_flax`.
     """
-    variables = torch_to_flax(names, arrays, shapes, error, {}, transposed)
+    variables = torch_to_flax(names, arrays, shapes, error, flattened or {}, transposed)
     params, model_state = {}, {}
     for path, array in variables.items():
         if path[0] == 'params':
