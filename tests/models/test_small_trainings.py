@@ -36,16 +36,17 @@ FALLS = {
     'vgg_fusion': ('color_loss', 0.9),
     'deepcolor': ('color_loss', 0.9),
     'cgan': ('l1_loss', 0.92),
+    'eccv16': ('color_loss', 0.95),
 }
 
 
 # test_train.py does the same with `ltbc`, and `vgg_fusion` is DeepColor's module with other layers.
-_NIGHTLY = ('ltbc_pytorch', 'ltbc_deconv', 'vgg_fusion')
+_NIGHTLY = ('ltbc_pytorch', 'ltbc_deconv', 'vgg_fusion', 'eccv16')
 
 
 @pytest.mark.parametrize('name', [pytest.param(n, marks=pytest.mark.slow) if n in _NIGHTLY else n for n in FALLS])
 def test_learns_resumes_evaluates_and_colorizes(shards, tmp_path, capsys, name):
-    """The loss falls (measured at the time of writing: to 0.77, 0.28, 0.65, 0.74, 0.79 of the first, in FALLS's order)."""
+    """The loss falls (measured when written: to 0.77, 0.28, 0.65, 0.74, 0.79, 0.59 of the first, in FALLS's order)."""
     config, run = small_recipe(name, shards), tmp_path / 'run'
     results = train(config, run)
     term, factor = FALLS[name]
