@@ -26,7 +26,6 @@ _TO_LAB = np.array([[0, 500, 0], [116, -500, 200], [0, 0, -200]], np.float32)
 _F_KNEE = np.float32((6 / 29) ** 3)
 _F_SLOPE = np.float32((29 / 6) ** 2 / 3)
 _F_OFFSET = np.float32(16 / 116)
-_FIT_TOLERANCE = np.float32(1e-4)  # of linear light: a third of an 8-bit step in black, less elsewhere
 
 # BT.601 analog YUV on gamma-encoded RGB: |U| <= 0.436, |V| <= 0.615.
 _TO_YUV = np.array([[0.299, -0.14713, 0.615], [0.587, -0.28886, -0.51499], [0.114, 0.436, -0.10001]], np.float32)
@@ -87,13 +86,23 @@ def rgb_to_lab(rgb: Array) -> Array:
     return _mix(f, _TO_LAB) - np.array([16, 0, 0], np.float32)
 
 
+def linear_to_lightness(linear: Array) -> Array:
+    """Linear light of gray (..., 1) or RGB (..., 3), in [0, 1] -> float32 L* (...)."""
+    xp = _numpy_like(linear)
+    y = linear[..., 0]
+    if linear.shape[-1] == 3:
+        y = y * _TO_XYZ[0, 1] + linear[..., 1] * _TO_XYZ[1, 1] + linear[..., 2] * _TO_XYZ[2, 1]
+    root = _pow(xp.maximum(y, np.float32(1e-4)), 1 / 3, xp)
+    return np.float32(116) * xp.where(y > _F_KNEE, root, y * _F_SLOPE + _F_OFFSET) - np.float32(16)
+
+
 def lab_to_rgb(lab: Array) -> Array:
     """float L*a*b* (..., 3) -> float32 sRGB (..., 3) in [0, 1]; colors outside sRGB are clipped channel by channel."""
-    return linear_to_srgb(_lab_to_linear(lab))
+    return linear_to_srgb(lab_to_linear(lab))
 
 
-def _lab_to_linear(lab):
-    """L*a*b* -> linear light, outside [0, 1] where the color is outside sRGB."""
+def lab_to_linear(lab: Array) -> Array:
+    """float L*a*b* (..., 3) -> float32 linear light (..., 3), outside [0, 1] where the color is outside sRGB."""
     xp = _numpy_like(lab)
     lab = lab.astype(xp.float32)
     fy = (lab[..., 0] + np.float32(16)) / np.float32(116)
@@ -106,13 +115,15 @@ def _f_inverse(f):
     return _numpy_like(f).where(f > np.float32(6 / 29), f * f * f, (f - _F_OFFSET) / _F_SLOPE)
 
 
-def fit_chroma(lab: Array) -> Array:
+def fit_chroma(lab: Array, tolerance: float = 1e-4) -> Array:
     """Colors outside sRGB -> the most colorful ones inside, of the same L* and hue angle; others stay as they are.
 
     Where channels are clipped instead, lightness and hue change.
 
     Args:
         lab: float L*a*b* (..., 3), L* in [0, 100].
+        tolerance: linear light that a color may lie outside; the default is a third of an 8-bit step in black, less
+            elsewhere.
 
     Returns:
         float32 (..., 3), whose chroma is that of the border to 1/256 of the given one.
@@ -121,8 +132,8 @@ def fit_chroma(lab: Array) -> Array:
     lab = lab.astype(xp.float32)
 
     def is_inside(lab):
-        linear = _lab_to_linear(lab)
-        return xp.all((linear >= -_FIT_TOLERANCE) & (linear <= 1 + _FIT_TOLERANCE), axis=-1, keepdims=True)
+        linear, margin = lab_to_linear(lab), np.float32(tolerance)
+        return xp.all((linear >= -margin) & (linear <= 1 + margin), axis=-1, keepdims=True)
 
     factor, ones = xp.zeros_like(lab[..., :1]), np.ones(2, np.float32)
     for step in range(1, 9):  # halves the interval of the largest factor
@@ -144,10 +155,15 @@ def gray_lab(lightness: Array) -> Array:
     return xp.concatenate([lightness, xp.zeros_like(lightness), xp.zeros_like(lightness)], axis=-1)
 
 
+def to_integer(rgb: Array, dtype: np.dtype) -> Array:
+    """float in [0, 1] -> an unsigned integer type's whole range, rounded."""
+    xp = _numpy_like(rgb)
+    return xp.round(xp.clip(rgb, np.float32(0), np.float32(1)) * np.float32(np.iinfo(dtype).max)).astype(dtype)
+
+
 def to_uint8(rgb: Array) -> Array:
     """float in [0, 1] -> uint8 in [0, 255], rounded."""
-    xp = _numpy_like(rgb)
-    return xp.round(xp.clip(rgb, np.float32(0), np.float32(1)) * np.float32(255)).astype(xp.uint8)
+    return to_integer(rgb, np.dtype(np.uint8))
 
 
 def encode_lab(lab: Array) -> Array:

@@ -105,7 +105,7 @@ def colorize(
     def write(photo: _Photo, predictions: Sequence[Sequence[np.ndarray]]) -> None:
         """Writes a photo's results; predictions: a*b*, (h, w, 2), of every frame of every variant."""
         for path, frames in zip(paths_of(photo.target), predictions, strict=True):
-            images = [join(image, ab) for image, ab in zip(photo.file.images, frames, strict=True)]
+            images = [join(image, ab, in_place=variants == 1) for image, ab in zip(photo.file.images, frames, strict=True)]
             write_photo(photo.file, images, path, photo.tag, overwrite)
 
     def finish(task: _Task) -> None:

@@ -10,7 +10,8 @@ from PIL import Image
 
 from jaxcolor import color
 from jaxcolor.errors import UserError
-from jaxcolor.inference.recompose import join
+from jaxcolor.inference.recompose import join, resized
+from jaxcolor.prepare.deep import DeepImage
 from jaxcolor.runtime.parallel import compiler_options
 from jaxcolor.weights import runs
 
@@ -74,17 +75,16 @@ class Colorizer:
             raise UserError('--style: this network has no global features.')
         return self._global_features(self.state, self.preprocess(image))
 
-    def preprocess(self, image: Image.Image) -> np.ndarray:
+    def preprocess(self, image: Image.Image | DeepImage) -> np.ndarray:
         """The network's input: L* of the resized photo, float32 (1, h, w, 1)."""
-        rgb = image.convert('RGB')
-        shorter = min(rgb.size)
+        shorter = min(image.size)
         width, height = (
-            max(1, round(min(side / shorter, _MAX_ASPECT) * self.size / MULTIPLE)) * MULTIPLE for side in rgb.size
+            max(1, round(min(side / shorter, _MAX_ASPECT) * self.size / MULTIPLE)) * MULTIPLE for side in image.size
         )
         # The same filters as for training photos (prepare.decode, data.augment): sharper or softer inputs are colored
         # worse. Bicubic downscaling cost `ltbc_compact` 0.2 to 0.5 ab RMSE.
         resampling = Image.Resampling.BOX if shorter > self.size else Image.Resampling.BILINEAR
-        return color.rgb_to_lab(np.asarray(rgb.resize((width, height), resampling)))[None, ..., :1]
+        return color.rgb_to_lab(np.asarray(resized(image, (width, height), resampling)))[None, ..., :1]
 
     @functools.cached_property
     def digest(self) -> str:

@@ -13,7 +13,7 @@ from jaxcolor.data.augment import center_crop
 from jaxcolor.errors import UserError
 from jaxcolor.inference.colorize import colorize
 from jaxcolor.inference.plan import plan_outputs
-from jaxcolor.inference.recompose import recompose
+from jaxcolor.inference.recompose import join
 from jaxcolor.prepare.decode import open_photo, pillow_unguarded
 
 FISH = PHOTOS / 'train' / 'fish1.jpg'
@@ -101,16 +101,16 @@ def test_results_have_color(colorizer):
 def test_recompose_has_no_seams_between_strips(monkeypatch):
     photo = Image.open(FISH)
     ab = 60 * np.random.default_rng(0).standard_normal((16, 24, 2)).astype(np.float32)
-    whole = np.asarray(recompose(photo, ab))
+    whole = np.asarray(join(photo, ab))
     monkeypatch.setattr('jaxcolor.inference.recompose._STRIP_PIXELS', photo.width * 7)
-    difference = np.asarray(recompose(photo, ab), np.int32) - whole
+    difference = np.asarray(join(photo, ab), np.int32) - whole
     assert np.abs(difference).max() <= 1
 
 
 def test_recompose_with_the_true_colors_gives_the_photo():
     photo = Image.open(FISH)
     lab = color.rgb_to_lab(np.asarray(photo))
-    assert (np.asarray(recompose(photo, lab[..., 1:])) == np.asarray(photo)).all()
+    assert (np.asarray(join(photo, lab[..., 1:])) == np.asarray(photo)).all()
 
 
 def test_transparency_is_kept(colorizer, tmp_path):
