@@ -2,13 +2,13 @@
 
 import io
 import struct
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
-from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
+from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin, TiffTags
 
 from jaxcolor.prepare.deep import SRGB, DeepImage, encode_png
 from jaxcolor.prepare.file_metadata import Metadata
@@ -17,10 +17,8 @@ from jaxcolor.prepare.file_metadata import Metadata
 _HOLD_IPTC = ('JPEG', 'TIFF')
 _MAX_SEGMENT = {'xmp': 65_502, 'iptc': 65_500}
 _STRIP_BYTES = 2**18  # of a TIFF's strip, unpacked
-_ASCII, _LONG, _UNDEFINED = 2, 4, 7  # types of TIFF
-# Fields that the writer of TIFF sets itself.
-_OWN_FIELDS = (ExifTags.Base.XResolution, ExifTags.Base.YResolution, ExifTags.Base.ResolutionUnit)
-_XMP_TAG, _IPTC_TAG = 700, 33723
+# Tags of TIFF.
+_STRIP_OFFSETS, _STRIP_SIZES, _XMP, _IPTC = 273, 279, 700, 33723
 
 
 def fitting(metadata: Metadata, file_format: str) -> tuple[Metadata, list[str]]:
@@ -106,76 +104,82 @@ def _chunks(png: bytes) -> Iterator[bytes]:
 
 
 def _save_tiff(path, images, exif, metadata):
-    """Deflate with differences of neighbors, which readers have known since 2002."""
+    """Deflate with differences of neighbors, which readers have known since 2002. One strip is in memory at a time."""
     fields = Image.Exif()
     fields.load(exif)
-    directories = {number: fields.get_ifd(number) for number in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)}
-    directories = {number: directory for number, directory in directories.items() if directory}
-    extra = [(code, *_as_field(value), False) for code, value in _base_fields(fields).items()]
-    extra += [(int(number), _LONG, 1, 0, True) for number in directories]  # where they are follows below
-    if metadata.xmp:
-        extra.append((_XMP_TAG, 1, len(metadata.xmp), metadata.xmp, True))
-    if metadata.iptc:
-        extra.append((_IPTC_TAG, _UNDEFINED, len(metadata.iptc), metadata.iptc, True))
-    with tifffile.TiffWriter(path, byteorder='<') as file:
+    with open(path, 'wb') as file:
+        file.write(b'II*\0' + bytes(4))
+        link = 4  # where the offset of the next page's directory belongs
         for image in images:
-            channels, dtype = len(image.mode), np.uint16 if isinstance(image, DeepImage) else np.uint8
-            rows = max(1, _STRIP_BYTES // (image.width * channels * np.dtype(dtype).itemsize))
-            file.write(
-                _strips(image, rows),
-                shape=(image.height, image.width, channels),
-                dtype=dtype,
-                photometric='rgb',
-                extrasamples=['unassalpha'] if channels == 4 else None,
-                rowsperstrip=rows,
-                compression='adobe_deflate',
-                predictor=True,
-                iccprofile=SRGB,
-                resolution=metadata.dpi,
-                resolutionunit='INCH' if metadata.dpi else None,
-                software=str(fields[ExifTags.Base.Software]),
-                description=_as_field(fields.get(ExifTags.Base.ImageDescription, b''))[2] or None,
-                metadata=None,
-                extratags=extra,
-                maxworkers=1,  # photos are written in parallel
-            )
-    if directories:
-        _append_directories(path, directories)
+            directory, strips = _tiff_directory(image, fields, metadata)
+            start = file.tell() + file.tell() % 2
+            length = len(directory.tobytes(start))
+            file.seek(start + length)
+            # Pillow counts the strips' offsets from the end of the directory.
+            offsets, sizes = [], []
+            for strip in strips:
+                offsets.append(file.tell() - start - length)
+                sizes.append(file.write(strip))
+            directory[_STRIP_OFFSETS], directory[_STRIP_SIZES] = tuple(offsets), tuple(sizes)
+            end = file.tell()
+            file.seek(start)
+            file.write(directory.tobytes(start))
+            file.seek(link)
+            file.write(struct.pack('<I', start))
+            link = start + 2 + 12 * len(directory)
+            file.seek(end)
+
+
+def _tiff_directory(image, fields, metadata):
+    """(the directory of a page without the places of its strips, the strips)."""
+    channels, bits = len(image.mode), 16 if isinstance(image, DeepImage) else 8
+    rows = max(1, _STRIP_BYTES // (image.width * channels * bits // 8))
+    places = (0,) * -(-image.height // rows)
+    directory = TiffImagePlugin.ImageFileDirectory_v2()
+    for code in (code for code in fields if code not in TiffTags.TAGS_V2_GROUPS):
+        # Latin letters, such as those of names, are the bytes that they were read from.
+        value = fields[code]
+        directory[code] = value.encode('latin-1', 'replace') if isinstance(value, str) else value
+        if isinstance(value, (str, bytes)):
+            directory.tagtype[code] = TiffTags.ASCII
+    for code in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+        if code in fields:
+            directory[code] = fields.get_ifd(code)
+    layout: dict[str, Any] = {
+        'ImageWidth': image.width,
+        'ImageLength': image.height,
+        'BitsPerSample': (bits,) * channels,
+        'Compression': 8,
+        'PhotometricInterpretation': 2,
+        'StripOffsets': places,
+        'SamplesPerPixel': channels,
+        'RowsPerStrip': rows,
+        'StripByteCounts': places,
+        'PlanarConfiguration': 1,
+        'Predictor': 2,
+        **({'ExtraSamples': 2} if channels == 4 else {}),
+    }
+    for name, value in layout.items():
+        directory[ExifTags.Base[name]] = value
+    directory.tagtype[_STRIP_OFFSETS] = directory.tagtype[_STRIP_SIZES] = TiffTags.LONG
+    for code, data, kind in [
+        (ExifTags.Base.InterColorProfile, SRGB, TiffTags.UNDEFINED),
+        (_XMP, metadata.xmp, TiffTags.BYTE),
+        (_IPTC, metadata.iptc, TiffTags.UNDEFINED),
+    ]:
+        if data:
+            directory.tagtype[code] = kind
+            directory[code] = data
+    return directory, _strips(image, rows)
 
 
 def _strips(image, rows):
-    """Strips of rows, arrays (rows, W, C)."""
+    """Compressed strips of rows, each pixel as its difference from the one before it in the row."""
     for top in range(0, image.height, rows):
         bottom = min(image.height, top + rows)
         if isinstance(image, DeepImage):
-            yield image.pixels[top:bottom]
+            strip = image.pixels[top:bottom]
         else:
-            yield np.asarray(image.crop((0, top, image.width, bottom)))
-
-
-def _base_fields(fields):
-    """{tag: value} of the first directory that TIFF's writer takes as they are."""
-    own = {*_OWN_FIELDS, ExifTags.Base.Software, ExifTags.Base.ImageDescription, *map(int, ExifTags.IFD)}
-    return {code: value for code, value in fields.items() if code not in own}
-
-
-def _as_field(value):
-    """(type, count, value) of a field of text. Latin letters, such as those of names, are the bytes they were read from."""
-    data = value if isinstance(value, bytes) else str(value).encode('latin-1', 'replace')
-    return _ASCII, len(data) + 1, data
-
-
-def _append_directories(path, directories):
-    """Appends EXIF's other directories to a TIFF file, and says in the first where they are."""
-    offsets = {}
-    with open(path, 'r+b') as file:
-        for number, values in directories.items():
-            directory = TiffImagePlugin.ImageFileDirectory_v2(prefix=b'II*\0')
-            for code, value in values.items():
-                directory[code] = value
-            offsets[int(number)] = file.seek(0, io.SEEK_END) + file.seek(0, io.SEEK_END) % 2
-            file.seek(offsets[int(number)])
-            file.write(directory.tobytes(offsets[int(number)]))
-    with tifffile.TiffFile(path, mode='r+b') as tiff:
-        for number, offset in offsets.items():
-            tiff.pages[0].tags[number].overwrite(offset)
+            strip = np.asarray(image.crop((0, top, image.width, bottom)))
+        differences = np.diff(strip, axis=1, prepend=np.zeros_like(strip[:, :1]))
+        yield zlib.compress(differences.astype(differences.dtype.newbyteorder('<')).tobytes())

@@ -19,7 +19,7 @@ _STRIP_PIXELS = 2**20
 # Of the edge-aware enlargement, chosen on 13 photos (README): what is added to the variance of L*, in its units squared.
 _EDGE_NOISE = 40.0
 # Linear light that a color may lie outside sRGB: a third of a step of its depth in black, less elsewhere.
-_TOLERANCE = {np.dtype(np.uint8): 1e-4, np.dtype(np.uint16): 1e-6}
+_TOLERANCE = {np.dtype(np.uint8): 1e-4, np.dtype(np.uint16): 4e-7}
 
 
 def join(image: Photo, ab: np.ndarray, in_place: bool = False) -> Photo:

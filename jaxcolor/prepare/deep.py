@@ -5,11 +5,11 @@ import io
 from typing import Any, NamedTuple
 
 import numpy as np
-import tifffile
 from PIL import Image, ImageCms
 
 with contextlib.suppress(ImportError):  # in the extra `formats`
     import imagecodecs
+    import tifffile
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
 # Pillow's modes of gray images of more than 8 bits; it has none for colors.

@@ -60,10 +60,14 @@ def _read_iptc(image):
 
 def _read_dpi(image, exif):
     """Pixels an inch, in x and y; None if the file does not say, or says what no scanner does."""
+    fields = exif.get(0, {})
+    units = {2: 1.0, 3: 2.54}  # an inch, a centimeter
     try:
-        x, y = (float(value) for value in image.info['dpi'])
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        scale = 1.0 if 'dpi' in image.info else units[fields[ExifTags.Base.ResolutionUnit]]
+        given = image.info.get('dpi') or (fields[ExifTags.Base.XResolution], fields[ExifTags.Base.YResolution])
+        x, y = (float(value) * scale for value in given)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError):
         return None
     if not (1 <= x <= 65535 and 1 <= y <= 65535):
         return None
-    return (y, x) if exif.get(0, {}).get(ExifTags.Base.Orientation) in (5, 6, 7, 8) else (x, y)
+    return (y, x) if fields.get(ExifTags.Base.Orientation) in (5, 6, 7, 8) else (x, y)
