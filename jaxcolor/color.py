@@ -5,6 +5,7 @@ otherwise. The last axis holds the channels. sRGB is IEC 61966-2-1, the white po
 scikit-image. L* lies in [0, 100]; a* and b* of sRGB colors lie in [-86.2, 98.3] and [-107.9, 94.5].
 """
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -86,12 +87,10 @@ def rgb_to_lab(rgb: Array) -> Array:
     return _mix(f, _TO_LAB) - np.array([16, 0, 0], np.float32)
 
 
-def linear_to_lightness(linear: Array) -> Array:
-    """Linear light of gray (..., 1) or RGB (..., 3), in [0, 1] -> float32 L* (...)."""
-    xp = _numpy_like(linear)
-    y = linear[..., 0]
-    if linear.shape[-1] == 3:
-        y = y * _TO_XYZ[0, 1] + linear[..., 1] * _TO_XYZ[1, 1] + linear[..., 2] * _TO_XYZ[2, 1]
+def linear_planes_to_lightness(planes: Sequence[Array]) -> Array:
+    """Linear light of gray (one plane) or RGB (three), in [0, 1] -> float32 L*, of the planes' shape."""
+    xp = _numpy_like(planes[0])
+    y = planes[0] if len(planes) == 1 else sum(plane * _TO_XYZ[i, 1] for i, plane in enumerate(planes))
     root = _pow(xp.maximum(y, np.float32(1e-4)), 1 / 3, xp)
     return np.float32(116) * xp.where(y > _F_KNEE, root, y * _F_SLOPE + _F_OFFSET) - np.float32(16)
 
@@ -108,6 +107,13 @@ def lab_to_linear(lab: Array) -> Array:
     fy = (lab[..., 0] + np.float32(16)) / np.float32(116)
     f = xp.stack([fy + lab[..., 1] / np.float32(500), fy, fy - lab[..., 2] / np.float32(200)], axis=-1)
     return _mix(_f_inverse(f), _FROM_XYZ)
+
+
+def lab_planes_to_linear(lightness: Array, a: Array, b: Array) -> list[Array]:
+    """`lab_to_linear` for planes of any one shape -> three of them; XLA takes half the time."""
+    fy = (lightness + np.float32(16)) / np.float32(116)
+    xyz = [_f_inverse(f) for f in (fy + a / np.float32(500), fy, fy - b / np.float32(200))]
+    return [xyz[0] * _FROM_XYZ[0, i] + xyz[1] * _FROM_XYZ[1, i] + xyz[2] * _FROM_XYZ[2, i] for i in range(3)]
 
 
 def _f_inverse(f):
@@ -130,18 +136,25 @@ def fit_chroma(lab: Array, tolerance: float = 1e-4) -> Array:
     """
     xp = _numpy_like(lab)
     lab = lab.astype(xp.float32)
+    return xp.stack(fit_chroma_planes(*(lab[..., i] for i in range(3)), tolerance), axis=-1)
 
-    def is_inside(lab):
-        linear, margin = lab_to_linear(lab), np.float32(tolerance)
-        return xp.all((linear >= -margin) & (linear <= 1 + margin), axis=-1, keepdims=True)
 
-    factor, ones = xp.zeros_like(lab[..., :1]), np.ones(2, np.float32)
+def fit_chroma_planes(lightness: Array, a: Array, b: Array, tolerance: float = 1e-4) -> list[Array]:
+    """`fit_chroma` for planes of any one shape, float32 -> three of them; XLA takes a third of the time."""
+    xp, margin = _numpy_like(lightness), np.float32(tolerance)
+
+    def is_inside(factor):
+        red, green, blue = lab_planes_to_linear(lightness, a * factor, b * factor)
+        darkest = xp.minimum(xp.minimum(red, green), blue)
+        brightest = xp.maximum(xp.maximum(red, green), blue)
+        return (darkest >= -margin) & (brightest <= 1 + margin)
+
+    factor, one = xp.zeros_like(lightness), np.float32(1)
     for step in range(1, 9):  # halves the interval of the largest factor
         larger = factor + np.float32(2.0**-step)
-        scaled = xp.concatenate([lab[..., :1], lab[..., 1:] * (larger * ones)], axis=-1)
-        factor = xp.where(is_inside(scaled), larger, factor)
-    fitted = xp.concatenate([lab[..., :1], lab[..., 1:] * (factor * ones)], axis=-1)
-    return xp.where(is_inside(lab), lab, fitted)
+        factor = xp.where(is_inside(larger), larger, factor)
+    factor = xp.where(is_inside(one), one, factor)
+    return [lightness, a * factor, b * factor]
 
 
 def join_lab(lightness: Array, ab: Array) -> Array:

@@ -22,8 +22,8 @@ from jaxcolor.inference.recompose import join
 from jaxcolor.prepare.decode import FORMATS, pillow_unguarded
 from jaxcolor.runtime.logs import Progress
 
-# Photos read ahead of the network, and as many written behind it.
-_QUEUE_PHOTOS = min(8, os.cpu_count() or 1)
+# Threads that read and write. As many photos are read ahead of the network, and as many written behind it.
+_QUEUE_PHOTOS = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 # Total pixels of the photos read ahead, of those waiting for a full batch, and of those being written; a single larger
 # photo is let through. It bounds the memory that scans take.
 _MAX_PIXELS = 2**27

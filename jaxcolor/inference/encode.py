@@ -76,7 +76,18 @@ def save(
         return
     if len(images) > 1:
         options |= {'save_all': True, 'append_images': images[1:]}
-    images[0].save(path, file_format, **options)
+    with _Output(path) as file:
+        images[0].save(file, file_format, **options)
+
+
+class _Output(io.BufferedWriter):
+    """A file that is written by Python: where Pillow's encoders write it themselves, errors do not say what happened."""
+
+    def __init__(self, path):
+        super().__init__(io.FileIO(path, 'w'))
+
+    def fileno(self):
+        raise io.UnsupportedOperation
 
 
 def _iptc_segment(iptc):

@@ -84,7 +84,7 @@ def _read(path, decode):
         data = Path(path).read_bytes()
         decoded = decode(data)
     except OSError as error:
-        raise UserError(f'{path} cannot be read ({error.strerror}).') from None
+        raise UserError(f'{path} cannot be read ({error.strerror or error}).') from None
     except RejectedError as error:
         hint = '; raise --max-megapixels to allow it' if 'megapixels' in str(error) else ''
         raise UserError(f'{path} cannot be colored: {error}{hint}.') from None

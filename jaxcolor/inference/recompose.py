@@ -12,10 +12,11 @@ from jaxcolor.prepare.deep import DeepImage
 
 Photo = TypeVar('Photo', Image.Image, DeepImage)
 
-# Pixels per call of the compiled conversions; always as many, so that each is compiled once.
+# Pixels per call of the compiled conversions; always as many, so that each is compiled once. Photos are colored by strips of
+# rows of about as many pixels, which bounds the memory that a large scan takes.
 _CHUNK, _OUTSIDE_CHUNK = 2**17, 2**13
-# Pixels of a strip of rows; bounds the memory that a large scan takes.
-_STRIP_PIXELS = 2**20
+# Multiplications of a matrix product that OpenBLAS leaves to one thread; its threads get in the way of photos' own.
+_PRODUCT = 2**17
 # Of the edge-aware enlargement, chosen on 13 photos (README): what is added to the variance of L*, in its units squared.
 _EDGE_NOISE = 40.0
 # Linear light that a color may lie outside sRGB: a third of a step of its depth in black, less elsewhere.
@@ -37,21 +38,36 @@ def join(image: Photo, ab: np.ndarray, in_place: bool = False) -> Photo:
         The photo in RGB, or RGBA with the same transparency; of as many bits.
     """
     W, H = image.size
-    h, w = ab.shape[:2]
-    slope, offset = edge_model(image, ab)
-    planes = [
-        Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(np.concatenate([slope, offset], -1), -1, 0)
-    ]
+    h = len(ab)
+    model = np.concatenate(edge_model(image, ab), axis=-1)  # (h, w, 4)
+    planes = [Image.fromarray(np.ascontiguousarray(model[..., i])) for i in range(4)]
+    across = np.stack([np.asarray(plane.resize((W, h), Image.Resampling.BICUBIC)) for plane in planes])  # (4, h, W)
+    # The weights by which Pillow mixes rows: as a product of matrices, which takes a fifth of its time.
+    down = np.asarray(Image.fromarray(np.eye(h, dtype=np.float32)).resize((h, H), Image.Resampling.BICUBIC))  # (H, h)
     out = _empty_result(image) if not in_place or image.mode in ('L', 'LA') else image
-    rows = max(1, _STRIP_PIXELS // W)
+    rows = max(1, _CHUNK // W)
     for top in range(0, H, rows):
         bottom = min(H, top + rows)
-        box = (0, top * h / H, w, bottom * h / H)
-        enlarged = [np.asarray(plane.resize((W, bottom - top), Image.Resampling.BICUBIC, box=box)) for plane in planes]
+        enlarged = _mixed(down[top:bottom], across)  # (4, N)
         strip = _strip(image, top, bottom)
         colors = 3 if strip.shape[2] > 2 else 1
-        colored = _recolor(strip[..., :colors], [plane.reshape(-1) for plane in enlarged])
-        _put_strip(out, np.concatenate([colored, strip[..., colors:]], axis=2), top)
+        colored = _recolor(strip[..., :colors], enlarged)
+        if colors < strip.shape[2]:
+            colored = np.concatenate([colored, strip[..., colors:]], axis=2)
+        _put_strip(out, colored, top)
+    return out
+
+
+def _mixed(weights, planes):
+    """Mixes rows: (rows, h) and float32 (4, h, W) -> (4, N), rows * W pixels in whole chunks, the rest undefined."""
+    count, W = len(weights), planes.shape[2]
+    out = np.empty((len(planes), -(-count * W // _CHUNK) * _CHUNK), np.float32)
+    mixed = out[:, : count * W].reshape(len(planes), count, W)
+    step = max(1, _PRODUCT // (4 * W))
+    for top in range(0, count, step):
+        some = weights[top : top + step]
+        first, *_, last = np.flatnonzero(some.any(axis=0)).repeat(2)
+        np.matmul(some[:, first : last + 1], planes[:, first : last + 1], out=mixed[:, top : top + step])
     return out
 
 
@@ -120,21 +136,37 @@ def _put_strip(image, strip, top):
 
 
 def _recolor(pixels, planes):
-    """Gray or RGB (rows, W, C) and the slopes and offsets of a*b*, float32 (4, rows * W) -> RGB (rows, W, 3)."""
-    shape, pixels = pixels.shape, pixels.reshape(-1, pixels.shape[2])
-    out = np.empty((len(pixels), 3), pixels.dtype)
-    tolerance = _TOLERANCE[pixels.dtype]
+    """Gray or RGB (rows, W, C) and the slopes and offsets of a*b* of `_mixed` -> RGB (rows, W, 3)."""
+    rows, W, channels = pixels.shape
+    if channels == 3 and (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 0] == pixels[..., 2]).all():
+        channels = 1
+    dtype, tolerance = pixels.dtype, _TOLERANCE[pixels.dtype]
+    out = np.empty((rows * W, 3), dtype)
+    pixels = pixels[..., :channels].reshape(-1, channels)
+    light = _gray_lightness(dtype)[pixels[:, 0]] if channels == 1 else pixels  # (N,) or (N, 3)
+    light = _padded(light, planes.shape[1])
     for start in range(0, len(out), _CHUNK):
-        part = slice(start, min(start + _CHUNK, len(out)))
-        inputs = _padded(pixels[part], _CHUNK), *(_padded(plane[part], _CHUNK) for plane in planes)
-        colored, is_outside = (np.asarray(x) for x in _recolor_chunk(tolerance, *inputs))
-        out[part] = colored[: part.stop - start]
-        (outside,) = np.nonzero(is_outside[: part.stop - start])
+        part = slice(start, start + _CHUNK)
+        inputs = [light[part], *planes[:, part]]
+        *levels, outside = (np.asarray(x)[: len(out) - start] for x in _recolor_chunk(dtype, tolerance, *inputs))
+        (outside,) = np.nonzero(outside)
+        if len(outside) > _CHUNK // 8:  # all of them take less time than many
+            levels, outside = (np.asarray(x)[: len(out) - start] for x in _fit_chunk(dtype, tolerance, *inputs)), ()
+        for i, level in enumerate(levels):
+            out[part, i] = level
         for first in range(0, len(outside), _OUTSIDE_CHUNK):
             some = outside[first : first + _OUTSIDE_CHUNK]
-            fitted = _fit_chunk(tolerance, *(_padded(x[some], _OUTSIDE_CHUNK) for x in inputs))
-            out[start + some] = np.asarray(fitted)[: len(some)]
-    return out.reshape(*shape[:2], 3)
+            levels = _fit_chunk(dtype, tolerance, *(_padded(x[some], _OUTSIDE_CHUNK) for x in inputs))
+            for i, level in enumerate(levels):
+                out[start + some, i] = np.asarray(level)[: len(some)]
+    return out.reshape(rows, W, 3)
+
+
+@functools.cache
+def _gray_lightness(dtype):
+    """L* of every gray of a type."""
+    levels = np.arange(np.iinfo(dtype).max + 1, dtype=np.float32) / np.float32(np.iinfo(dtype).max)
+    return color.linear_planes_to_lightness([color.srgb_to_linear(levels)])
 
 
 def _padded(x, length):
@@ -146,28 +178,29 @@ def _padded(x, length):
     return padded
 
 
-def _lab(pixels, slope_a, slope_b, offset_a, offset_b):
-    """-> L*a*b* (N, 3)."""
-    scale = np.float32(1 / np.iinfo(pixels.dtype).max)
-    linear = color.srgb_to_linear(pixels.astype(np.float32) * scale)
-    lightness = color.linear_to_lightness(linear)
-    return color.join_lab(
-        lightness[:, None],
-        jax.numpy.stack([slope_a * lightness + offset_a, slope_b * lightness + offset_b], axis=-1),
-    )
+# Planes of one channel each: XLA takes twice as long where the channels are neighbors.
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _recolor_chunk(tolerance, pixels, *model):
-    """(the colors, clipped, of the type of the pixels; whether they lie outside sRGB)."""
-    lab = _lab(pixels, *model)
-    linear = color.lab_to_linear(lab)
-    outside = jax.numpy.any((linear < -tolerance) | (linear > 1 + tolerance), axis=-1)
-    return color.to_integer(color.linear_to_srgb(linear), pixels.dtype), outside
+def _lab(light, slope_a, slope_b, offset_a, offset_b):
+    """L* (N,) or RGB (N, 3), and the model of a*b*, (N,) each -> L*, a*, b*, (N,) each."""
+    if light.ndim == 2:
+        scale = np.float32(1 / np.iinfo(light.dtype).max)
+        channels = [color.srgb_to_linear(light[:, i].astype(np.float32) * scale) for i in range(3)]
+        light = color.linear_planes_to_lightness(channels)
+    return light, slope_a * light + offset_a, slope_b * light + offset_b
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _fit_chunk(tolerance, pixels, *model):
-    """The colors, of less chroma where they lie outside sRGB."""
-    lab = color.fit_chroma(_lab(pixels, *model), tolerance)
-    return color.to_integer(color.lab_to_rgb(lab), pixels.dtype)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _recolor_chunk(dtype, tolerance, *inputs):
+    """(red, green, blue, clipped; whether the color lies outside sRGB)."""
+    linear = color.lab_planes_to_linear(*_lab(*inputs))
+    outside = [(plane < -tolerance) | (plane > 1 + tolerance) for plane in linear]
+    levels = [color.to_integer(color.linear_to_srgb(plane), dtype) for plane in linear]
+    return *levels, outside[0] | outside[1] | outside[2]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _fit_chunk(dtype, tolerance, *inputs):
+    """(red, green, blue), of less chroma where the colors lie outside sRGB."""
+    linear = color.lab_planes_to_linear(*color.fit_chroma_planes(*_lab(*inputs), tolerance))
+    return [color.to_integer(color.linear_to_srgb(plane), dtype) for plane in linear]

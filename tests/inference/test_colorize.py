@@ -102,7 +102,7 @@ def test_recompose_has_no_seams_between_strips(monkeypatch):
     photo = Image.open(FISH)
     ab = 60 * np.random.default_rng(0).standard_normal((16, 24, 2)).astype(np.float32)
     whole = np.asarray(join(photo, ab))
-    monkeypatch.setattr('jaxcolor.inference.recompose._STRIP_PIXELS', photo.width * 7)
+    monkeypatch.setattr('jaxcolor.inference.recompose._CHUNK', photo.width * 7 + 5)
     difference = np.asarray(join(photo, ab), np.int32) - whole
     assert np.abs(difference).max() <= 1
 
