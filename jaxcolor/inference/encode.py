@@ -193,4 +193,5 @@ def _strips(image, rows):
         else:
             strip = np.asarray(image.crop((0, top, image.width, bottom)))
         differences = np.diff(strip, axis=1, prepend=np.zeros_like(strip[:, :1]))
-        yield zlib.compress(differences.astype(differences.dtype.newbyteorder('<')).tobytes())
+        # Level 6 takes up to five times as long for 5 % less.
+        yield zlib.compress(differences.astype(differences.dtype.newbyteorder('<')).tobytes(), level=1)

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +11,8 @@ from PIL import Image, ImageCms
 with contextlib.suppress(ImportError):  # in the extra `formats`
     import imagecodecs
     import tifffile
+
+    logging.getLogger('tifffile').addHandler(logging.NullHandler())  # what is wrong with a file is one sentence of ours
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
 # Pillow's modes of gray images of more than 8 bits; it has none for colors.

@@ -46,8 +46,15 @@ def is_temporary(path, *_):
     return isinstance(path, (str, os.PathLike)) and os.fspath(path).endswith('.tmp')
 
 
-@pytest.mark.parametrize('error', ERRORS)
-@pytest.mark.parametrize('call', ['open', 'write', 'fsync', 'close', 'replace', 'mkdir'])
+CALLS = ['open', 'write', 'fsync', 'close', 'replace', 'mkdir']
+CASES = [
+    pytest.param(call, error, marks=[] if i % len(ERRORS) == j else pytest.mark.slow)
+    for i, call in enumerate(CALLS)
+    for j, error in enumerate(ERRORS)
+]
+
+
+@pytest.mark.parametrize(('call', 'error'), CASES)
 @pytest.mark.parametrize('again', [False, True])
 def test_errors_while_writing(colorizer, photos, tmp_path, monkeypatch, error, call, again):
     """Also where results of an earlier run are to be replaced: they stay."""
