@@ -243,7 +243,8 @@ def _check_size(image, max_megapixels):
 def _decode_deep(image, data):
     """An opened image, at its current frame -> DeepImage. Raises TooDeepError."""
     stored = image.tag_v2.get(ExifTags.Base.Orientation, 1) if image.format == 'TIFF' else None
-    image.load()
+    if stored is None or image.mode in GRAY_MODES:  # else Pillow would decode it to 8 bits for nothing
+        image.load()
     profile, orientation = image.info.get('icc_profile'), _orientation(image)
     with contextlib.suppress(*_PROFILE_ERRORS):
         if profile and _is_of_rgb(profile) and _is_srgb(profile):

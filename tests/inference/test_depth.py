@@ -190,6 +190,15 @@ def test_profiles_are_converted_in_16_bits(tmp_path, kind):
     assert (result_of(result) % 257 != 0).mean() > 0.8
 
 
+@pytest.mark.parametrize('size', [(32, 24), (31, 23), (96, 64), (7, 5)])
+def test_shrinking_by_strips(monkeypatch, size):
+    monkeypatch.setattr(recompose, '_CHUNK', 700)
+    image = DeepImage(COLORS)
+    expected = image.in_8_bits().resize(size, Image.Resampling.BOX)
+    difference = np.asarray(recompose.resized(image, size, Image.Resampling.BOX), int) - np.asarray(expected)
+    assert np.abs(difference).max() <= 1
+
+
 # What cannot be kept in 16 bits is said.
 
 
