@@ -136,7 +136,7 @@ def fit_chroma(lab: Array, tolerance: float = 1e-4) -> Array:
     """
     xp = _numpy_like(lab)
     lab = lab.astype(xp.float32)
-    return xp.stack(fit_chroma_planes(*(lab[..., i] for i in range(3)), tolerance), axis=-1)
+    return xp.stack(fit_chroma_planes(lab[..., 0], lab[..., 1], lab[..., 2], tolerance), axis=-1)
 
 
 def fit_chroma_planes(lightness: Array, a: Array, b: Array, tolerance: float = 1e-4) -> list[Array]:

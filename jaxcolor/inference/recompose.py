@@ -11,7 +11,7 @@ from PIL import Image
 from jaxcolor import color
 from jaxcolor.prepare.deep import DeepImage
 
-Photo = TypeVar('Photo', Image.Image, DeepImage)
+Photo = TypeVar('Photo', bound=Image.Image | DeepImage)
 
 # Pixels per call of the compiled conversions; always as many, so that each is compiled once. Photos are colored by strips of
 # rows of about as many pixels, which bounds the memory that a large scan takes.

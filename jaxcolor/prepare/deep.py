@@ -1,9 +1,10 @@
 """Photos of more than 8 bits a channel: their values, and what white is among them."""
 
 import contextlib
+import dataclasses
 import io
 import logging
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -23,21 +24,25 @@ _OVERSHOOT = 1.1  # how far values may lie above white: resampled floats do
 _BLOCK = 2**21  # pixels that are converted together; bounds the memory that this takes
 
 
-class DeepImage(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class DeepImage:
     """A photo of 16 bits a channel. Like Pillow's images it has a size and a mode."""
 
     pixels: np.ndarray  # uint16 (H, W, C): gray, gray and alpha, RGB, or RGBA, in sRGB
 
     @property
     def width(self) -> int:
+        """In pixels."""
         return self.pixels.shape[1]
 
     @property
     def height(self) -> int:
+        """In pixels."""
         return self.pixels.shape[0]
 
     @property
     def size(self) -> tuple[int, int]:
+        """(width, height)."""
         return self.width, self.height
 
     @property
@@ -47,7 +52,7 @@ class DeepImage(NamedTuple):
 
     def in_8_bits(self) -> Image.Image:
         """The photo in 8 bits a channel, of mode L, LA, RGB or RGBA."""
-        out = np.empty(self.pixels.shape, np.uint8)
+        out: np.ndarray = np.empty(self.pixels.shape, np.uint8)
         for rows in _blocks(self.pixels):
             out[rows] = (self.pixels[rows].astype(np.uint32) + 128) // 257
         return Image.fromarray(out[..., 0] if out.shape[2] == 1 else out)
