@@ -5,7 +5,6 @@ import struct
 
 import numpy as np
 import pytest
-import tifffile
 from odd_photos import STORED, color_quietly, encoded, quadrants
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 from skimage.color import rgb2lab
@@ -16,7 +15,7 @@ from jaxcolor.inference.photos import read_frames, write_photo
 from jaxcolor.prepare.decode import pillow_unguarded
 from jaxcolor.prepare.deep import DeepImage
 
-imagecodecs = pytest.importorskip('imagecodecs')
+imagecodecs, tifffile = pytest.importorskip('imagecodecs'), pytest.importorskip('tifffile')
 TAG = Tag('0' * 64, 'f' * 32)
 GRAYS = np.arange(65536, dtype=np.uint16).reshape(256, 256)
 # A photo of all depths: smooth, so that its lowest bits count.
