@@ -10,6 +10,8 @@ from PIL import ExifTags, Image
 from jaxcolor.prepare.decode import FORMATS
 
 _KEPT = [ExifTags.Base[name] for name in ('ImageDescription', 'Make', 'Model', 'DateTime', 'Artist', 'Copyright')]
+# Descriptions that programs of science write about the stored pixels, which the result does not have.
+_OF_PIXELS = re.compile(r'\s*(\{"shape":|ImageJ=|<\?xml[^>]*\?>.*<OME\b)', re.DOTALL)
 _INCH = 2  # of the field ResolutionUnit
 # Of the other directories all is kept but what may be wrong of the result: sizes, color space, and an offset.
 _LEFT_OUT = {
@@ -64,7 +66,7 @@ def encode_exif(
         (number, field): _as_text(value) if number == 0 else value
         for number, fields in directories.items()
         for field, value in fields.items()
-        if (field in _KEPT if number == 0 else field not in _LEFT_OUT.get(number, ()))
+        if (field in _KEPT and not _OF_PIXELS.match(str(value)) if number == 0 else field not in _LEFT_OUT.get(number, ()))
         and (with_maker_note or field != ExifTags.Base.MakerNote)
     }
     if dpi:

@@ -324,3 +324,16 @@ def test_tiff_results_are_compressed(tmp_path):
     with Image.open(result) as image:
         assert image.info['compression'] == 'tiff_adobe_deflate'
         assert image.getpixel((0, 0)) == (9, 99, 200)
+
+
+@pytest.mark.parametrize('options', [{'metadata': {}}, {'imagej': True}, {'ome': True}], ids=['shaped', 'ImageJ', 'OME'])
+def test_descriptions_of_the_stored_pixels_are_dropped(colorizer, tmp_path, options):
+    """Programs of science write the shape of the array where others say what is to be seen."""
+    path = tmp_path / 'a.tif'
+    path.write_bytes(tiff(COLORS[..., 0], **{'photometric': 'minisblack', **options}))
+    with tifffile.TiffFile(path) as file:
+        assert file.pages[0].description
+    assert color_quietly(colorizer, [path], tmp_path / 'out').failures == []
+    with tifffile.TiffFile(tmp_path / 'out' / 'a.tif') as file:
+        assert file.pages[0].description == ''
+        assert file.asarray().shape == COLORS.shape
