@@ -18,6 +18,7 @@ from jaxcolor.weights import runs
 MULTIPLE = 32
 # The largest aspect ratio that the network sees; longer photos are squeezed.
 _MAX_ASPECT = 2
+_MAX_CHROMA = 10  # as task.chroma_gain
 # Photos of one shape per batch on a GPU; CPUs gain nothing from batches.
 _GPU_BATCH = 8
 
@@ -25,17 +26,23 @@ _GPU_BATCH = 8
 class Colorizer:
     """Colors photos with a trained network."""
 
-    def __init__(self, model: str | os.PathLike[str], step: int | None = None, size: int = 0) -> None:
+    def __init__(
+        self, model: str | os.PathLike[str], step: int | None = None, size: int = 0, *, chroma: float = 1.0
+    ) -> None:
         """Loads the network.
 
         Args:
             model: a run directory, an exported model, or the name of one that comes with jaxcolor.
             step: of the checkpoint; by default the one with the best validation loss.
             size: pixels of the shorter side of the network's input; 0 takes the size that it was trained on.
+            chroma: multiplies the predicted a*b*, in [0, 10].
 
         Raises:
-            UserError: the run or the checkpoint is missing.
+            UserError: the run or the checkpoint is missing, or `chroma` is outside its range.
         """
+        if not 0 <= chroma <= _MAX_CHROMA:
+            raise UserError(f'the chroma must lie between 0 and {_MAX_CHROMA}, not {chroma}.')
+        self.chroma = chroma
         self.config, self.task, self.state = runs.load(os.fspath(model), step)
         self.size = size or self.config.data.crop
         self._predict = jax.jit(self.task.predict, compiler_options=compiler_options())
@@ -63,10 +70,11 @@ class Colorizer:
             variant: as in `__call__`.
 
         Returns:
-            a*b*, float32 (B, h, w, 2).
+            a*b* times the gain, float32 (B, h, w, 2).
         """
         features = {} if style is None else {'global_features': np.repeat(style, len(lightness), axis=0)}
-        return np.asarray(self._predict(self.state, lightness, jax.random.PRNGKey(variant), **features))
+        ab = self._predict(self.state, lightness, jax.random.PRNGKey(variant), **features)
+        return np.float32(self.chroma) * np.asarray(ab)
 
     def global_features(self, image: Image.Image) -> jax.Array:
         """The global features of a photo, float32 (1, G). Raises UserError if the network has none."""
@@ -88,8 +96,11 @@ class Colorizer:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Tells apart what colors differently: the network, its weights and the size of its input. 32 hex digits."""
-        digest = hashlib.blake2b(f'{self.config.model} {self.config.task} {self.size}'.encode(), digest_size=16)
+        """Tells apart what colors differently: the network, its weights, its input's size, the gain. 32 hex digits."""
+        settings = f'{self.config.model} {self.config.task} {self.size}'
+        if self.chroma != 1:  # results of earlier versions have none
+            settings += f' chroma {self.chroma}'
+        digest = hashlib.blake2b(settings.encode(), digest_size=16)
         for array in jax.tree.leaves((self.state.weights(), self.state.ema, self.state.frozen)):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()

@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--style', metavar='PHOTO', help='colorize with the global features (the mood) of this photo')
     add('--variants', type=int, default=1, metavar='N', help='results per photo (cgan)')
     add('--size', type=int, default=0, help="shorter side of the network's input in pixels (that of training)")
+    add('--chroma', type=float, default=1.0, metavar='GAIN', help='multiply the predicted a*b*: 1.2 is more colorful')
     add('--step', type=int, help='checkpoint step (that of the lowest validation loss)')
     add('--max-megapixels', type=float, default=200, help='reject larger photos (%(default)s)')
 
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     if args.variants < 1:
         raise UserError(f'--variants must be at least 1, not {args.variants}.')
     plan = plan_outputs(args.photos, args.out)
-    colorizer = Colorizer(args.model, args.step, args.size)
+    colorizer = Colorizer(args.model, args.step, args.size, chroma=args.chroma)
     style = None
     if args.style:
         with pillow_unguarded():
