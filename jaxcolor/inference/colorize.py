@@ -15,6 +15,7 @@ from PIL import Image
 from jaxcolor import files
 from jaxcolor.errors import UserError, printable
 from jaxcolor.inference.colorizer import Colorizer
+from jaxcolor.inference.hints import Hints
 from jaxcolor.inference.metadata import Tag
 from jaxcolor.inference.photos import PhotoFile, check_target, read_frames, write_photo
 from jaxcolor.inference.plan import Plan
@@ -46,6 +47,7 @@ def colorize(
     plan: Plan,
     *,
     style: np.ndarray | None = None,
+    hints: Hints | None = None,
     variants: int = 1,
     max_megapixels: float = 200.0,
     quiet: bool = False,
@@ -58,6 +60,7 @@ def colorize(
         colorizer: the network.
         plan: of `plan_outputs`.
         style: `Colorizer.global_features` of another photo, float32 (1, G), for all photos.
+        hints: colors at places, for all photos and frames.
         variants: results per photo; several are written to NAME-1, NAME-2, ...
         max_megapixels: refuses larger photos.
         quiet: hides the progress.
@@ -77,6 +80,7 @@ def colorize(
     summary = Summary()
     settings = hashlib.blake2b(f'{colorizer.digest} {variants}'.encode(), digest_size=16)
     settings.update(b'' if style is None else np.asarray(style).tobytes())
+    settings.update(b'' if hints is None else hints.digest.encode())
     waiting = collections.defaultdict[tuple[int, ...], list[_Photo]](list)  # by the shape of the network's input
     writing = _Queue()
 
@@ -140,7 +144,10 @@ def colorize(
     def color_alone(photo: _Photo) -> None:
         try:
             predictions = [
-                [colorizer.predict_ab(lightness, style, variant)[0] for lightness in photo.lightness]
+                [
+                    colorizer.predict_with_hints(image, lightness, style, variant, hints)
+                    for image, lightness in zip(photo.file.images, photo.lightness, strict=True)
+                ]
                 for variant in range(variants)
             ]
         except Exception as error:
@@ -171,7 +178,7 @@ def colorize(
                 summary.finished += 1
                 progress.update()
                 continue
-            if len(photo.lightness) > 1:
+            if len(photo.lightness) > 1 or hints is not None:
                 color_alone(photo)
                 continue
             group = waiting[photo.lightness[0].shape]

@@ -10,6 +10,7 @@ from PIL import Image
 
 from jaxcolor import color
 from jaxcolor.errors import UserError
+from jaxcolor.inference.hints import Hints, as_hints, spread
 from jaxcolor.inference.recompose import join
 from jaxcolor.runtime.parallel import compiler_options
 from jaxcolor.weights import runs
@@ -48,18 +49,55 @@ class Colorizer:
         self._predict = jax.jit(self.task.predict, compiler_options=compiler_options())
         self._global_features = jax.jit(self.task.global_features) if hasattr(self.task, 'global_features') else None
 
-    def __call__(self, image: Image.Image, style: np.ndarray | None = None, variant: int = 0) -> Image.Image:
+    def __call__(
+        self,
+        image: Image.Image,
+        style: np.ndarray | None = None,
+        variant: int = 0,
+        hints: Hints | Image.Image | str | None = None,
+    ) -> Image.Image:
         """Colors one photo.
 
         Args:
             image: RGB or RGBA in sRGB, at least 2x2 pixels; its colors are ignored.
             style: `global_features` of another photo, float32 (1, G), to replace its own.
             variant: seed of the noise, for networks that take noise.
+            hints: colors at places: an RGBA picture of strokes, or 'x,y,#rrggbb;x,y,#rrggbb'.
 
         Returns:
             The colored photo, in the same mode and size.
+
+        Raises:
+            UserError: the hints cannot be read, or do not fit the photo.
         """
-        return join(image, self.predict_ab(self.preprocess(image), style, variant)[0])
+        hints = None if hints is None else as_hints(hints)
+        return join(image, self.predict_with_hints(image, self.preprocess(image), style, variant, hints))
+
+    def predict_with_hints(
+        self, image: Image.Image, lightness: np.ndarray, style: np.ndarray | None, variant: int, hints: Hints | None
+    ) -> np.ndarray:
+        """Predicts the colors of one photo, changed by hints if there are any.
+
+        Args:
+            image: RGB or RGBA.
+            lightness: L* of `preprocess(image)`, float32 (1, h, w, 1).
+            style, variant: as in `__call__`.
+            hints: colors at places of the photo, or None.
+
+        Returns:
+            a*b*, float32 (h', w', 2).
+
+        Raises:
+            UserError: the hints do not fit the photo.
+        """
+        if hints is None:
+            return self.predict_ab(lightness, style, variant)[0]
+        if not getattr(self.task.network, 'takes_hints', False):
+            return spread(image, self.predict_ab(lightness, style, variant)[0], hints)
+        ab, mask = hints.on_grid(image.size, *lightness.shape[1:3])
+        ab = ab / np.float32(max(self.chroma, 0.1))  # the gain follows
+        given = np.concatenate([ab, mask[..., None]], axis=-1, dtype=np.float32)[None]
+        return np.float32(self.chroma) * np.asarray(self._predict(self.state, lightness, hints=given))[0]
 
     def predict_ab(self, lightness: np.ndarray, style: np.ndarray | None = None, variant: int = 0) -> np.ndarray:
         """Predicts the colors of photos of one shape.

@@ -19,6 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--out', default='colored', metavar='FOLDER_OR_FILE', help=out)
     add('--overwrite', action='store_true', help='replace files that are no results, and color finished photos again')
     add('--style', metavar='PHOTO', help='colorize with the global features (the mood) of this photo')
+    hints = 'colors of places of one photo: a picture, transparent but for the strokes, or x,y,#rrggbb;... (may be repeated)'
+    add('--hints', action='append', default=[], metavar='PNG_OR_POINTS', help=hints)
     add('--variants', type=int, default=1, metavar='N', help='results per photo (cgan)')
     add('--size', type=int, default=0, help="shorter side of the network's input in pixels (that of training)")
     add('--chroma', type=float, default=1.0, metavar='GAIN', help='multiply the predicted a*b*: 1.2 is more colorful')
@@ -35,6 +37,7 @@ def run(args: argparse.Namespace) -> None:
     """
     from jaxcolor.inference.colorize import colorize
     from jaxcolor.inference.colorizer import MULTIPLE, Colorizer
+    from jaxcolor.inference.hints import read_hints
     from jaxcolor.inference.photos import read_photo
     from jaxcolor.inference.plan import plan_outputs
     from jaxcolor.prepare.decode import pillow_unguarded
@@ -43,7 +46,12 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f'--size must be at least {MULTIPLE}, not {args.size}.')
     if args.variants < 1:
         raise UserError(f'--variants must be at least 1, not {args.variants}.')
-    plan = plan_outputs(args.photos, args.out)
+    plan, hints = plan_outputs(args.photos, args.out), None
+    if args.hints:
+        if len(plan.pairs) > 1:
+            raise UserError(f'--hints are for one photo, and here are {len(plan.pairs)}.')
+        with pillow_unguarded():
+            hints = read_hints(args.hints, args.max_megapixels)
     colorizer = Colorizer(args.model, args.step, args.size, chroma=args.chroma)
     style = None
     if args.style:
@@ -53,6 +61,7 @@ def run(args: argparse.Namespace) -> None:
         colorizer,
         plan,
         style=style,
+        hints=hints,
         variants=args.variants,
         max_megapixels=args.max_megapixels,
         overwrite=args.overwrite,
