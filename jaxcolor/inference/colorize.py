@@ -14,6 +14,7 @@ from PIL import Image
 
 from jaxcolor import files
 from jaxcolor.errors import UserError, printable
+from jaxcolor.inference import agreement
 from jaxcolor.inference.colorizer import Colorizer
 from jaxcolor.inference.hints import Hints
 from jaxcolor.inference.metadata import Tag
@@ -53,6 +54,7 @@ def colorize(
     quiet: bool = False,
     batch_size: int | None = None,
     overwrite: bool = False,
+    with_agreement: bool = False,
 ) -> Summary:
     """Colors photos, each independently of the others: whatever happens to one is a sentence, and the others go on.
 
@@ -66,6 +68,7 @@ def colorize(
         quiet: hides the progress.
         batch_size: photos of one shape that the network colors together; leftovers go one by one.
         overwrite: replaces files that this program did not make, and colors photos again that are finished.
+        with_agreement: writes a picture beside each result (`agreement`), of a file's first frame.
 
     Returns:
         What became of the photos; the plan's problems are among the failures.
@@ -81,6 +84,7 @@ def colorize(
     settings = hashlib.blake2b(f'{colorizer.digest} {variants}'.encode(), digest_size=16)
     settings.update(b'' if style is None else np.asarray(style).tobytes())
     settings.update(b'' if hints is None else hints.digest.encode())
+    pictures = agreement.picture_paths(target for _, target in plan.pairs) if with_agreement else {}
     waiting = collections.defaultdict[tuple[int, ...], list[_Photo]](list)  # by the shape of the network's input
     writing = _Queue()
 
@@ -99,7 +103,8 @@ def colorize(
 
     def read(path: Path, target: Path) -> _Photo | None:
         """Reads a photo; None if its results are there."""
-        tags = [check_target(result, overwrite) for result in paths_of(target)]
+        results = [*paths_of(target), *([pictures[target]] if with_agreement else [])]
+        tags = [check_target(result, overwrite) for result in results]
         file = read_frames(path, max_megapixels)
         tag = Tag(file.digest, settings.hexdigest())
         if not overwrite and all(found == tag for found in tags):
@@ -108,6 +113,11 @@ def colorize(
 
     def write(photo: _Photo, predictions: Sequence[Sequence[np.ndarray]]) -> None:
         """Writes a photo's results; predictions: a*b*, (h, w, 2), of every frame of every variant."""
+        if with_agreement:  # first, since a photo is finished when its result is there
+            first, path = photo.file.images[0], pictures[photo.target]
+            found = agreement.measure(colorizer, first)
+            agreement.write_picture(found, first.size, path, photo.tag, overwrite)
+            photo.file.notes.append(f'{photo.path}: its predictions differ by {found.mean:.1f} units of a*b* ({path}).')
         for path, frames in zip(paths_of(photo.target), predictions, strict=True):
             images = [join(image, ab) for image, ab in zip(photo.file.images, frames, strict=True)]
             write_photo(photo.file, images, path, photo.tag, overwrite)

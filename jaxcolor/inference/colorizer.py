@@ -120,16 +120,15 @@ class Colorizer:
             raise UserError('--style: this network has no global features.')
         return self._global_features(self.state, self.preprocess(image))
 
-    def preprocess(self, image: Image.Image) -> np.ndarray:
-        """The network's input: L* of the resized photo, float32 (1, h, w, 1)."""
+    def preprocess(self, image: Image.Image, size: int = 0) -> np.ndarray:
+        """The network's input: L* of the photo, the shorter side `size` pixels (`self.size`), float32 (1, h, w, 1)."""
+        size = size or self.size
         rgb = image.convert('RGB')
         shorter = min(rgb.size)
-        width, height = (
-            max(1, round(min(side / shorter, _MAX_ASPECT) * self.size / MULTIPLE)) * MULTIPLE for side in rgb.size
-        )
+        width, height = (max(1, round(min(side / shorter, _MAX_ASPECT) * size / MULTIPLE)) * MULTIPLE for side in rgb.size)
         # The same filters as for training photos (prepare.decode, data.augment): sharper or softer inputs are colored
         # worse. Bicubic downscaling cost `ltbc_compact` 0.2 to 0.5 ab RMSE.
-        resampling = Image.Resampling.BOX if shorter > self.size else Image.Resampling.BILINEAR
+        resampling = Image.Resampling.BOX if shorter > size else Image.Resampling.BILINEAR
         return color.rgb_to_lab(np.asarray(rgb.resize((width, height), resampling)))[None, ..., :1]
 
     @functools.cached_property

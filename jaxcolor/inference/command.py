@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     hints = 'colors of places of one photo: a picture, transparent but for the strokes, or x,y,#rrggbb;... (may be repeated)'
     add('--hints', action='append', default=[], metavar='PNG_OR_POINTS', help=hints)
     add('--variants', type=int, default=1, metavar='N', help='results per photo (cgan)')
+    add('--agreement', action='store_true', help='also draw where predictions for several sizes of a photo disagree')
     add('--size', type=int, default=0, help="shorter side of the network's input in pixels (that of training)")
     add('--chroma', type=float, default=1.0, metavar='GAIN', help='multiply the predicted a*b*: 1.2 is more colorful')
     add('--step', type=int, help='checkpoint step (that of the lowest validation loss)')
@@ -65,6 +66,7 @@ def run(args: argparse.Namespace) -> None:
         variants=args.variants,
         max_megapixels=args.max_megapixels,
         overwrite=args.overwrite,
+        with_agreement=args.agreement,
     )
     print(f'{summary.colored} of {len(plan.pairs)} photos colored, in {printable(args.out)}')
     if summary.failures:

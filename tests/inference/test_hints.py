@@ -144,8 +144,9 @@ def test_the_command_takes_hints_for_one_photo(trained, tmp_path, cli):
     two_halves(120, 80).save(tmp_path / 'gray.png')
     Image.open(FISH).save(tmp_path / 'other.png')
     arguments = (f'--model={trained}', f'--out={tmp_path / "out"}')
+    hints = ('--hints=20,40,#a03030', '--hints=100,40,#808080')
     for _ in range(2):
-        code, out, err = cli('colorize', tmp_path / 'gray.png', *arguments, '--hints=20,40,#a03030', '--hints=100,40,#808080')
+        code, out, err = cli('colorize', tmp_path / 'gray.png', *arguments, *hints)
         assert code == 0, err
     assert '0 of 1' in out  # finished
     result = color.rgb_to_lab(np.asarray(Image.open(tmp_path / 'out' / 'gray.png')))
@@ -153,10 +154,10 @@ def test_the_command_takes_hints_for_one_photo(trained, tmp_path, cli):
     assert np.abs(result[40, 100, 1:]).max() < 2.5
     code, out, _ = cli('colorize', tmp_path / 'gray.png', *arguments, '--hints=20,40,#30a030')
     assert '1 of 1' in out  # other hints, another result
-    for photos, hints, part in [
+    for photos, bad, part in [
         (['gray.png'], '200,40,#ffffff', 'lies outside'),
         (['gray.png'], 'none.png', 'neither a file'),
         (['gray.png', 'other.png'], '2,4,#ffffff', 'for one photo'),
     ]:
-        code, _, err = cli('colorize', *(tmp_path / name for name in photos), *arguments, f'--hints={hints}')
+        code, _, err = cli('colorize', *(tmp_path / name for name in photos), *arguments, f'--hints={bad}')
         assert_one_sentence(code, err, part)
