@@ -288,3 +288,18 @@ def ab_bin_centers() -> np.ndarray:
     """The a*b* at the center of each bin of `ab_bin`, float32 (AB_BINS, 2)."""
     centers = _BIN_SIDE * (np.arange(_BINS_PER_AXIS, dtype=np.float32) - _BINS_PER_AXIS // 2)
     return np.stack(np.meshgrid(centers, centers, indexing='ij'), axis=-1).reshape(-1, 2)
+
+
+# The 313 squares of that grid that Zhang et al. tell apart, as their code lists them (pts_in_hull): the first and last b* of
+# a* = -90, -80, ... 100. The paper calls them in gamut; they are those that sRGB reaches, and more around them.
+_ZHANG_ROWS = (
+    *((50, 90), (20, 90), (0, 90), (-20, 90), (-30, 100), (-40, 100), (-50, 100), (-50, 100), (-60, 100), (-70, 100)),
+    *((-80, 90), (-80, 90), (-90, 90), (-100, 90), (-100, 80), (-110, 80), (-110, 80), (-110, 70), (-110, 70), (-90, 0)),
+)
+
+
+def zhang_class_centers() -> np.ndarray:
+    """The a*b* of the 313 classes of Zhang, Isola, Efros 2016 (section 2.1), in their order: float32 (313, 2)."""
+    rows = enumerate(_ZHANG_ROWS, start=-9)
+    centers = [(_BIN_SIDE * i, b) for i, (first, last) in rows for b in range(first, last + 1, _BIN_SIDE)]
+    return np.array(centers, np.float32)

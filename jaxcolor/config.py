@@ -105,6 +105,27 @@ def cgan() -> ConfigDict:
     return model
 
 
+def eccv16() -> ConfigDict:
+    """Section model of the network `eccv16`."""
+    model = _model('eccv16')
+    model.color_classes = 313  # color classes of a pixel (task `color_classes`); 0: a*b*, the mean of 313 learned colors
+    return model
+
+
+def siggraph17() -> ConfigDict:
+    """Section model of the network `siggraph17`."""
+    return _model('siggraph17')
+
+
+def iizuka() -> ConfigDict:
+    """Section model of the network `iizuka`: `ltbc` as its authors' file has it."""
+    model = ltbc()
+    del model.members
+    model.update({'name': 'iizuka', 'luma_mean': 0.0})  # of the training photos' luma in [0, 1]; it is subtracted
+    model.repeat_output = False  # whether the published network itself repeats its output's pixels to the size of the photo
+    return model
+
+
 def extractor() -> ConfigDict:
     """Section extractor: the frozen ImageNet network whose 1000 outputs `deepcolor` and `vgg_fusion` take."""
     extractor = ConfigDict()

@@ -70,6 +70,7 @@ SMALL = {
     'cgan': ('stable', {'model': {'size': 32}, 'optimizer': {'learning_rate': 1e-3}}),
     'ltbc': ('', {'model': {'global_size': 32, 'classes': 3}}),
     'ltbc_compact': ('', {'model': {'global_size': 32}}),
+    'eccv16': ('', {'optimizer': {'learning_rate': 3e-3}}),
     'ltbc_lite': ('', {'train': {'encoder_weights': 'random'}, 'optimizer': {'encoder_rate': 1.0}}),
 }
 

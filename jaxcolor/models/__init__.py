@@ -13,10 +13,13 @@ import jax.numpy as jnp
 from jaxcolor.config import check_section
 from jaxcolor.errors import UserError
 from jaxcolor.models.cgan import CGAN, Discriminator
+from jaxcolor.models.eccv16 import ECCV16
 from jaxcolor.models.encoder_fusion import DeepColor, VGGFusion
 from jaxcolor.models.ensemble import Ensemble
+from jaxcolor.models.iizuka import Iizuka
 from jaxcolor.models.ltbc import LTBC
 from jaxcolor.models.ltbc_lite import LTBCLite
+from jaxcolor.models.siggraph17 import SIGGRAPH17
 
 MODELS: dict[str, type[nn.Module]] = {
     'ltbc': LTBC,
@@ -24,6 +27,9 @@ MODELS: dict[str, type[nn.Module]] = {
     'deepcolor': DeepColor,
     'vgg_fusion': VGGFusion,
     'cgan': CGAN,
+    'eccv16': ECCV16,
+    'iizuka': Iizuka,
+    'siggraph17': SIGGRAPH17,
 }
 
 

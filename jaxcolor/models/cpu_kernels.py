@@ -16,7 +16,7 @@ import contextlib
 import contextvars
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -107,8 +107,8 @@ def _conv2d(x, kernel, strides=1, padding=((0, 0), (0, 0))):
 _PHASES = [(0, 0), (0, 1), (1, 0), (1, 1)]  # row and column, modulo 2
 
 
-def _interleave(phases):
-    """The four phases of an image, each (B, H, W, C) -> (B, 2H, 2W, C)."""
+def interleave(phases: Sequence[jax.Array]) -> jax.Array:
+    """The four phases of an image, (0, 0), (0, 1), (1, 0), (1, 1), each (B, H, W, C) -> (B, 2H, 2W, C)."""
     B, H, W, C = phases[0].shape
     x = jnp.stack(phases, axis=3).reshape(B, H, W, 2, 2, C)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(B, 2 * H, 2 * W, C)
@@ -159,7 +159,7 @@ def _winograd_conv2d(x, kernel, *, strides, padding):
         for a, rows in enumerate(transform(x, 1, h))
     ]
     even, odd = (back(*column) for column in zip(*(back(*row) for row in products), strict=True))  # columns, each by rows
-    return _interleave([even[0], odd[0], even[1], odd[1]])[:, :H, :W]
+    return interleave([even[0], odd[0], even[1], odd[1]])[:, :H, :W]
 
 
 def _suits_winograd(x, kernel, *, strides, padding):
@@ -180,7 +180,7 @@ def _upsampled_conv2d(x, kernel):
         (jnp.stack([half[:, 0], half[:, 1] + half[:, 2]], axis=1), jnp.stack([half[:, 0] + half[:, 1], half[:, 2]], axis=1))
         for half in rows
     ]
-    return _interleave([_conv2d(x, quarters[p][q], 1, ((1 - p, p), (1 - q, q))) for p, q in _PHASES])
+    return interleave([_conv2d(x, quarters[p][q], 1, ((1 - p, p), (1 - q, q))) for p, q in _PHASES])
 
 
 UPSAMPLED = CPUKernel('upsampled', _upsampled_conv2d, _vjp(_upsampled_conv2d))
@@ -188,7 +188,7 @@ UPSAMPLED = CPUKernel('upsampled', _upsampled_conv2d, _vjp(_upsampled_conv2d))
 
 def _transposed_conv2d(x, kernel, *, strides):
     """Stride 2: along each axis, even places see taps 0 and 2 (on the pixel before and the pixel itself), odd ones tap 1."""
-    return _interleave([_conv2d(x, kernel[p::2, q::2], 1, ((1 - p, 0), (1 - q, 0))) for p, q in _PHASES])
+    return interleave([_conv2d(x, kernel[p::2, q::2], 1, ((1 - p, 0), (1 - q, 0))) for p, q in _PHASES])
 
 
 TRANSPOSED = CPUKernel(

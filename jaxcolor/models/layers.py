@@ -47,6 +47,13 @@ def conv2d(x: jax.Array, kernel: jax.Array, *, strides: int, padding: Padding) -
     return lax.conv_general_dilated(x, kernel, (strides,) * 2, padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
 
+def dilated_conv2d(x: jax.Array, kernel: jax.Array, *, dilation: int) -> jax.Array:
+    """3x3 convolution whose taps lie `dilation` pixels apart; keeps the size: (B, H, W, C) -> (B, H, W, features)."""
+    numbers = ('NHWC', 'HWIO', 'NHWC')
+    padding = ((dilation, dilation),) * 2
+    return lax.conv_general_dilated(x, kernel, (1, 1), padding, None, (dilation, dilation), dimension_numbers=numbers)
+
+
 def depthwise_conv2d(x: jax.Array, kernel: jax.Array, *, strides: int, padding: Padding) -> jax.Array:
     """A kernel for each channel: (B, H, W, C), (h, w, 1, C) -> (B, H', W', C). padding: as for `conv2d`.
 
@@ -170,6 +177,7 @@ class Conv(nn.Module):
     padding: 'SAME' pads as TensorFlow does, at a stride of 2 and even sizes only below and to the right;
     'symmetric' pads kernel // 2 on every side, as the Torch networks do. At a stride of 1 they are the same.
     upsampled: the input is first made twice as large, (B, 2H, 2W, features) comes out; for 3x3 at a stride of 1.
+    dilation: pixels from tap to tap; other than 1 for 3x3 at a stride of 1.
     """
 
     features: int
@@ -179,6 +187,7 @@ class Conv(nn.Module):
     upsampled: bool = False
     kernel_init: Any = nn.initializers.lecun_normal()
     dtype: Any = jnp.float32
+    dilation: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -187,6 +196,8 @@ class Conv(nn.Module):
         x = x.astype(self.dtype)
         if self.upsampled:
             return upsample_conv2d(x, kernel) + bias
+        if self.dilation != 1:
+            return dilated_conv2d(x, kernel, dilation=self.dilation) + bias
         padding: Padding = ((self.kernel // 2, self.kernel // 2),) * 2
         if self.padding == 'SAME':
             padding = tuple(lax.padtype_to_pads(x.shape[1:3], size, (self.strides, self.strides), 'SAME'))

@@ -97,23 +97,14 @@ class LTBC(nn.Module):
         """
         H, W = lightness.shape[1:3]
         logits = None
-        low = _run(self.low, pad_to_multiple(lightness.astype(self.dtype), 8), train)  # (B, H/8, W/8, 512)
+        low = self._low(pad_to_multiple(self._input(lightness), 8), train)  # (B, H/8, W/8, 512)
         if global_features is None:
             # At the size of the global branch, both branches share the low-level features (section 3.1).
             is_global_size = (self.global_size, self.global_size) == (H, W)
             global_features, logits = self.global_features(lightness, low if is_global_size else None, train=train)
-        x = _run(self.mid, low, train)  # (B, H/8, W/8, 256)
-        x = nn.relu(self.fusion(x, global_features, train))
-        if self.color_classes:
-            x = self.output(_run(self.color, x, train), train)  # (B, H/4, W/4, color_classes)
-            H, W = -(-H // 4), -(-W // 4)
-        elif self.decoder == 'deconv':
-            x = self.output(_run(self.color, x, train), train)  # (B, H, W, 2)
-        else:
-            x = self.color[0](x, train)  # (B, H/8, W/8, 128)
-            x = self.color[2](self.color[1](x, train), train)  # (B, H/4, W/4, 64)
-            x = self.output(self.color[3](x, train), train)  # (B, H/2, W/2, 2)
-            H, W = -(-H // 2), -(-W // 2)
+        x = self._colors(low, global_features, train)
+        stride = 4 if self.color_classes else 1 if self.decoder == 'deconv' else 2
+        H, W = -(-H // stride), -(-W // stride)
         name = 'color_logits' if self.color_classes else OUTPUT_SPACES[self.output_space][0]
         outputs = {name: x.astype(jnp.float32)[:, :H, :W]}  # cuts the padding off
         return outputs if logits is None else outputs | {'logits': logits}
@@ -133,8 +124,8 @@ class LTBC(nn.Module):
         """
         if low is None:
             B, G = lightness.shape[0], self.global_size
-            resized = jax.image.resize(lightness, (B, G, G, 1), 'linear').astype(self.dtype)
-            low = _run(self.low, resized, train)  # (B, G/8, G/8, 512)
+            resized = jax.image.resize(self._input(lightness), (B, G, G, 1), 'linear')
+            low = self._low(resized, train)  # (B, G/8, G/8, 512)
         x = _run(self.global_conv, low, train)  # (B, G/32, G/32, 512)
         x = x.reshape(x.shape[0], -1)
         for layer in self.global_dense[:2]:
@@ -145,6 +136,24 @@ class LTBC(nn.Module):
         if self.classes:
             logits = self.classifier(self.classifier_hidden(x, train), train).astype(jnp.float32)
         return self.global_dense[2](x, train), logits
+
+    def _input(self, lightness):
+        """L*/100 (B, H, W, 1) -> what the first convolution sees, of the same shape."""
+        return lightness
+
+    def _low(self, x, train):
+        """(B, H, W, 1), sides that are multiples of 8 -> low-level features (B, H/8, W/8, 512)."""
+        return _run(self.low, x.astype(self.dtype), train)
+
+    def _colors(self, low, global_features, train):
+        """Low-level features (B, H/8, W/8, 512) and the vector (B, 256) -> the output, at the size that `__call__` names."""
+        x = _run(self.mid, low, train)  # (B, H/8, W/8, 256)
+        x = nn.relu(self.fusion(x, global_features, train))
+        if self.color_classes or self.decoder == 'deconv':
+            return self.output(_run(self.color, x, train), train)  # (B, H/4, W/4, color_classes); (B, H, W, 2)
+        x = self.color[0](x, train)  # (B, H/8, W/8, 128)
+        x = self.color[2](self.color[1](x, train), train)  # (B, H/4, W/4, 64)
+        return self.output(self.color[3](x, train), train)  # (B, H/2, W/2, 2)
 
 
 def dropout_by_photo(x: jax.Array, lightness: jax.Array, rng: jax.Array, rate: float) -> jax.Array:

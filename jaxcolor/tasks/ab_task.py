@@ -10,6 +10,7 @@ from jax import lax
 from ml_collections import ConfigDict
 
 from jaxcolor import color
+from jaxcolor.errors import UserError
 from jaxcolor.models.layers import upsample
 from jaxcolor.runtime.parallel import mean_over_batch
 from jaxcolor.tasks import losses
@@ -150,9 +151,15 @@ class AbTask(Task):
         return self._average_with_mirror_image(ab, averaged, lightness, *features)
 
     def global_features(self, state: TrainState, lightness: jax.Array) -> jax.Array:
-        """L* (B, H, W, 1) in [0, 100] -> the vector (B, G) that is joined to every pixel at the fusion."""
+        """L* (B, H, W, 1) in [0, 100] -> the vector (B, G) that is joined to every pixel at the fusion.
+
+        Raises:
+            UserError: the network has none.
+        """
         if self.extractor:
             return state.frozen(lightness, self.network.dtype)
+        if not hasattr(self.network, 'global_features'):
+            raise UserError(f'{type(self.network).__name__.lower()} has no global features, so it takes no style.')
         variables = _variables(state.for_inference())
         return self.network.apply(variables, color.normalize_l(lightness), method='global_features')[0]
 

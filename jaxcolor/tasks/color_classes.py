@@ -17,15 +17,19 @@ from jaxcolor import color
 from jaxcolor.errors import UserError
 from jaxcolor.tasks.ab_task import AbTask, Batch, Outputs, resize
 
+ZHANG_CLASSES = len(color.zhang_class_centers())
+
 
 @functools.cache
-def class_centers() -> np.ndarray:
-    """The a*b* of every class, float32 (Q, 2): the squares of Zhang's grid that hold a color of sRGB.
+def class_centers(classes: int = 260) -> np.ndarray:
+    """The a*b* of every class, float32 (classes, 2): the squares of Zhang's grid that hold a color of sRGB, or his 313.
 
     Searched are colors whose 8-bit channels are multiples of 5. No square is reached only by colors so near its edge that
     rounding decides (see the tests), so every machine counts 260; all of sRGB reaches one more. The paper, which does not
-    say how it counted, has 313.
+    say how it counted, has 313; those are `color.zhang_class_centers`.
     """
+    if classes == ZHANG_CLASSES:
+        return color.zhang_class_centers()
     levels = np.arange(0, 256, 5, dtype=np.uint8)
     rgb = np.stack(np.meshgrid(levels, levels, levels, indexing='ij'), axis=-1).reshape(-1, 3)
     reached = np.unique(np.asarray(color.ab_bin(color.rgb_to_lab(rgb)[..., 1:])))
@@ -49,18 +53,19 @@ class ColorClasses(AbTask):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        classes = len(class_centers())
-        if getattr(self.network, 'color_classes', 0) != classes or self.network.decoder != 'nearest':
+        classes, known = getattr(self.network, 'color_classes', 0), (len(class_centers()), ZHANG_CLASSES)
+        if classes not in known or self.network.decoder != 'nearest':
             raise UserError(
-                f'task.name=color_classes is for the networks ltbc and ltbc_lite with model.color_classes={classes}, '
-                'model.decoder=nearest.'
+                'task.name=color_classes is for the networks ltbc, ltbc_lite and eccv16 with model.color_classes='
+                f'{known[0]} or {known[1]}, model.decoder=nearest.'
             )
+        self.centers = class_centers(classes)
         if self.network.output_space != 'lab':
             raise UserError('model.output_space: color classes are classes of a*b*; set it to lab.')
 
     def init_statistics(self) -> dict[str, Any]:
         """{'color_prior': {'share': float32 (Q,)}}, adding up to 1."""
-        classes = len(class_centers())
+        classes = len(self.centers)
         return {'color_prior': {'share': jnp.full((classes,), 1 / classes, jnp.float32)}}
 
     def update_statistics(
@@ -88,7 +93,7 @@ class ColorClasses(AbTask):
         """
         weights = _class_weights(model_state['color_prior']['share'], self.settings.inference_rebalance)
         likelihood = jax.nn.softmax((outputs['color_logits'] + jnp.log(weights)) / self.settings.temperature)
-        ab = jnp.dot(likelihood, class_centers(), precision='highest') * self.settings.chroma_gain
+        ab = jnp.dot(likelihood, self.centers, precision='highest') * self.settings.chroma_gain
         return jax.image.resize(ab, (*lightness.shape[:3], 2), 'linear')
 
     def _soft_classes(self, outputs, batch):
@@ -98,5 +103,5 @@ class ColorClasses(AbTask):
         """
         ab = resize(color.decode_lab(batch['lab'])[..., 1:], outputs['color_logits'].shape[1:3])
         # -|ab - c|^2 / (2 sigma^2), but for |ab|^2, which a softmax does not see
-        nearness = jnp.dot(ab, 2 * class_centers().T, precision='highest') - np.square(class_centers()).sum(axis=1)
+        nearness = jnp.dot(ab, 2 * self.centers.T, precision='highest') - np.square(self.centers).sum(axis=1)
         return jax.nn.softmax(nearness / (2 * self.settings.sigma**2))

@@ -4,7 +4,7 @@ A file is refused at the first array that is missing, has another shape, or is n
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -57,6 +57,7 @@ def torch_to_flax(
     shapes: Mapping[VariablePath, tuple[int, ...]],
     error: str,
     flattened: Mapping[VariablePath, tuple[int, int, int]],
+    transposed: Collection[VariablePath] = (),
 ) -> dict[VariablePath, np.ndarray]:
     """`to_flax` for a state dict, whose convolutions are OIHW and whose dense layers are (out, in).
 
@@ -65,6 +66,7 @@ def torch_to_flax(
     Args:
         names, arrays, shapes, error: as for `to_flax`.
         flattened: {path of a dense kernel: (C, H, W) of its input before flattening}; Flax flattens it as (H, W, C).
+        transposed: paths of kernels of transposed convolutions, which PyTorch stores as IOHW and applies mirrored.
 
     Returns:
         {path: float32 array}, HWIO and (in, out).
@@ -79,14 +81,20 @@ def torch_to_flax(
         for name, array in arrays.items()
         if name.startswith(prefix) and not name.endswith('num_batches_tracked')
     }
-    torch_shapes = {
-        path: shape if len(shape) == 1 else shape[::-1] if len(shape) == 2 else (shape[3], shape[2], *shape[:2])
-        for path, shape in shapes.items()
-    }
+    torch_shapes = {path: _torch_shape(shape, path in transposed) for path, shape in shapes.items()}
     variables = to_flax(names, arrays, torch_shapes, error)
     for path, array in variables.items():
         if path in flattened:
             C, H, W = flattened[path]
             array = array.reshape(-1, C, H, W).transpose(0, 2, 3, 1).reshape(-1, math.prod(flattened[path]))
+        if path in transposed:
+            array = array.transpose(1, 0, 2, 3)[:, :, ::-1, ::-1]
         variables[path] = np.ascontiguousarray(array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T)
     return variables
+
+
+def _torch_shape(shape, is_transposed):
+    if len(shape) < 4:
+        return shape[::-1]
+    channels = shape[2:] if is_transposed else shape[:1:-1]
+    return (*channels, *shape[:2])

@@ -1,4 +1,4 @@
-"""Reads weights files of Keras (HDF5, zip), PyTorch (pickles) and safetensors as arrays by name.
+"""Reads weights files of Keras (HDF5, zip), PyTorch (pickles), safetensors as arrays by name, and of Torch7 as they are.
 
 The kind of a file is detected from its first bytes, not its name. No code of a file is run: `_Unpickler` reads pickles
 without PyTorch and creates nothing but tensors.
@@ -6,9 +6,9 @@ without PyTorch and creates nothing but tensors.
 
 import collections
 import io
-import math
 import os
 import pickle
+import pickletools
 import zipfile
 from collections.abc import Callable
 from typing import IO, Any, NamedTuple
@@ -19,6 +19,7 @@ import numpy as np
 import safetensors
 
 from jaxcolor.errors import UserError
+from jaxcolor.weights.torch7 import is_torch7, read_torch7, strided_view
 
 # The beginning of PyTorch's older files: the pickled number 0x1950a86a20f9469cfc6c, under pickle protocol 2.
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
@@ -28,14 +29,16 @@ class WeightFile(NamedTuple):
     """The content of a weights file.
 
     kind: 'keras_named' (arrays are named 'LAYER/0', 'LAYER/1', ... by the layers' names), 'keras_counted' (by the layers'
-        classes and numbers, 'conv2d_12/0'), 'torch' (a state dict), or 'safetensors'.
-    arrays: {name: array} in the order of the file.
+        classes and numbers, 'conv2d_12/0'), 'torch' (a state dict), 'safetensors', or 'torch7'.
+    arrays: {name: array} in the order of the file; empty for Torch7, whose files have no names.
     metadata: of safetensors, else empty.
+    root: of Torch7, what the file holds (`torch7.Table`), else None.
     """
 
     kind: str
     arrays: dict[str, np.ndarray]
     metadata: dict[str, str]
+    root: Any = None
 
 
 def read_weights(path: str | os.PathLike) -> WeightFile:
@@ -43,7 +46,7 @@ def read_weights(path: str | os.PathLike) -> WeightFile:
 
     Args:
         path: of a Keras `.h5`, `.weights.h5` or `.keras`, a PyTorch `.pth`, `.pt`, `.bin` or `.ckpt` with a state dict,
-            or a safetensors file.
+            a safetensors file, or a Torch7 `.t7`.
 
     Raises:
         UserError: the file is missing, incomplete, damaged, of another kind, or asks to run code.
@@ -73,13 +76,15 @@ def _read(path: str | os.PathLike, file: IO[bytes]) -> WeightFile:
         return WeightFile('torch', _state_dict(_read_torch_zip(archive)), {})
     if head.startswith(b'\x80'):
         return WeightFile('torch', _state_dict(_read_torch_stream(file)), {})
+    if is_torch7(head):
+        return WeightFile('torch7', {}, {}, read_torch7(path))
     if head[8:9] == b'{':
         with safetensors.safe_open(path, framework='np') as opened:
             arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             return WeightFile('safetensors', arrays, opened.metadata() or {})
     raise UserError(
         'it is none of the kinds that are read: Keras .h5, .weights.h5 and .keras, '
-        'PyTorch .pth and .ckpt with a state dict, safetensors.'
+        'PyTorch .pth and .ckpt with a state dict, safetensors, Torch7 .t7.'
     )
 
 
@@ -101,10 +106,14 @@ def _read_hdf5(file: IO[bytes]) -> WeightFile:
         return WeightFile('keras_named', arrays, {})
 
 
+# Where checkpoints have their state dict: Lightning; BasicSR, averaged parameters first; fastai.
+_WRAPPINGS = ('state_dict', 'params_ema', 'params', 'model')
+
+
 def _state_dict(loaded):
-    """The tensors of a state dict; a training checkpoint has it under 'state_dict'."""
+    """The tensors of a state dict; a training checkpoint has it under one of _WRAPPINGS."""
     if isinstance(loaded, dict):
-        loaded = loaded.get('state_dict', loaded)
+        loaded = next((loaded[name] for name in _WRAPPINGS if isinstance(loaded.get(name), dict)), loaded)
     arrays = {k: v for k, v in loaded.items() if isinstance(v, np.ndarray)} if isinstance(loaded, dict) else {}
     if not arrays:
         raise UserError('it holds no state dict of PyTorch; save one with torch.save(model.state_dict(), PATH).')
@@ -138,6 +147,10 @@ _IGNORED_PACKAGES = (
     'pathlib',
     'pytorch_lightning',
 )
+
+
+# Python 2's and 3's name of what fastai's optimizers hold.
+_IGNORED_NAMES = (('__builtin__', 'slice'), ('builtins', 'slice'))
 
 
 class _Ignored:
@@ -178,12 +191,12 @@ class _Unpickler(pickle.Unpickler):
             return name
         # New functions for each pickle, which could set attributes of what it gets.
         if (module, name) in (('torch._utils', '_rebuild_tensor'), ('torch._utils', '_rebuild_tensor_v2')):
-            return lambda storage, offset, size, stride, *_: _tensor(storage, offset, size, stride)
+            return lambda storage, offset, size, stride, *_: strided_view(storage, offset, size, stride)
         if (module, name) == ('torch._utils', '_rebuild_parameter'):
             return lambda data, *_: data
         if (module, name) == ('torch', 'Size'):
             return lambda size: tuple(size)
-        if module.partition('.')[0] in _IGNORED_PACKAGES:
+        if module.partition('.')[0] in _IGNORED_PACKAGES or (module, name) in _IGNORED_NAMES:
             return type('Ignored', (_Ignored,), {})
         raise UserError(
             f'it asks for {module}.{name}, and nothing but tensors is taken from a weights file; '
@@ -198,14 +211,14 @@ class _Unpickler(pickle.Unpickler):
         return self.load_storage(_STORAGES[storage], key, count)
 
 
-def _tensor(storage, offset, size, stride):
-    """A view of a storage. Checks its bounds, which come from the pickle."""
-    if math.prod(size) == 0:
-        return np.zeros(size, storage.dtype)
-    last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-    if min([offset, *size, *stride]) < 0 or last >= storage.size:
-        raise UserError('a tensor lies outside the stored values: it is damaged; fetch it again.')
-    return np.lib.stride_tricks.as_strided(storage[offset:], size, [s * storage.itemsize for s in stride])
+def _unpickle(file, load_storage):
+    """Loads one pickle, once its opcodes are looked through: `pickle` makes a table as long as the largest number in it."""
+    start = file.tell()
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        if opcode.name in ('PUT', 'BINPUT', 'LONG_BINPUT') and argument > count:
+            raise UserError('it is damaged; fetch it again.')
+    file.seek(start)
+    return _Unpickler(file, load_storage).load()
 
 
 def _read_torch_zip(archive):
@@ -223,7 +236,7 @@ def _read_torch_zip(archive):
             storages[key] = np.frombuffer(archive.read(f'{folder}data/{key}'), dtype, count)
         return storages[key]
 
-    return _Unpickler(io.BytesIO(archive.read(pickled)), load_storage).load()
+    return _unpickle(io.BytesIO(archive.read(pickled)), load_storage)
 
 
 def _read_torch_stream(file):
@@ -234,13 +247,14 @@ def _read_torch_stream(file):
 
     def load_storage(dtype, key, count):
         if key not in storages:
-            if not 0 <= count * dtype.itemsize <= size:
+            stored = sum(storage.nbytes for storage in storages.values())
+            if not 0 <= count * dtype.itemsize <= size - stored:
                 raise UserError('it is cut short; fetch it again.')
             storages[key] = np.empty(count, dtype)
         return storages[key]
 
     def load():
-        return _Unpickler(file, load_storage).load()
+        return _unpickle(file, load_storage)
 
     if load() != _TORCH_MAGIC:
         raise UserError('it is a pickle, but not one of PyTorch.')

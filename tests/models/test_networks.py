@@ -143,6 +143,26 @@ RECIPES = {
             'data.flip': False,
         },
     ),
+    # The published network without the colors of its classes, 313 times two numbers.
+    ('eccv16', ''): (
+        32_236_011 - 626,
+        {
+            'model.color_classes': 313,
+            'task.name': 'color_classes',
+            'task.rebalance': 0.5,
+            'task.sigma': 5.0,
+            'task.temperature': 0.38,
+            'optimizer.name': 'adam',
+            'optimizer.learning_rate': 3.16e-5,
+            'optimizer.beta1': 0.9,
+            'optimizer.beta2': 0.99,
+            'optimizer.decay_every': 215_000,
+            'train.batch_size': 40,
+            'train.steps': 450_000,
+            'data.crop': 176,
+            'data.flip': True,
+        },
+    ),
     ('cgan', ''): (
         CGAN,
         {

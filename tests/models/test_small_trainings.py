@@ -36,11 +36,12 @@ FALLS = {
     'vgg_fusion': ('color_loss', 0.9),
     'deepcolor': ('color_loss', 0.9),
     'cgan': ('l1_loss', 0.92),
+    'eccv16': ('color_loss', 0.95),
 }
 
 
 # test_train.py does the same with `ltbc`, and `vgg_fusion` is DeepColor's module with other layers.
-_NIGHTLY = ('ltbc_pytorch', 'ltbc_deconv', 'vgg_fusion')
+_NIGHTLY = ('ltbc_pytorch', 'ltbc_deconv', 'vgg_fusion', 'eccv16')
 
 
 @pytest.mark.parametrize('name', [pytest.param(n, marks=pytest.mark.slow) if n in _NIGHTLY else n for n in FALLS])

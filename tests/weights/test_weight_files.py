@@ -101,3 +101,26 @@ def test_tensor_outside_its_storage_is_refused(tmp_path, view):
     write_torch_zip({'a': np.arange(6, dtype=np.float32)}, tmp_path / 'outside.pth', view)
     with pytest.raises(UserError, match=r'outside.pth: a tensor lies outside the stored values'):
         read_weights(tmp_path / 'outside.pth')
+
+
+@pytest.mark.parametrize('write', [write_torch_zip, write_torch_stream])
+@pytest.mark.parametrize('wrapping', ['params', 'params_ema', 'model'])
+def test_wrappings_of_published_files(tmp_path, write, wrapping):
+    arrays = {'a': np.arange(6, dtype=np.float32).reshape(2, 3)}
+    write({wrapping: arrays, 'opt': {'groups': [slice(0, 3, None)]}}, tmp_path / 'wrapped.pth')
+    read = read_weights(tmp_path / 'wrapped.pth').arrays
+    assert list(read) == ['a']
+    np.testing.assert_array_equal(read['a'], arrays['a'])
+
+
+def test_averaged_parameters_come_first(tmp_path):
+    one, two = ({'a': np.full(3, value, np.float32)} for value in (1, 2))
+    write_torch_zip({'params': one, 'params_ema': two}, tmp_path / 'both.pth')
+    assert read_weights(tmp_path / 'both.pth').arrays['a'][0] == 2
+
+
+def test_a_memo_of_gigabytes_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / 'memo.pth', 'w') as archive:
+        archive.writestr('archive/data.pkl', b'\x80\x02}r' + (2**31).to_bytes(4, 'little') + b'.')
+    with pytest.raises(UserError, match='memo.pth: it is damaged'):
+        read_weights(tmp_path / 'memo.pth')

@@ -1,0 +1,85 @@
+"""Zhang et al.'s published networks in PyTorch, for tests: layers and names as their files have them."""
+
+import itertools
+
+import pytest
+
+torch = pytest.importorskip('torch')
+nn = torch.nn
+
+
+def crb(*sizes, strides=1, dilation=1, norm=True):
+    """3x3 convolutions, each with a ReLU, the last with the stride; then batch norm."""
+    layers = []
+    for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
+        stride = strides if i == len(sizes) - 2 else 1
+        layers += [nn.Conv2d(inputs, outputs, 3, stride, dilation, dilation), nn.ReLU()]
+    return layers + ([nn.BatchNorm2d(sizes[-1])] if norm else [])
+
+
+class Encoder(nn.Module):
+    def __init__(self, inputs, strides, width):
+        super().__init__()
+        a, b, c, d = (round(width * features) for features in (64, 128, 256, 512))
+        self.model1 = nn.Sequential(*crb(inputs, a, a, strides=strides))
+        self.model2 = nn.Sequential(*crb(a, b, b, strides=strides))
+        self.model3 = nn.Sequential(*crb(b, c, c, c, strides=strides))
+        self.model4 = nn.Sequential(*crb(c, d, d, d))
+        self.model5 = nn.Sequential(*crb(d, d, d, d, dilation=2))
+        self.model6 = nn.Sequential(*crb(d, d, d, d, dilation=2))
+        self.model7 = nn.Sequential(*crb(d, d, d, d))
+
+    def blocks(self):
+        return [getattr(self, f'model{i}') for i in range(1, 8)]
+
+
+class ECCV16(Encoder):
+    def __init__(self, width=1.0):
+        super().__init__(1, 2, width)
+        c, d = (round(width * features) for features in (256, 512))
+        up = [nn.ConvTranspose2d(d, c, 4, 2, 1), nn.ReLU()]
+        self.model8 = nn.Sequential(*up, *crb(c, c, c, norm=False), nn.Conv2d(c, 313, 1))
+        self.model_out = nn.Conv2d(313, 2, 1, bias=False)
+
+    def forward(self, lightness):
+        """L* -> a*b*, and what comes out of each block."""
+        x, seen = (lightness - 50) / 100, []
+        for block in [*self.blocks(), self.model8]:
+            x = block(x)
+            seen.append(x)
+        ab = self.model_out(torch.softmax(x, dim=1))
+        return 110 * nn.functional.interpolate(ab, scale_factor=4, mode='bilinear', align_corners=False), seen
+
+
+class SIGGRAPH17(Encoder):
+    def __init__(self, width=1.0):
+        super().__init__(4, 1, width)
+        a, b, c, d = (round(width * features) for features in (64, 128, 256, 512))
+        self.model8up = nn.Sequential(nn.ConvTranspose2d(d, c, 4, 2, 1))
+        self.model3short8 = nn.Sequential(nn.Conv2d(c, c, 3, 1, 1))
+        self.model8 = nn.Sequential(nn.ReLU(), *crb(c, c, c))
+        self.model9up = nn.Sequential(nn.ConvTranspose2d(c, b, 4, 2, 1))
+        self.model2short9 = nn.Sequential(nn.Conv2d(b, b, 3, 1, 1))
+        self.model9 = nn.Sequential(nn.ReLU(), *crb(b, b))
+        self.model10up = nn.Sequential(nn.ConvTranspose2d(b, b, 4, 2, 1))
+        self.model1short10 = nn.Sequential(nn.Conv2d(a, b, 3, 1, 1))
+        self.model10 = nn.Sequential(nn.ReLU(), nn.Conv2d(b, b, 3, 1, 1), nn.LeakyReLU(0.2))
+        self.model_class = nn.Sequential(nn.Conv2d(c, 529, 1))
+        self.model_out = nn.Sequential(nn.Conv2d(b, 2, 1), nn.Tanh())
+
+    def forward(self, lightness, ab, mask):
+        """L*, the hints' a*b*, where they are -> a*b*, and what comes out of each block."""
+        x, seen = torch.cat([(lightness - 50) / 100, ab / 110, mask], dim=1), []
+        for i, block in enumerate(self.blocks()):
+            x = block(x)
+            seen.append(x)
+            x = x[:, :, ::2, ::2] if i < 3 else x
+        ups = (
+            (self.model8up, self.model3short8, self.model8),
+            (self.model9up, self.model2short9, self.model9),
+            (self.model10up, self.model1short10, self.model10),
+        )
+        for (up, short, block), skip in zip(ups, (seen[2], seen[1], seen[0]), strict=True):
+            x = block(up(x) + short(skip))
+            seen.append(x)
+        return 110 * self.model_out(x), seen
