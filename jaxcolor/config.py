@@ -105,6 +105,23 @@ def cgan() -> ConfigDict:
     return model
 
 
+def ddcolor() -> ConfigDict:
+    """Section model of the network `ddcolor`."""
+    model = _model('ddcolor')
+    model.variant = 'tiny'  # of the encoder, a key of models.ddcolor.VARIANTS
+    model.queries = 100  # colors that the pixels are mixed from
+    model.layers = 9  # in which the queries look at the photo
+    return model
+
+
+def deoldify() -> ConfigDict:
+    """Section model of the network `deoldify`."""
+    model = _model('deoldify')
+    model.variant = 'artistic'  # a key of models.deoldify.VARIANTS
+    model.encoder_norm = 'trained'  # batch norm of the encoder, in training: 'trained' by the batch; 'frozen' statistics
+    return model
+
+
 def eccv16() -> ConfigDict:
     """Section model of the network `eccv16`."""
     model = _model('eccv16')
@@ -298,10 +315,17 @@ CHOICES: dict[str, tuple[str, ...]] = {
     'data.placement': ('host', 'device'),
     'train.mapping': ('shard_map', 'pmap'),
 }
+# Fields that count, and are at least 1.
+_COUNTS: dict[str, tuple[str, ...]] = {
+    'model': ('members', 'vector', 'queries', 'layers'),
+    'optimizer': ('base_batch_size',),
+    'data': ('crop', 'read_threads', 'prefetch'),
+    'train': ('steps', 'epoch_steps', 'batch_size', 'accumulation_steps', 'heartbeat', 'log_every', 'grid_photos')
+    + ('eval_every', 'checkpoint_every'),
+}
 # Smallest and largest value; None: no limit.
 RANGES: dict[str, tuple[float, float | None]] = {
-    'model.members': (1, None),
-    'model.vector': (1, None),
+    **{f'{section}.{field}': (1, None) for section, fields in _COUNTS.items() for field in fields},
     'model.global_dropout': (0, 0.99),
     'model.generator_layers': (6, 7),
     'model.leaky_slope': (0, 1),
@@ -315,9 +339,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     'task.sigma': (1, 100),
     'task.temperature': (0.01, 10),
     'task.inference_rebalance': (0.001, 1),  # at 0, classes that never came up would weigh infinitely
-    'optimizer.base_batch_size': (1, None),
     'optimizer.encoder_rate': (0, 1e3),
-    'data.crop': (1, None),
     'data.resized_crop': (0, 1),
     'data.rotate': (0, 180),
     'data.shift': (0, 0.5),
@@ -332,22 +354,11 @@ RANGES: dict[str, tuple[float, float | None]] = {
     'data.texture': (0, 50),
     'data.scratches': (0, 20),
     'data.jpeg': (0, 99),
-    'data.read_threads': (1, None),
-    'data.prefetch': (1, None),
     'data.workers': (0, None),
     'optimizer.warmup_epochs': (0, 1e9),
-    'train.steps': (1, None),
     'train.epochs': (1e-6, 1e9),
-    'train.epoch_steps': (1, None),
-    'train.batch_size': (1, None),
-    'train.accumulation_steps': (1, None),
     'train.devices': (0, None),
-    'train.heartbeat': (1, None),
-    'train.log_every': (1, None),
-    'train.eval_every': (1, None),
     'train.eval_every_epochs': (1e-6, 1e9),
-    'train.checkpoint_every': (1, None),
-    'train.grid_photos': (1, None),
 }
 
 

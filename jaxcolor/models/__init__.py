@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jaxcolor.config import check_section
 from jaxcolor.errors import UserError
 from jaxcolor.models.cgan import CGAN, Discriminator
+from jaxcolor.models.ddcolor import DDColor
+from jaxcolor.models.deoldify import DeOldify
 from jaxcolor.models.eccv16 import ECCV16
 from jaxcolor.models.encoder_fusion import DeepColor, VGGFusion
 from jaxcolor.models.ensemble import Ensemble
@@ -27,6 +29,8 @@ MODELS: dict[str, type[nn.Module]] = {
     'deepcolor': DeepColor,
     'vgg_fusion': VGGFusion,
     'cgan': CGAN,
+    'ddcolor': DDColor,
+    'deoldify': DeOldify,
     'eccv16': ECCV16,
     'iizuka': Iizuka,
     'siggraph17': SIGGRAPH17,

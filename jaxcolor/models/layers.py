@@ -18,6 +18,8 @@ from jaxcolor.models.cpu_kernels import on_cpus
 Padding = tuple[tuple[int, int], ...]  # ((above, below), (left, right))
 # Of batch norm: Torch's defaults, which the code of Iizuka et al. ran with.
 MOMENTUM, EPSILON = 0.9, 1e-5
+# Of ImageNet's RGB in [0, 1] (torchvision): what networks that have seen it expect is (RGB - mean) / deviation.
+IMAGENET_MEAN, IMAGENET_DEVIATION = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32)
 ACTIVATIONS = {'relu': nn.relu, 'sigmoid': nn.sigmoid, 'tanh': nn.tanh, 'linear': lambda x: x}
 
 
@@ -172,11 +174,13 @@ class BatchNorm(nn.Module):
 
 
 class Conv(nn.Module):
-    """Convolution with a bias: (B, H, W, C) -> (B, H/strides, W/strides, features), rounded up.
+    """Convolution: (B, H, W, C) -> (B, H/strides, W/strides, features), rounded up.
 
     padding: 'SAME' pads as TensorFlow does, at a stride of 2 and even sizes only below and to the right;
-    'symmetric' pads kernel // 2 on every side, as the Torch networks do. At a stride of 1 they are the same.
+    'symmetric' pads kernel // 2 on every side, as the Torch networks do. At a stride of 1 they are the same. 'VALID' pads
+    nothing.
     upsampled: the input is first made twice as large, (B, 2H, 2W, features) comes out; for 3x3 at a stride of 1.
+    use_bias: whether a bias is added.
     dilation: pixels from tap to tap; other than 1 for 3x3 at a stride of 1.
     """
 
@@ -187,21 +191,24 @@ class Conv(nn.Module):
     upsampled: bool = False
     kernel_init: Any = nn.initializers.lecun_normal()
     dtype: Any = jnp.float32
+    use_bias: bool = True
     dilation: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         size = (self.kernel, self.kernel)
-        kernel, bias = _kernel_and_bias(self, (*size, x.shape[-1], self.features))
+        kernel, bias = _kernel_and_bias(self, (*size, x.shape[-1], self.features), self.use_bias)
         x = x.astype(self.dtype)
         if self.upsampled:
-            return upsample_conv2d(x, kernel) + bias
-        if self.dilation != 1:
-            return dilated_conv2d(x, kernel, dilation=self.dilation) + bias
-        padding: Padding = ((self.kernel // 2, self.kernel // 2),) * 2
-        if self.padding == 'SAME':
-            padding = tuple(lax.padtype_to_pads(x.shape[1:3], size, (self.strides, self.strides), 'SAME'))
-        return conv2d(x, kernel, strides=self.strides, padding=padding) + bias
+            x = upsample_conv2d(x, kernel)
+        elif self.dilation != 1:
+            x = dilated_conv2d(x, kernel, dilation=self.dilation)
+        else:
+            padding: Padding = ((self.kernel // 2, self.kernel // 2),) * 2
+            if self.padding != 'symmetric':
+                padding = tuple(lax.padtype_to_pads(x.shape[1:3], size, (self.strides, self.strides), self.padding))
+            x = conv2d(x, kernel, strides=self.strides, padding=padding)
+        return x if bias is None else x + bias
 
 
 class ConvTranspose(nn.Module):
@@ -218,10 +225,11 @@ class ConvTranspose(nn.Module):
         return conv_transpose2d(x.astype(self.dtype), kernel, strides=self.strides) + bias
 
 
-def _kernel_and_bias(module, shape):
-    kernel = module.param('kernel', module.kernel_init, shape, jnp.float32)
-    bias = module.param('bias', nn.initializers.zeros, shape[-1:], jnp.float32)
-    return kernel.astype(module.dtype), bias.astype(module.dtype)
+def _kernel_and_bias(module, shape, use_bias=True):
+    kernel = module.param('kernel', module.kernel_init, shape, jnp.float32).astype(module.dtype)
+    if not use_bias:
+        return kernel, None
+    return kernel, module.param('bias', nn.initializers.zeros, shape[-1:], jnp.float32).astype(module.dtype)
 
 
 class ConvBlock(nn.Module):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from jaxcolor.models.layers import Conv
+from jaxcolor.models.layers import IMAGENET_DEVIATION, IMAGENET_MEAN, Conv
 
 SIZE = 224
 # (channels, number of convolutions) of each block, which ends with a 2x2 max pooling.
@@ -57,7 +57,7 @@ def preprocess_keras(rgb: jax.Array) -> jax.Array:
 
 def preprocess_torchvision(rgb: jax.Array) -> jax.Array:
     """RGB in [0, 1] (..., 3) -> RGB minus the mean, divided by the standard deviation, as torchvision's weights expect."""
-    return (rgb - np.array([0.485, 0.456, 0.406], np.float32)) / np.array([0.229, 0.224, 0.225], np.float32)
+    return (rgb - IMAGENET_MEAN) / IMAGENET_DEVIATION
 
 
 PREPROCESS = {'keras': preprocess_keras, 'torchvision': preprocess_torchvision}

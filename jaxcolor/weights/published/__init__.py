@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from jaxcolor.errors import UserError
-from jaxcolor.weights.published import iizuka, zhang
+from jaxcolor.weights.published import ddcolor, deoldify, iizuka, zhang
 from jaxcolor.weights.published.converted import Converted
 from jaxcolor.weights.published.table import PUBLISHED, Published
 from jaxcolor.weights.weight_files import read_weights
@@ -17,6 +17,8 @@ __all__ = ['CONVERTERS', 'PUBLISHED', 'Converted', 'Published', 'convert', 'reco
 CONVERTERS: dict[str, Callable[..., Converted]] = {
     'eccv16': zhang.convert,
     'siggraph17': zhang.convert,
+    'ddcolor': ddcolor.convert,
+    'deoldify': deoldify.convert,
 }
 
 
