@@ -16,7 +16,7 @@ from typing import NamedTuple, NoReturn
 
 from jaxcolor.errors import UserError, one_line_errors
 
-_MODEL = 'a run directory, an exported model, or the name of a bundled one'
+_MODEL = 'a run directory, an exported model, a name that `jaxcolor models` lists, or a published file'
 
 
 class Parser(argparse.ArgumentParser):
@@ -218,29 +218,18 @@ def _export(args):
     _of_room('weights').run_export(args)
 
 
-def _import_arguments(parser):
-    _config_arguments(parser)
-    parser.add_argument('--weights', required=True, metavar='FILE', help='a checkpoint of the PyTorch reimplementation')
-    parser.add_argument('--out', metavar='RUN', help='the run directory to create (runs/CONFIG-NAME)')
-
-
 def _import(args):
-    """Makes a run directory of a checkpoint of the reimplementation in PyTorch.
+    """Makes an exported model of a published file, or a run directory of a checkpoint of the PyTorch reimplementation.
 
-    jaxcolor import --config=ltbc_pytorch --weights=peer.ckpt
+    jaxcolor import colorization_release_v2-9b330a0b.pth models/eccv16
     jaxcolor import --config=ltbc_pytorch --weights=peer.ckpt --out=runs/peer
     """
-    config = _read_config(args)
-    out = args.out or f'runs/{config.name}'
     _setup_jax()
-    from jaxcolor.weights.ltbc_pytorch import import_run
-
-    import_run(out, config, args.weights)
-    print(f'Imported {args.weights} into the run directory {out}: train it further, evaluate or colorize with it.')
+    _of_room('weights').run_import(args)
 
 
 def _models(args):
-    """Lists the models that come with jaxcolor.
+    """Lists the models that come with jaxcolor, and those that others published.
 
     jaxcolor models
     jaxcolor colorize PHOTO --model=ltbc-lite
@@ -335,7 +324,7 @@ COMMANDS = {
     'inspect': Command(lambda parser: _of_room('prepare').add_inspect_arguments(parser), _inspect),
     'models': Command(lambda parser: None, _models),
     'export': Command(lambda parser: _of_room('weights').add_export_arguments(parser), _export),
-    'import': Command(_import_arguments, _import),
+    'import': Command(lambda parser: _of_room('weights').add_import_arguments(parser), _import),
     'sweep': Command(_sweep_arguments, _sweep),
     'tune-inference': Command(_tune_inference_arguments, _tune_inference),
     'benchmark': Command(lambda parser: _of_room('benchmark').add_arguments(parser), _benchmark),

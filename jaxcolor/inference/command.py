@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `jaxcolor colorize`."""
     add = parser.add_argument
     add('photos', nargs='+', metavar='PHOTO_OR_FOLDER', help='photos, or folders of photos')
-    model = 'a run directory, an exported model, or the name of a bundled one (%(default)s)'
+    model = 'a run directory, an exported model, a name that `jaxcolor models` lists, or a published file (%(default)s)'
     add('--model', default=DEFAULT_MODEL, metavar='RUN_OR_NAME', help=model)
     out = 'the folder of the results, or the result of a single photo (%(default)s)'
     add('--out', default='colored', metavar='FOLDER_OR_FILE', help=out)

@@ -98,14 +98,17 @@ def read_state(folder: str | os.PathLike, shapes: TrainState) -> TrainState:
     )
 
 
-def write(folder: str | os.PathLike, config: ConfigDict, state: TrainState, summary: str = '') -> None:
-    """Writes an exported model, with kernels in half precision and all else in float32.
+def write(
+    folder: str | os.PathLike, config: ConfigDict, state: TrainState, summary: str = '', precision: str = 'float16'
+) -> None:
+    """Writes an exported model, with kernels in half precision by default, and all else in float32.
 
     Args:
         folder: of the model, made if missing; its name is the model's name.
         config: of the model.
         state: of the network, without a moving average.
         summary: a line that `jaxcolor models` shows.
+        precision: of kernels, 'float16' or 'float32'.
 
     Raises:
         UserError: a value is too large for half precision, or the folder cannot be written.
@@ -114,7 +117,7 @@ def write(folder: str | os.PathLike, config: ConfigDict, state: TrainState, summ
     step, state = int(state.step), jax.device_get(state)
     with np.errstate(over='ignore'):  # checked below
         arrays = {
-            name: np.ascontiguousarray(array.astype(np.float16 if array.ndim > 1 else np.float32))
+            name: np.ascontiguousarray(array.astype(precision if array.ndim > 1 else np.float32))
             for name, array in _flatten(state).items()
         }
     if overflowing := [name for name, array in arrays.items() if not np.isfinite(array).all()]:

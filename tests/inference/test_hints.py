@@ -3,15 +3,20 @@
 import itertools
 import math
 
+import jax
 import numpy as np
 import pytest
 from conftest import PHOTOS, assert_one_sentence
 from PIL import Image, ImageDraw
 
-from jaxcolor import color
+from jaxcolor import color, tasks
+from jaxcolor import config as fields
 from jaxcolor.errors import UserError
 from jaxcolor.inference import hints as module
+from jaxcolor.inference.colorizer import Colorizer
 from jaxcolor.inference.hints import Hints, Point, as_hints, read_hints, spread
+from jaxcolor.recipes import load_recipe
+from jaxcolor.weights import store
 
 FISH = PHOTOS / 'train' / 'fish1.jpg'
 RED = (160, 48, 48)
@@ -161,3 +166,28 @@ def test_the_command_takes_hints_for_one_photo(trained, tmp_path, cli):
     ]:
         code, _, err = cli('colorize', *(tmp_path / name for name in photos), *arguments, f'--hints={bad}')
         assert_one_sentence(code, err, part)
+
+
+def test_networks_that_take_hints_get_them(tmp_path):
+    config = load_recipe('ltbc:quickstart')
+    config.model, config.task = fields.siggraph17(), fields.regression()
+    config.model.width, config.task.mirror, config.task.alpha, config.data.crop = 1 / 16, True, 0.0, 32
+    rng, shapes = np.random.default_rng(0), jax.eval_shape(tasks.build(config).init, jax.random.PRNGKey(0))
+    params = jax.tree.map(lambda leaf: rng.uniform(-0.2, 0.2, leaf.shape).astype(np.float32), shapes.params)
+    model_state = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes.model_state)
+    state = shapes.replace(step=np.int32(0), params=params, model_state=model_state)
+    store.write(tmp_path, config, state, precision='float32')
+    colorizer = Colorizer(tmp_path, chroma=1.5)
+    photo, hints = Image.open(FISH), Hints((Point(100, 50, RED), Point(20, 150, (90, 90, 160))))
+    lightness = colorizer.preprocess(photo)
+    ab, mask = hints.on_grid(photo.size, *lightness.shape[1:3])
+    given = [lightness, ab[None] / 1.5, mask[None, ..., None].astype(np.float32)]
+    variables = {'params': colorizer.state.params, **colorizer.state.model_state}
+
+    def published(arrays):
+        return 1.5 * np.asarray(colorizer.task.network.apply(variables, *arrays, method='published'))[0]
+
+    expected = (published(given) + published([x[:, :, ::-1] for x in given])[:, ::-1]) / 2
+    found = colorizer.predict_with_hints(photo, lightness, None, 0, hints)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
+    assert np.abs(found - colorizer.predict_ab(lightness)[0]).max() > 1e-2

@@ -49,7 +49,7 @@ def test_the_page_of_plain_python_colors_a_photo(tmp_path):
     subprocess.run([sys.executable, '-I', copy, model, FISH, tmp_path / 'result.png'], check=True, timeout=120)
     # The same by jaxcolor's functions; colors outside sRGB, which the page clips, are left out.
     photo = Image.open(FISH).convert('RGB')
-    small = color.rgb_to_lab(np.asarray(photo.resize((288, 224), Image.Resampling.BOX)))[None, ..., :1]
+    small = color.rgb_to_lab(np.asarray(photo.resize((288, 224), Image.Resampling.BILINEAR)))[None, ..., :1]
     ab = Colorizer('ltbc-lite').predict_ab(small)[0]
     planes = [np.asarray(Image.fromarray(ab[..., i].copy()).resize(photo.size, Image.Resampling.BICUBIC)) for i in range(2)]
     lightness = color.rgb_to_lab(np.asarray(photo))[..., :1]
