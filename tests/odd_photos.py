@@ -1,6 +1,7 @@
 """Photo files as cameras, scanners and web pages write them, made in the test; and how tests color them."""
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -20,6 +21,18 @@ def encoded(image, **options):
 def color_quietly(colorizer, inputs, out, **options):
     """Colors photos as the command does -> its summary."""
     return colorize(colorizer, plan_outputs(inputs, out), quiet=True, **options)
+
+
+def forbid_folder(monkeypatch, name):
+    """Makes folders of a name unreadable, to root as well."""
+    listing = os.scandir
+
+    def scandir(path):
+        if str(path).endswith(name):
+            raise PermissionError(13, 'Permission denied')
+        return listing(path)
+
+    monkeypatch.setattr(os, 'scandir', scandir)
 
 
 # How each format is written, with an EXIF orientation or without.

@@ -5,7 +5,7 @@ import os
 
 import pytest
 from conftest import assert_one_sentence
-from odd_photos import color_quietly, quadrants
+from odd_photos import color_quietly, forbid_folder, quadrants
 from PIL import Image
 
 from jaxcolor.errors import UserError
@@ -169,14 +169,7 @@ def test_files_that_are_no_photos_are_counted(tmp_path):
 def test_folders_that_cannot_be_read(colorizer, tmp_path, monkeypatch, inputs):
     save(tmp_path / 'p' / 'a.png', tmp_path / 'p' / 'secret' / 'b.png')
     (tmp_path / 'empty').mkdir()
-    listing = os.scandir  # the tests may run as root, who may read everything
-
-    def scandir(path):
-        if str(path).endswith('secret'):
-            raise PermissionError(13, 'Permission denied')
-        return listing(path)
-
-    monkeypatch.setattr(os, 'scandir', scandir)
+    forbid_folder(monkeypatch, 'secret')
     summary = color_quietly(colorizer, [tmp_path / name for name in inputs], tmp_path / 'out')
     assert summary.colored == 1
     assert len(summary.failures) == len(inputs)

@@ -54,7 +54,9 @@ def test_other_classes_than_the_paper_s_have_no_published_form():
         jax.eval_shape(lambda x: network.init_with_output(jax.random.key(0), x, method='published'), lightness)
 
 
-@pytest.mark.parametrize('name', NETWORKS)
+@pytest.mark.parametrize(
+    'name', [name if name == 'eccv16' else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
+)
 def test_training_changes_the_batch_statistics_and_every_kernel(name):
     network, variables, lightness = made(name)
 

@@ -7,6 +7,7 @@ import tarfile
 import zipfile
 
 import pytest
+from odd_photos import forbid_folder
 from prepare_helpers import JPEG, JPEGS, SIZE, add_to_tar, prepare_records, prepare_tree, rejected, write, write_tree
 
 from jaxcolor.errors import UserError
@@ -197,14 +198,7 @@ def test_folders_that_cannot_be_read_loops_and_pipes(tmp_path, monkeypatch):
     for name in ('l1', 'l2'):  # followed, they would be endless
         (tmp_path / 'photos' / name).symlink_to('.')
     os.mkfifo(tmp_path / 'photos' / 'a' / 'pipe.jpg')  # opened, it would block
-    listing = os.scandir  # the tests may run as root, who may read everything
-
-    def scandir(path):
-        if str(path).endswith('secret'):
-            raise PermissionError(13, 'Permission denied')
-        return listing(path)
-
-    monkeypatch.setattr(os, 'scandir', scandir)
+    forbid_folder(monkeypatch, 'secret')
     assert len(prepare_records(tmp_path / 'photos', tmp_path, workers=1, split='train:1')) == 1
     assert rejected(tmp_path) == {
         'a/pipe.jpg': 'is neither a file nor a folder',

@@ -255,9 +255,9 @@ def _by_path(convolutions, width, vector) -> dict[str, _Layer]:
 
 def _dense_by_path(dense) -> dict[str, _Layer]:
     """{path in `LTBC`: layer}: three dense layers, each on the one before; a classifier of two on the second."""
-    places: dict[int, list[tuple[int, ...]]] = {3: [(0, 1, 2)], 5: [(0, 1, 2, 3, 4), (0, 1, 4, 2, 3)]}[len(dense)]
+    orders: list[tuple[int, ...]] = [(0, 1, 2)] if len(dense) == 3 else [(0, 1, 2, 3, 4), (0, 1, 4, 2, 3)]
     names = ('global_dense_0', 'global_dense_1', 'global_dense_2', 'classifier_hidden', 'classifier')
-    for order in places:
+    for order in orders:
         found = {name: dense[i] for name, i in zip(names, order, strict=False)}
         out = {name: layer.weight.shape[0] for name, layer in found.items()}
         on = {'global_dense_1': 'global_dense_0', 'global_dense_2': 'global_dense_1'}
