@@ -4,7 +4,7 @@ A recipe (`configs/NAME.py`, or a file of your own) starts from `get_config()` a
 those of the network `ltbc` (Iizuka et al. 2016), its paper's recipe; see configs/ltbc.py.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -168,9 +168,10 @@ def regression() -> ConfigDict:
     """Section task of ab regression: error of a*b* + alpha * cross entropy + kernel_l2 * sum of squared kernels, and
     perhaps an adversarial loss."""
     task = _ab_task('regression')
-    task.error = 'squared'  # of a* and b*; 'huber' is squared up to huber_delta, linear beyond
+    task.error = 'squared'  # of a* and b*; 'huber' is squared up to huber_delta, linear beyond; or 'absolute'
     task.huber_delta = 10.0  # units of a*b*; of other output spaces, 1/256 of a channel's range
     task.chroma_weight = 0.0  # a pixel's error is weighted by 1 + this * its true chroma / 100
+    task.colorfulness = 0.0  # weight of 1 - the colorfulness of the predicted photo
     task.adversarial = 0.0  # weight of fooling a discriminator that is trained beside the network; 0 trains none
     task.reduction = 'mean'  # of a photo's squared error; 'sum', as the paper's Frobenius norm reads, drowns the class
     task.loss_resolution = 'output'  # where the error is taken: at the size of the network's output or input
@@ -256,9 +257,7 @@ def train() -> ConfigDict:
     train.epochs = placeholder(float)  # epochs: once through the training photos, or train.epoch_steps
     train.epoch_steps = placeholder(int)  # steps that a report calls an epoch; None: what shows each photo once
     train.init_from = ''  # trained network (run directory or exported model) to start from; '' starts from the seed
-    train.encoder_weights = (
-        'random'  # of `ltbc_lite`'s encoder, without init_from: a file, '' or 'random', as extractor.weights
-    )
+    train.encoder_weights = 'random'  # of `ltbc_lite`'s encoder, without init_from: as extractor.weights
     train.init_redraw = ()  # layers, by name, that start from the seed all the same
     train.batch_size = 128  # photos a step, over all devices of all processes and all accumulation steps
     train.accumulation_steps = 1  # sequential parts of a device's photos; the same numbers as with more devices
@@ -295,11 +294,7 @@ OPTIMIZER_DEFAULTS: dict[str, dict[str, Any]] = {
 # Fields that None leaves to the optimizer.
 OPTIMIZER_FIELDS = sorted({field for defaults in OPTIMIZER_DEFAULTS.values() for field in defaults})
 
-TASK_SECTIONS: dict[str, Callable[[], ConfigDict]] = {
-    'regression': regression,
-    'color_classes': color_classes,
-    'adversarial': adversarial,
-}
+TASK_SECTIONS = {section.__name__: section for section in (regression, color_classes, adversarial)}
 
 # Of fields that name no registry's key.
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -309,7 +304,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     'model.decoder': ('nearest', 'deconv'),
     'model.output_activation': ('sigmoid', 'tanh', 'relu', 'linear'),
     'model.padding': ('symmetric', 'SAME'),
-    'task.error': ('squared', 'huber'),
+    'task.error': ('squared', 'huber', 'absolute'),
     'task.reduction': ('sum', 'mean'),
     'task.loss_resolution': ('output', 'input'),
     'data.placement': ('host', 'device'),
@@ -320,31 +315,30 @@ _COUNTS: dict[str, tuple[str, ...]] = {
     'model': ('members', 'vector', 'queries', 'layers'),
     'optimizer': ('base_batch_size',),
     'data': ('crop', 'read_threads', 'prefetch'),
-    'train': ('steps', 'epoch_steps', 'batch_size', 'accumulation_steps', 'heartbeat', 'log_every', 'grid_photos')
-    + ('eval_every', 'checkpoint_every'),
+    'train': ('steps', 'epoch_steps', 'batch_size', 'accumulation_steps', 'heartbeat', 'log_every', 'grid_photos'),
 }
 # Smallest and largest value; None: no limit.
 RANGES: dict[str, tuple[float, float | None]] = {
     **{f'{section}.{field}': (1, None) for section, fields in _COUNTS.items() for field in fields},
+    'train.eval_every': (1, None),
+    'train.checkpoint_every': (1, None),
+    **dict.fromkeys(('model.leaky_slope', 'model.batch_norm_momentum'), (0, 1)),
+    **dict.fromkeys(('task.rebalance', 'data.resized_crop', 'data.degraded'), (0, 1)),
     'model.global_dropout': (0, 0.99),
     'model.generator_layers': (6, 7),
-    'model.leaky_slope': (0, 1),
-    'model.batch_norm_momentum': (0, 1),
     'model.batch_norm_eps': (1e-12, 1),
     'task.adversarial': (0, None),
     'task.huber_delta': (1e-3, 1e3),
+    'task.colorfulness': (0, None),
     'task.chroma_weight': (0, 1e3),
     'task.chroma_gain': (0, 10),
-    'task.rebalance': (0, 1),
     'task.sigma': (1, 100),
     'task.temperature': (0.01, 10),
     'task.inference_rebalance': (0.001, 1),  # at 0, classes that never came up would weigh infinitely
     'optimizer.encoder_rate': (0, 1e3),
-    'data.resized_crop': (0, 1),
     'data.rotate': (0, 180),
     'data.shift': (0, 0.5),
     'data.brightness': (0, 10),
-    'data.degraded': (0, 1),
     'data.blur': (0, 10),
     'data.exposure': (0, 5),
     'data.vignette': (0, 0.99),

@@ -17,6 +17,7 @@ def color_error(
     reduction: str,
     delta: float | None = None,
     weight: jax.Array | None = None,
+    absolute: bool = False,
 ) -> jax.Array:
     """Error of colors, both (B, H, W, C) in the network's range -> (B,).
 
@@ -26,12 +27,37 @@ def color_error(
             eq. 5).
         delta: None squares errors; otherwise twice Huber's loss (1964): e^2 up to delta, 2 delta |e| - delta^2 beyond.
         weight: of each pixel, (B, H, W); None for 1.
+        absolute: takes absolute errors, neither squared nor Huber's.
     """
     reduce = {'sum': jnp.sum, 'mean': jnp.mean}[reduction]
-    each = jnp.square(prediction - target) if delta is None else 2 * optax.huber_loss(prediction, target, delta=delta)
+    if absolute:
+        each = jnp.abs(prediction - target)
+    else:
+        each = jnp.square(prediction - target) if delta is None else 2 * optax.huber_loss(prediction, target, delta=delta)
     if weight is not None:
         each *= weight[..., None]
     return reduce(each, axis=(1, 2, 3))
+
+
+def colorfulness_loss(rgb: jax.Array) -> jax.Array:
+    """DDColor's colorfulness loss (Kang et al., ICCV 2023, section 3.4), as its published code has it.
+
+    1 - (sigma + 0.3 mu), where sigma and mu are the norms of the deviations and of the means of the absolute red-green and
+    yellow-blue of the pixels (`evaluation.metrics.colorfulness_absolute`, but of RGB in [0, 1]).
+
+    Args:
+        rgb: float (B, H, W, 3) in [0, 1].
+
+    Returns:
+        (B,).
+    """
+    r, g, b = (rgb[..., i] for i in range(3))
+    opponents = jnp.stack([jnp.abs(r - g), jnp.abs((r + g) / 2 - b)])  # (2, B, H, W)
+    # Below an 8-bit step; a gray photo would have no gradient otherwise.
+    tiny = 1e-8
+    sigma = jnp.sqrt(jnp.sum(jnp.var(opponents, axis=(2, 3)), axis=0) + tiny)
+    mu = jnp.sqrt(jnp.sum(jnp.square(jnp.mean(opponents, axis=(2, 3))), axis=0) + tiny)
+    return 1 - (sigma + 0.3 * mu)
 
 
 def discriminator_loss(

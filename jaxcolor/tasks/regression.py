@@ -48,10 +48,16 @@ class Regression(AbTask):
         return state.replace(opt_state={'network': state.opt_state, 'adversary': adversary})
 
     def loss_terms(self, outputs: Outputs, batch: Batch, model_state: Mapping[str, Any]) -> dict[str, jax.Array]:
-        """{'color_loss': (B,)}"""
+        """{'color_loss': (B,)}, and 'colorfulness_loss' where it has a weight."""
         lab = color.decode_lab(batch['lab'])
         prediction, target = self._comparable(outputs[self.output], color.encode_output(lab, self.space, self.activation))
-        return {'color_loss': self._color_error(prediction, target, lab[..., 1:])}
+        terms = {'color_loss': self._color_error(prediction, target, lab[..., 1:])}
+        if self.settings.colorfulness:
+            lightness = resize(lab[..., :1], prediction.shape[1:3])
+            ab = color.decode_output(prediction, lightness, self.space, self.activation)
+            rgb = color.lab_to_rgb(color.join_lab(lightness, ab))
+            terms['colorfulness_loss'] = self.settings.colorfulness * losses.colorfulness_loss(rgb)
+        return terms
 
     def _color_error(self, prediction, target, ab):
         """(B, h, w, C) each, in the network's range, and the true a*b* (B, H, W, 2) -> (B,)"""
@@ -61,7 +67,8 @@ class Regression(AbTask):
         if self.settings.chroma_weight:
             chroma = jnp.linalg.norm(resize(ab, target.shape[1:3]), axis=-1)
             weight = 1 + self.settings.chroma_weight / 100 * chroma
-        return losses.color_error(prediction, target, self.settings.reduction, delta, weight)
+        absolute = self.settings.error == 'absolute'
+        return losses.color_error(prediction, target, self.settings.reduction, delta, weight, absolute)
 
     def decode(self, outputs: Outputs, lightness: jax.Array, model_state: Mapping[str, Any]) -> jax.Array:
         """The network's output at the size of the lightness (B, H, W, 1), as a*b* times the gain."""

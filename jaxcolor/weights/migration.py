@@ -32,6 +32,7 @@ _ADDED: dict[tuple[str, str], dict[str, Any]] = {
         'error': 'squared',
         'huber_delta': 10.0,
         'chroma_weight': 0.0,
+        'colorfulness': 0.0,
         'chroma_gain': 1.0,
         'mirror': False,
     },

@@ -163,6 +163,22 @@ RECIPES = {
             'data.flip': True,
         },
     ),
+    ('ddcolor', ''): (
+        55_006_640 - 2 * 768,
+        {
+            'model.variant': 'tiny',
+            'data.crop': 256,
+            'task.error': 'absolute',
+            'task.colorfulness': 0.5 / (128 * 0.1),
+            'optimizer.learning_rate': 1e-4,
+            'optimizer.beta1': 0.9,
+            'optimizer.beta2': 0.99,
+            'optimizer.weight_decay': 0.01,
+            'train.batch_size': 16,
+            'train.steps': 400_000,
+        },
+    ),
+    ('ddcolor', 'large'): (227_869_328 - 2 * 1536, {'model.variant': 'large'}),
     ('cgan', ''): (
         CGAN,
         {

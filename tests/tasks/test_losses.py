@@ -8,6 +8,7 @@ from helpers import batch_of
 
 from jaxcolor import color, tasks
 from jaxcolor.errors import UserError
+from jaxcolor.evaluation import metrics
 from jaxcolor.recipes import load_recipe
 from jaxcolor.runtime.parallel import DataParallel
 from jaxcolor.tasks import losses
@@ -26,6 +27,8 @@ def test_color_errors_are_their_formulas(ab, reduction):
     np.testing.assert_allclose(losses.color_error(a, b, reduction), reduce((a - b) ** 2, axis=(1, 2, 3)), rtol=1e-5)
     huber = 2 * np.asarray(optax.losses.huber_loss(a, b, delta=0.7))
     np.testing.assert_allclose(losses.color_error(a, b, reduction, 0.7), reduce(huber, axis=(1, 2, 3)), rtol=1e-5)
+    absolute = losses.color_error(a, b, reduction, absolute=True)
+    np.testing.assert_allclose(absolute, reduce(np.abs(a - b), axis=(1, 2, 3)), rtol=1e-5)
     weight = np.random.default_rng(1).uniform(1, 3, a.shape[:3]).astype(np.float32)
     expected = reduce(weight[..., None] * (a - b) ** 2, axis=(1, 2, 3))
     np.testing.assert_allclose(losses.color_error(a, b, reduction, weight=weight), expected, rtol=1e-5)
@@ -41,8 +44,31 @@ def test_the_task_gives_them_units_and_chroma(tiny_config, ab):
     expected = (weight[..., None] * huber).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(task._color_error(*map(jax.numpy.asarray, [*normal, b])), expected, rtol=1e-4)
     tiny_config.task.error = 'cubic'
-    with pytest.raises(UserError, match=r"task\.error: 'cubic' is none of squared, huber"):
+    with pytest.raises(UserError, match=r"task\.error: 'cubic' is none of squared, huber, absolute"):
         tasks.build(tiny_config)
+
+
+def test_colorfulness_is_that_of_the_metric_and_a_gray_photo_has_a_gradient():
+    rgb = jax.numpy.asarray(np.random.default_rng(0).uniform(size=(2, 8, 9, 3)), jax.numpy.float32)
+    expected = 1 - metrics.colorfulness_absolute(rgb) / 255
+    np.testing.assert_allclose(losses.colorfulness_loss(rgb), expected, rtol=0, atol=1e-6)
+    gray = jax.numpy.full((1, 4, 4, 3), 0.5)
+    np.testing.assert_allclose(losses.colorfulness_loss(gray), 1, rtol=0, atol=1e-3)
+    assert np.isfinite(jax.grad(lambda rgb: losses.colorfulness_loss(rgb).sum())(gray)).all()
+
+
+def test_the_task_weighs_the_colorfulness_of_the_predicted_photo(tiny_config):
+    tiny_config.task.update({'error': 'absolute', 'colorfulness': 0.25, 'reduction': 'mean'})
+    task = tasks.build(tiny_config)
+    rng = np.random.default_rng(0)
+    batch = {'lab': jax.numpy.asarray(rng.integers(64, 192, (2, 8, 8, 3)), jax.numpy.uint8)}
+    output = jax.numpy.asarray(rng.uniform(0.4, 0.6, (2, 4, 4, 2)), jax.numpy.float32)
+    terms = task.loss_terms({'ab': output}, batch, {})
+    lab = np.asarray(color.decode_lab(batch['lab'])).reshape(2, 4, 2, 4, 2, 3).mean(axis=(2, 4))
+    predicted = 256 * np.asarray(output) - 128  # sigmoid: 256 units to 1
+    np.testing.assert_allclose(256 * terms['color_loss'], np.abs(predicted - lab[..., 1:]).mean(axis=(1, 2, 3)), rtol=1e-4)
+    rgb = color.lab_to_rgb(jax.numpy.asarray(np.concatenate([lab[..., :1], predicted], axis=-1), jax.numpy.float32))
+    np.testing.assert_allclose(terms['colorfulness_loss'], 0.25 * losses.colorfulness_loss(rgb), rtol=1e-4)
 
 
 def one_step(config, batch, devices):
