@@ -89,11 +89,11 @@ def rgb_to_lab(rgb: Array) -> Array:
 
 def lab_to_rgb(lab: Array) -> Array:
     """float L*a*b* (..., 3) -> float32 sRGB (..., 3) in [0, 1]; colors outside sRGB are clipped channel by channel."""
-    return linear_to_srgb(_lab_to_linear(lab))
+    return linear_to_srgb(lab_to_linear(lab))
 
 
-def _lab_to_linear(lab):
-    """L*a*b* -> linear light, outside [0, 1] where the color is outside sRGB."""
+def lab_to_linear(lab: Array) -> Array:
+    """float L*a*b* (..., 3) -> float32 linear light (..., 3), outside [0, 1] where the color is outside sRGB."""
     xp = _numpy_like(lab)
     lab = lab.astype(xp.float32)
     fy = (lab[..., 0] + np.float32(16)) / np.float32(116)
@@ -121,7 +121,7 @@ def fit_chroma(lab: Array) -> Array:
     lab = lab.astype(xp.float32)
 
     def is_inside(lab):
-        linear = _lab_to_linear(lab)
+        linear = lab_to_linear(lab)
         return xp.all((linear >= -_FIT_TOLERANCE) & (linear <= 1 + _FIT_TOLERANCE), axis=-1, keepdims=True)
 
     factor, ones = xp.zeros_like(lab[..., :1]), np.ones(2, np.float32)

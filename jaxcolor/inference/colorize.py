@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -78,7 +78,7 @@ def colorize(
     """
     if variants > 1 and not colorizer.task.takes_noise:
         raise UserError('--variants: this network has one result per photo; only a cgan takes noise and has several.')
-    batch_size = batch_size or colorizer.batch_size
+    batch_size, faithful = batch_size or colorizer.batch_size, colorizer.faithful
     progress = Progress(len(plan.pairs), 'photos', quiet=quiet)
     summary = Summary()
     settings = hashlib.blake2b(f'{colorizer.digest} {variants}'.encode(), digest_size=16)
@@ -111,15 +111,15 @@ def colorize(
             return None
         return _Photo(file, target, tag, [colorizer.preprocess(image) for image in file.images])
 
-    def write(photo: _Photo, predictions: Sequence[Sequence[np.ndarray]]) -> None:
-        """Writes a photo's results; predictions: a*b*, (h, w, 2), of every frame of every variant."""
+    def write(photo: _Photo, predictions: Sequence[Sequence[Any]]) -> None:
+        """Writes a photo's results; predictions: a*b*, (h, w, 2), or `faithful` photos of every frame of every variant."""
         if with_agreement:  # first, since a photo is finished when its result is there
             first, path = photo.file.images[0], pictures[photo.target]
             found = agreement.measure(colorizer, first)
             agreement.write_picture(found, first.size, path, photo.tag, overwrite)
             photo.file.notes.append(f'{photo.path}: its predictions differ by {found.mean:.1f} units of a*b* ({path}).')
         for path, frames in zip(paths_of(photo.target), predictions, strict=True):
-            images = [join(image, ab) for image, ab in zip(photo.file.images, frames, strict=True)]
+            images = frames if faithful else [join(*pair) for pair in zip(photo.file.images, frames, strict=True)]
             write_photo(photo.file, images, path, photo.tag, overwrite)
 
     def finish(task: _Task) -> None:
@@ -134,7 +134,7 @@ def colorize(
                 note(sentence)
         progress.update()
 
-    def write_later(photo: _Photo, predictions: Sequence[Sequence[np.ndarray]]) -> None:
+    def write_later(photo: _Photo, predictions: Sequence[Sequence[Any]]) -> None:
         for task in writing.make_room(photo.pixels):
             finish(task)
         writing.append(_Task(pool.submit(write, photo, predictions), photo.path, photo.pixels, photo.file.notes))
@@ -155,7 +155,9 @@ def colorize(
         try:
             predictions = [
                 [
-                    colorizer.predict_with_hints(image, lightness, style, variant, hints)
+                    faithful(image, hints)
+                    if faithful
+                    else colorizer.predict_with_hints(image, lightness, style, variant, hints)
                     for image, lightness in zip(photo.file.images, photo.lightness, strict=True)
                 ]
                 for variant in range(variants)
@@ -188,7 +190,7 @@ def colorize(
                 summary.finished += 1
                 progress.update()
                 continue
-            if len(photo.lightness) > 1 or hints is not None:
+            if len(photo.lightness) > 1 or hints is not None or faithful:
                 color_alone(photo)
                 continue
             group = waiting[photo.lightness[0].shape]

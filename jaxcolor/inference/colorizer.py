@@ -10,6 +10,7 @@ from PIL import Image
 
 from jaxcolor import color
 from jaxcolor.errors import UserError
+from jaxcolor.inference.faithful import Faithful
 from jaxcolor.inference.hints import Hints, as_hints, spread
 from jaxcolor.inference.recompose import join
 from jaxcolor.runtime.parallel import compiler_options
@@ -28,24 +29,40 @@ class Colorizer:
     """Colors photos with a trained network."""
 
     def __init__(
-        self, model: str | os.PathLike[str], step: int | None = None, size: int = 0, *, chroma: float = 1.0
+        self,
+        model: str | os.PathLike[str],
+        step: int | None = None,
+        size: int = 0,
+        *,
+        chroma: float = 1.0,
+        faithful: bool = False,
+        render_factor: int = 0,
     ) -> None:
         """Loads the network.
 
         Args:
-            model: a run directory, an exported model, or the name of one that comes with jaxcolor.
+            model: a run directory, an exported model, a name that `jaxcolor models` lists, or a published file.
             step: of the checkpoint; by default the one with the best validation loss.
             size: pixels of the shorter side of the network's input; 0 takes the size that it was trained on.
             chroma: multiplies the predicted a*b*, in [0, 10].
+            faithful: color as the network's authors do (`faithful`), without a size or gain of ours.
+            render_factor: of DeOldify, with `faithful`: a sixteenth of the side of the square that it sees; 0 for its own.
 
         Raises:
-            UserError: the run or the checkpoint is missing, or `chroma` is outside its range.
+            UserError: the run or the checkpoint is missing, `chroma` is outside its range, or `faithful` does not fit.
         """
         if not 0 <= chroma <= _MAX_CHROMA:
             raise UserError(f'the chroma must lie between 0 and {_MAX_CHROMA}, not {chroma}.')
         self.chroma = chroma
         self.config, self.task, self.state = runs.load(os.fspath(model), step)
         self.size = size or self.config.data.crop
+        self.faithful = None
+        if faithful:
+            if size or chroma != 1:
+                raise UserError("--faithful colors as the network's authors do; it takes neither --size nor --chroma.")
+            self.faithful = Faithful(self.task, self.state, render_factor, self.config.data.crop // 16)
+        elif render_factor:
+            raise UserError('--render-factor is for --faithful; --size is what others take.')
         self._predict = jax.jit(self.task.predict, compiler_options=compiler_options())
         self._global_features = jax.jit(self.task.global_features) if hasattr(self.task, 'global_features') else None
 
@@ -71,6 +88,8 @@ class Colorizer:
             UserError: the hints cannot be read, or do not fit the photo.
         """
         hints = None if hints is None else as_hints(hints)
+        if self.faithful is not None:
+            return self.faithful(image, hints)
         return join(image, self.predict_with_hints(image, self.preprocess(image), style, variant, hints))
 
     def predict_with_hints(
@@ -137,6 +156,8 @@ class Colorizer:
         settings = f'{self.config.model} {self.config.task} {self.size}'
         if self.chroma != 1:  # results of earlier versions have none
             settings += f' chroma {self.chroma}'
+        if self.faithful is not None:
+            settings += f' faithful {self.faithful.render_factor}'
         digest = hashlib.blake2b(settings.encode(), digest_size=16)
         for array in jax.tree.leaves((self.state.weights(), self.state.ema, self.state.frozen)):
             digest.update(np.ascontiguousarray(array).tobytes())

@@ -25,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--agreement', action='store_true', help='also draw where predictions for several sizes of a photo disagree')
     add('--size', type=int, default=0, help="shorter side of the network's input in pixels (that of training)")
     add('--chroma', type=float, default=1.0, metavar='GAIN', help='multiply the predicted a*b*: 1.2 is more colorful')
+    add('--faithful', action='store_true', help="a published network's own pre- and postprocessing, in place of ours")
+    factor = "with --faithful, for deoldify: a sixteenth of its square's side (35; deoldify-video: 21)"
+    add('--render-factor', type=int, default=0, metavar='N', help=factor)
     add('--step', type=int, help='checkpoint step (that of the lowest validation loss)')
     add('--max-megapixels', type=float, default=200, help='reject larger photos (%(default)s)')
 
@@ -47,13 +50,22 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f'--size must be at least {MULTIPLE}, not {args.size}.')
     if args.variants < 1:
         raise UserError(f'--variants must be at least 1, not {args.variants}.')
+    if args.faithful and (args.style or args.agreement or args.variants > 1):
+        raise UserError("--faithful colors as the network's authors do: without --style, --variants and --agreement.")
     plan, hints = plan_outputs(args.photos, args.out), None
     if args.hints:
         if len(plan.pairs) > 1:
             raise UserError(f'--hints are for one photo, and here are {len(plan.pairs)}.')
         with pillow_unguarded():
             hints = read_hints(args.hints, args.max_megapixels)
-    colorizer = Colorizer(args.model, args.step, args.size, chroma=args.chroma)
+    colorizer = Colorizer(
+        args.model,
+        args.step,
+        args.size,
+        chroma=args.chroma,
+        faithful=args.faithful,
+        render_factor=args.render_factor,
+    )
     style = None
     if args.style:
         with pillow_unguarded():
