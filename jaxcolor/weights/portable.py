@@ -26,6 +26,7 @@ from jaxcolor.tasks.task import Task
 # Sides of the input of a StableHLO program are multiples of this many pixels.
 MULTIPLE = 32
 _PLATFORMS = ('cpu', 'cuda', 'tpu')
+_MAX_REASON = 200  # letters of the converter's message
 
 
 class Portable(NamedTuple):
@@ -98,12 +99,15 @@ def _write_onnx(path, config, task, state, size):
     # Of operations of lax alone: the converter has its own, lesser ones for jax.image.resize and the like.
     operations = jax.make_jaxpr(_function(task, state))(jax.ShapeDtypeStruct((1, *size, 1), jnp.float32))
     function = jax.extend.core.jaxpr_as_fun(operations)
-    model: Any = jax2onnx.to_onnx(
-        lambda lightness: function(lightness)[0], [jax.ShapeDtypeStruct((1, *size, 1), jnp.float32)], model_name=config.name
-    )
+    shape = jax.ShapeDtypeStruct((1, *size, 1), jnp.float32)
+    try:
+        model: Any = jax2onnx.to_onnx(lambda lightness: function(lightness)[0], [shape], model_name=config.name)
+        onnx.checker.check_model(model)
+    except Exception as error:  # of any kind, where it does not know an operation
+        reason = ' '.join(str(error).split())[:_MAX_REASON]
+        raise UserError(f'{config.name} cannot be written as ONNX: jax2onnx says: {reason}') from error
     _rename(model.graph, {model.graph.input[0].name: 'lightness', model.graph.output[0].name: 'ab'})
     path.write_bytes(model.SerializeToString())
-    onnx.checker.check_model(model)
 
 
 def _rename(graph, names):
