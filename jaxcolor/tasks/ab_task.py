@@ -1,5 +1,6 @@
 """What the tasks share whose network maps L* to a*b*: the training step, evaluation and prediction."""
 
+import abc
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -46,13 +47,13 @@ class AbTask(Task):
 
     # -- What a task defines ------------------------------------------------------------------------------------------
 
+    @abc.abstractmethod
     def loss_terms(self, outputs: Outputs, batch: Batch, model_state: Mapping[str, Any]) -> dict[str, jax.Array]:
         """The color terms of the loss for each photo, {name: (B,)}."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def decode(self, outputs: Outputs, lightness: jax.Array, model_state: Mapping[str, Any]) -> jax.Array:
         """The network's outputs and the L* (B, H, W, 1) that they are for -> a*b* float32 (B, H, W, 2)."""
-        raise NotImplementedError
 
     agreement_stride = 1  # the training step's agreement is of every such row and column of the network's output
 

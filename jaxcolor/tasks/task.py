@@ -1,5 +1,6 @@
 """The interface of a task, and what every one is made of."""
 
+import abc
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ Batch = Mapping[str, Any]
 Metrics = dict[str, jax.Array]
 
 
-class Task:
+class Task(abc.ABC):
     """A task knows nothing of devices, files or loops.
 
     Args:
@@ -46,14 +47,15 @@ class Task:
         self.settings, self.network, self.optimizer, self.schedule = settings, network, optimizer, schedule
         self.crop, self.accumulation_steps, self.ema = crop, accumulation_steps, ema
 
+    @abc.abstractmethod
     def network_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shapes and dtypes of what the network takes of one training photo, (1, ...) each."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def init(self, rng: jax.Array) -> TrainState:
         """A fresh state. rng: uint32 (2,) key."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One step of one device on its share of the batch; gradients and statistics are averaged over `parallel.AXIS`.
 
@@ -64,12 +66,11 @@ class Task:
         Returns:
             The next state; {name: scalar} with 'loss' and 'learning_rate'.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def eval_step(self, state: TrainState, batch: Batch) -> tuple[Metrics, jax.Array]:
         """Metrics of each photo of a batch, {name: (B,)} with 'loss', and its predicted a*b*, float32 (B, H, W, 2)."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def predict(self, state: TrainState, lightness: jax.Array, rng: jax.Array) -> jax.Array:
         """L* (B, H, W, 1) in [0, 100] -> a*b* float32 (B, H, W, 2); rng, uint32 (2,), matters where `takes_noise`."""
-        raise NotImplementedError

@@ -1,5 +1,7 @@
 """CPU kernels: the values and gradients of the plain operations, and taken where a program is lowered for CPUs only."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,9 +48,11 @@ def assert_same_layer(layer, x, params):
 
 
 def operations(program):
-    """The numbers of convolutions, of matrix products, and of sums that share a loop with another one, in StableHLO."""
+    """The numbers of convolutions, of those among them of NHWC with HWIO, of matrix products, and of sums that share a loop
+    with another one, in StableHLO."""
     shared = program.count(' init: ') - program.count('stablehlo.reduce(')
-    return program.count('stablehlo.convolution'), program.count('stablehlo.dot_general'), shared
+    convolutions = program.count('stablehlo.convolution'), program.count('[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]')
+    return *convolutions, program.count('stablehlo.dot_general'), shared
 
 
 @pytest.mark.parametrize('dtype', TOLERANCE)
@@ -92,16 +96,21 @@ def test_winograd(size):
 # Each kernel's operation, forward and backward; its `operations`, plain and on CPUs.
 SAME = ((1, 1), (1, 1))
 CASES = {
-    'strided': (lambda x, kernel: layers.conv2d(x, kernel, strides=2, padding=SAME), (3, 0, 0), (6, 0, 0)),
-    'winograd': (lambda x, kernel: layers.conv2d(x, kernel, strides=1, padding=SAME), (3, 0, 0), (0, 16 + 32 + 6, 0)),
-    'upsampled': (layers.upsample_conv2d, (3, 0, 0), (12, 0, 0)),
-    'transposed': (lambda x, kernel: layers.conv_transpose2d(x, kernel, strides=2), (3, 0, 0), (12, 0, 0)),
+    'strided': (lambda x, kernel: layers.conv2d(x, kernel, strides=2, padding=SAME), (3, 1, 0, 0), (6, 6, 0, 0)),
+    'winograd': (lambda x, kernel: layers.conv2d(x, kernel, strides=1, padding=SAME), (3, 1, 0, 0), (0, 0, 16 + 32 + 6, 0)),
+    'gradients': (lambda x, kernel: layers.conv2d(x, kernel, strides=1, padding=SAME), (3, 1, 0, 0), (3, 3, 0, 0)),
+    'upsampled': (layers.upsample_conv2d, (3, 1, 0, 0), (12, 12, 0, 0)),
+    'transposed': (lambda x, kernel: layers.conv_transpose2d(x, kernel, strides=2), (3, 2, 0, 0), (12, 12, 0, 0)),
     'depthwise': (
         lambda x, kernel: layers.depthwise_conv2d(x, kernel[:, :, :1], strides=1, padding=SAME),
-        (0, 0, 0),
-        (0, 0, 8),
+        (0, 0, 0, 0),
+        (0, 0, 0, 8),
     ),
-    'batch_norm': (lambda x, kernel: layers.scale_and_shift(x, *layers.channel_moments(kernel)), (0, 0, 0), (0, 4, 0)),
+    'batch_norm': (
+        lambda x, kernel: layers.scale_and_shift(x, *layers.channel_moments(kernel)),
+        (0, 0, 0, 0),
+        (0, 0, 4, 0),
+    ),
 }
 
 
@@ -109,8 +118,12 @@ CASES = {
 def case(request):
     """A kernel's operation with its inputs, and its operations, plain and on CPUs."""
     function, plain, on_cpus = CASES[request.param]
-    C, features = (128, 256) if request.param == 'winograd' else (8, 8)
-    return function, (random(2, 32, 32, C), random(3, 3, C, features) / 34), plain, on_cpus
+    return function, inputs_of(request.param), plain, on_cpus
+
+
+def inputs_of(kernel):
+    C, features = (128, 256) if kernel == 'winograd' else (8, 8)
+    return random(2, 32, 32, C), random(3, 3, C, features) / 34
 
 
 def test_programs_for_cpus_have_the_kernels_alone(case):
@@ -142,7 +155,39 @@ def test_one_program_serves_several_platforms(case):
     assert_close(value_and_gradients(function, ())(*inputs), exported.call(*inputs), TOLERANCE['float32'])
 
 
-def test_only_the_kernels_named_are_used(case):
-    function, inputs, plain, on_cpus = case
-    counted = [operations(value_and_gradients(function, [name]).lower(*inputs).as_text()) for name in CPU_KERNELS]
-    assert sorted(counted) == sorted([plain] * (len(CPU_KERNELS) - 1) + [on_cpus])
+@pytest.mark.parametrize('name', CPU_KERNELS)
+def test_only_the_kernels_named_are_used(name):
+    function, plain, on_cpus = CASES[name]
+    inputs = inputs_of(name)
+    counted = {each: operations(value_and_gradients(function, [each]).lower(*inputs).as_text()) for each in CPU_KERNELS}
+    assert counted.pop(name) == on_cpus
+    for part in ('gradients', 'strided'):  # other operations are made of these
+        counted.pop(part, None)
+    assert set(counted.values()) == {plain}
+
+
+@pytest.mark.parametrize(
+    ('taps', 'strides', 'padding'),
+    [(1, 2, ((0, 0), (0, 0))), (3, 1, ((0, 2), (3, 0))), (4, 2, ((1, 1), (1, 1))), (7, 3, ((3, 2), (0, 1)))],
+)
+def test_gradients_of_convolutions(taps, strides, padding):
+    def convolve(x, kernel):
+        return layers.conv2d(x, kernel, strides=strides, padding=padding)
+
+    inputs = random(2, 12, 13, 3), random(taps, taps, 3, 4)
+    plain, by_kernel = value_and_gradients(convolve, ()), value_and_gradients(convolve, ['gradients'])
+    assert_close(plain(*inputs), by_kernel(*inputs), TOLERANCE['float32'])
+
+
+def test_convolutions_inside_a_loop_are_of_the_fast_arrangement():
+    """XLA rearranges the others only outside of loops, and computes them many times as slowly inside."""
+
+    def total(xs, kernel):
+        return jax.lax.scan(lambda sum_, x: (sum_ + layers.conv2d(x, kernel, strides=1, padding=SAME).sum(), None), 0.0, xs)[
+            0
+        ]
+
+    program = jax.jit(jax.grad(total, (0, 1))).lower(random(3, 2, 32, 32, 8), random(3, 3, 8, 8)).compile().as_text()
+    assert 'while(' in program
+    arrangements = set(re.findall(r'dim_labels=(\w+->\w+)', program))
+    assert arrangements == {'b01f_01io->b01f'}

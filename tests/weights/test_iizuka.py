@@ -11,6 +11,8 @@ from jaxcolor import color, models, tasks
 from jaxcolor import config as base
 from jaxcolor.errors import UserError
 from jaxcolor.weights import published
+from jaxcolor.weights.published import iizuka
+from jaxcolor.weights.torch7 import Table
 
 WIDTH = 1 / 16
 
@@ -152,3 +154,44 @@ def test_the_published_network_has_as_many_parameters_as_the_paper_s():
     network = models.build({**base.iizuka(), 'batch_norm': False, 'classes': 0})
     shapes = jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 224, 224, 1), jnp.float32))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 42_169_826
+
+
+def tables_of(root):
+    """All tables in each other, which may be circles."""
+    found, waiting = {}, [root]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, Table) and id(each) not in found:
+            found[id(each)] = each
+            waiting += each.values()
+    return [each for each in found.values() if each]
+
+
+CLASSES = ['', 'nn.Linear', 'nn.gModule', 'nn.SpatialConvolutionMM', 'nn.ReLU', 'nn.JoinTable']
+VALUES = [None, '', True, 0, -1, 2, 3.5, float('nan'), float('inf'), 10**30, table(1, 'a'), module('nn.SpatialConvolution')]
+VALUES += [np.zeros(shape) for shape in ((0,), (2, 3), (2, 2, 3, 3), (2,) * 5, (0, 3), (0, 1, 3, 3))]
+VALUES += [np.full(4, np.nan), np.zeros((1, 1, 1, 1), np.int64)]
+
+
+@pytest.mark.parametrize('count', [40, pytest.param(500, marks=pytest.mark.slow)])
+def test_a_changed_graph_is_converted_or_refused_in_one_sentence(count):
+    variables = variables_of(network_of(width=1 / 64, dense_widths=(64, 64, 64), global_size=32, classes=3))
+    rng, refused = np.random.default_rng(0), 0
+    for i in range(count):
+        root = graph_of(variables, matrix=bool(i % 2), inverse=i % 3 == 0)
+        tables = tables_of(root)
+        changed = tables[rng.integers(len(tables))]
+        key = list(changed)[rng.integers(len(changed))]
+        match rng.integers(4):
+            case 0:
+                del changed[key]
+            case 1:
+                changed.class_name = str(rng.choice(CLASSES))
+            case _:
+                changed[key] = VALUES[rng.integers(len(VALUES))]
+        try:
+            iizuka.convert(root)
+        except UserError as error:
+            refused += 1
+            assert '\n' not in str(error)
+    assert count / 10 < refused < count

@@ -84,8 +84,7 @@ class _Layer:
         )
 
     def _number(self, field):
-        value = self.module.get(field, 1 if field in ('dW', 'dH') else 0)
-        return value if isinstance(value, (int, float)) else 0
+        return _number(self.module, field, 1 if field in ('dW', 'dH') else 0)
 
 
 def convert(root: Any) -> Converted:
@@ -96,7 +95,7 @@ def convert(root: Any) -> Converted:
     """
     model = root.get('model') if isinstance(root, Table) else None
     mean = root.get('mean') if isinstance(root, Table) else None
-    if not isinstance(model, Table) or not isinstance(mean, (int, float)):
+    if not isinstance(model, Table) or not isinstance(mean, (int, float)) or not math.isfinite(mean):
         raise UserError("it is no file of Iizuka's: it holds no `model` and `mean`.")
     layers, is_repeated = _layers(model)
     dense = [layer for layer in layers if layer.is_dense]
@@ -141,6 +140,12 @@ def _kind(module):
     return module.class_name.rpartition('.')[2]
 
 
+def _number(module, field, default):
+    """A number among a module's fields; 0 for anything else."""
+    value = module.get(field, default)
+    return value if isinstance(value, (int, float)) else 0
+
+
 def _items(table):
     """The values at 1, 2, ... of a table."""
     number = 1
@@ -181,7 +186,7 @@ def _layers(model) -> tuple[list[_Layer], bool]:
             layers.append(_Layer(module, is_upsampled))
             is_upsampled = False
         elif kind == 'SpatialUpSamplingNearest':
-            if module.get('scale_factor', 2) != 2 or is_upsampled:
+            if _number(module, 'scale_factor', 2) != 2 or is_upsampled:
                 raise UserError(f'{_ERROR}: it enlarges a map other than twofold.')
             is_upsampled = True
         elif kind in _NORMS | _ACTIVATIONS:
@@ -334,9 +339,10 @@ def _arrays(path, layer, has_norm) -> dict[str, np.ndarray]:
         return arrays
     norm = layer.norm if layer.norm is not None else Table()
     deviation = _vector(norm, 'running_std', features, 1.0)  # of 2015: 1 / sqrt(var + eps)
-    var = deviation**-2.0 - EPSILON
+    with np.errstate(divide='ignore', over='ignore'):  # to infinity, which is refused as such
+        var = deviation**-2.0 - EPSILON
     if 'running_var' in norm:
-        var = _vector(norm, 'running_var', features, 1.0) + float(norm.get('eps', EPSILON)) - EPSILON
+        var = _vector(norm, 'running_var', features, 1.0) + _number(norm, 'eps', EPSILON) - EPSILON
     of_norm = {'scale': _vector(norm, 'weight', features, 1.0), 'bias': _vector(norm, 'bias', features, 0.0)}
     of_norm |= {'mean': _vector(norm, 'running_mean', features, 0.0), 'var': var}
     return arrays | {f'{path}/norm/{name}': array for name, array in of_norm.items()}
