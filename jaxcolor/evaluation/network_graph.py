@@ -22,6 +22,10 @@ _KINDS = {
     'Dense': 'dense',
     'BatchNorm': 'batch norm',
     'Fusion': 'fusion',
+    'DepthwiseConv': 'depthwise convolution',
+    'LayerNorm': 'layer norm',
+    'Gain': 'learned gain',
+    'Learned': 'learned vectors',
 }
 # Equations by their names in a trace.
 _ACTIVATIONS = {'relu': 'relu', 'leaky relu': 'leaky relu', 'tanh': 'tanh', 'sigmoid': 'sigmoid', 'logistic': 'sigmoid'}

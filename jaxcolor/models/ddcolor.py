@@ -16,7 +16,7 @@ import numpy as np
 from jaxcolor import color
 from jaxcolor.errors import UserError
 from jaxcolor.models.layers import IMAGENET_DEVIATION, IMAGENET_MEAN, Conv, depthwise_conv2d, pad_to_multiple, scaled
-from jaxcolor.models.unet import UNetBlock, blur, shuffle
+from jaxcolor.models.unet import Gain, UNetBlock, blur, shuffle
 
 MULTIPLE = 32  # pixels, the coarsest stride of the encoder: sides are padded to multiples of it
 HEADS = 8  # of the attention
@@ -35,6 +35,19 @@ VARIANTS = {
 }
 
 
+class DepthwiseConv(nn.Module):
+    """A 7x7 kernel for each channel, and a bias: (B, H, W, C) -> (B, H, W, C)."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        C = x.shape[-1]
+        kernel = self.param('kernel', nn.initializers.he_normal(), (7, 7, 1, C), jnp.float32).astype(self.dtype)
+        bias = self.param('bias', nn.initializers.zeros, (C,), jnp.float32).astype(self.dtype)
+        return depthwise_conv2d(x, kernel, strides=1, padding=((3, 3), (3, 3))) + bias
+
+
 class ConvNeXtBlock(nn.Module):
     """A depthwise 7x7 convolution, then each pixel's channels through a hidden layer of four times as many; residual.
 
@@ -46,14 +59,11 @@ class ConvNeXtBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         C = x.shape[-1]
-        kernel = self.param('kernel', nn.initializers.he_normal(), (7, 7, 1, C), jnp.float32).astype(self.dtype)
-        bias = self.param('bias', nn.initializers.zeros, (C,), jnp.float32).astype(self.dtype)
-        y = depthwise_conv2d(x, kernel, strides=1, padding=((3, 3), (3, 3))) + bias
+        y = DepthwiseConv(self.dtype, name='depthwise')(x)
         y = _layer_norm(1e-6, self.dtype, 'norm')(y)
         y = nn.Dense(4 * C, dtype=self.dtype, name='expand')(y)  # (B, H, W, 4C)
         y = nn.Dense(C, dtype=self.dtype, name='project')(nn.gelu(y, approximate=False))
-        gain = self.param('gain', nn.initializers.constant(1e-6), (C,), jnp.float32)  # the paper's layer scale
-        return x + gain.astype(self.dtype) * y
+        return x + Gain(C, 1e-6, self.dtype, name='gain')(y)  # the paper's layer scale
 
 
 class ConvNeXt(nn.Module):
@@ -99,7 +109,7 @@ class Attention(nn.Module):
 class QueryLayer(nn.Module):
     """The queries look at the photo, then at each other, then each for itself; each time, what they saw is added to them.
 
-    queries (B, Q, C), their places (Q, C), memory (B, N, C), its places (N, C) -> (B, Q, C).
+    queries (B, Q, C), their places (1, Q, C), memory (B, N, C), its places (N, C) -> (B, Q, C).
     """
 
     hidden: int
@@ -118,6 +128,19 @@ class QueryLayer(nn.Module):
         return _layer_norm(1e-5, self.dtype, 'norm')(queries + nn.Dense(C, dtype=self.dtype, name='output')(hidden))
 
 
+class Learned(nn.Module):
+    """Vectors that are learned, of no input: (1, count, features)."""
+
+    count: int
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        vectors = self.param('vectors', nn.initializers.normal(1.0), (self.count, self.features), jnp.float32)
+        return vectors.astype(self.dtype)[None]
+
+
 class ColorDecoder(nn.Module):
     """Learned queries that become colors (section 3.2.2).
 
@@ -131,16 +154,14 @@ class ColorDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, maps: list[jax.Array]) -> jax.Array:
-        C, normal = self.features, nn.initializers.normal(1.0)
-        start, places = (self.param(name, normal, (self.queries, C), jnp.float32) for name in ('start', 'places'))
-        levels = self.param('levels', normal, (len(maps), C), jnp.float32)
-        memories = []
+        C, memories = self.features, []
+        start, places = (Learned(self.queries, C, self.dtype, name=name)() for name in ('start', 'places'))  # (1, Q, C)
+        levels = Learned(len(maps), C, self.dtype, name='levels')()  # (1, L, C)
         for i, x in enumerate(maps):
             B, h, w, _ = x.shape
-            x = nn.Dense(C, dtype=self.dtype, name=f'input_{i}')(x) + levels[i].astype(self.dtype)  # (B, h, w, C)
+            x = nn.Dense(C, dtype=self.dtype, name=f'input_{i}')(x) + levels[0, i]  # (B, h, w, C)
             memories.append((x.reshape(B, h * w, C), sine_positions(h, w, C).astype(self.dtype)))
-        places = places.astype(self.dtype)
-        x = jnp.broadcast_to(start.astype(self.dtype), (maps[0].shape[0], *start.shape))  # (B, Q, C)
+        x = jnp.repeat(start, maps[0].shape[0], axis=0)  # (B, Q, C)
         for i in range(self.layers):
             x = QueryLayer(8 * C, self.dtype, name=f'layer_{i}')(x, places, *memories[i % len(maps)])
         x = _layer_norm(1e-5, self.dtype, 'norm')(x)

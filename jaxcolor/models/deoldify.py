@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxcolor import color
 from jaxcolor.errors import UserError
 from jaxcolor.models.layers import IMAGENET_DEVIATION, IMAGENET_MEAN, BatchNorm, Conv, pad_to_multiple, scaled
-from jaxcolor.models.unet import ConvNorm, UNetBlock, blur, shuffle
+from jaxcolor.models.unet import ConvNorm, Gain, UNetBlock, blur, shuffle
 
 MULTIPLE = 16  # pixels: the published program gives the network squares of such sides
 ATTENTIVE = 1  # the U-net block that ends with self-attention
@@ -117,8 +117,7 @@ class SelfAttention(nn.Module):
         )
         # The published softmax goes over the queries: a pixel's key asks, and the others' queries answer.
         seen = nn.softmax(jnp.einsum('bkc,bqc->bkq', key, query).astype(jnp.float32)).astype(self.dtype) @ value
-        gain = self.param('gain', nn.initializers.zeros, (1,), jnp.float32).astype(self.dtype)
-        return x + gain * seen.reshape(B, H, W, C)
+        return x + Gain(1, 0.0, self.dtype, name='gain')(seen.reshape(B, H, W, C))
 
 
 class DeOldify(nn.Module):

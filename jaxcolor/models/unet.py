@@ -31,6 +31,19 @@ def blur(x: jax.Array) -> jax.Array:
     return (x + jnp.concatenate([x[:, :, :1], x[:, :, :-1]], axis=2)) / 4
 
 
+class Gain(nn.Module):
+    """Multiplies the channels (size C), or all of them alike (size 1), by what is learned: (..., C) -> (..., C)."""
+
+    size: int
+    init: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        gain = self.param('gain', nn.initializers.constant(self.init), (self.size,), jnp.float32)
+        return x * gain.astype(self.dtype)
+
+
 class ConvNorm(nn.Module):
     """Convolution without a bias, and batch norm: (B, H, W, C) -> (B, H/strides, W/strides, features), rounded up.
 

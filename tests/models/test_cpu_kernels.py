@@ -55,6 +55,19 @@ def operations(program):
     return *convolutions, program.count('stablehlo.dot_general'), shared
 
 
+@pytest.mark.parametrize('kernel', [1, 2, 3])
+@pytest.mark.parametrize('side', [1, 2])
+def test_strided_on_one_or_two_pixels(side, kernel):
+    padding = ((kernel // 2, kernel // 2),) * 2
+
+    def conv(x, kernel):
+        return layers.conv2d(x, kernel, strides=2, padding=padding)
+
+    inputs = random(2, side, side, 3), random(kernel, kernel, 3, 4)
+    expected, found = value_and_gradients(conv, ())(*inputs), value_and_gradients(conv)(*inputs)
+    assert_close(expected, found, TOLERANCE['float32'])
+
+
 @pytest.mark.parametrize('dtype', TOLERANCE)
 @pytest.mark.parametrize('size', [(8, 8), (7, 9), (6, 11)])
 class TestValues:

@@ -4,11 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import small_recipe
+from PIL import Image
 
 from jaxcolor import config as base
 from jaxcolor import models
 from jaxcolor.errors import UserError
-from jaxcolor.models.deoldify import SelfAttention
+from jaxcolor.inference.colorizer import Colorizer
+from jaxcolor.models.deoldify import VARIANTS, SelfAttention, Variant
+from jaxcolor.runtime import logs
+from jaxcolor.train import train
+from jaxcolor.weights import runs
+from jaxcolor.weights.export import export
 
 # Of the published files: encoder, all; and how many are lengths of the kernels under weight norm.
 PUBLISHED = {'artistic': (21_284_672, 63_646_881, 4 * 300), 'stable': (42_500_160, 218_222_197, 4 * 256)}
@@ -46,7 +53,7 @@ def test_attention_shares_each_pixel_out_among_those_that_look_at_it():
     attention = SelfAttention()
     params = dict(attention.init(jax.random.key(0), x)['params'])
     np.testing.assert_array_equal(attention.apply({'params': params}, x), x)  # its gain is 0 at first
-    params['gain'] = jnp.asarray([0.5])
+    params['gain'] = {'gain': jnp.asarray([0.5])}
     pixels = x.reshape(2, 6, 16)
     query, key, value = (pixels @ np.asarray(params[name]['kernel']) for name in ('query', 'key', 'value'))
     share = np.exp(query @ key.transpose(0, 2, 1))
@@ -55,8 +62,9 @@ def test_attention_shares_each_pixel_out_among_those_that_look_at_it():
     np.testing.assert_allclose(attention.apply({'params': params}, x), expected.reshape(x.shape), rtol=0, atol=1e-5)
 
 
-def test_a_frozen_encoder_keeps_its_statistics():
-    network = models.build({**base.deoldify(), 'width': 1 / 16, 'encoder_norm': 'frozen'})
+def test_a_frozen_encoder_keeps_its_statistics(monkeypatch):
+    monkeypatch.setitem(VARIANTS, 'shallow', Variant((1, 1, 1, 1), False, (8,) * 4, ((8,),) * 4))
+    network = models.build({**base.deoldify(), 'variant': 'shallow', 'width': 1 / 16, 'encoder_norm': 'frozen'})
     lightness = np.random.default_rng(0).uniform(size=(2, 16, 16, 1)).astype(np.float32)
 
     @jax.jit
@@ -70,6 +78,27 @@ def test_a_frozen_encoder_keeps_its_statistics():
         for name, layer in before.items()
     }
     assert {name for name, is_moved in moved.items() if not is_moved} == {'encoder'}
+
+
+@pytest.mark.slow
+def test_learns_with_its_encoder_as_it_is_and_colors_photos(shards, tmp_path):
+    config = small_recipe('ddcolor', shards)
+    config.model = base.deoldify()
+    config.model.update({'width': 1 / 16, 'encoder_norm': 'frozen'})
+    config.task.update({'error': 'squared', 'colorfulness': 0.0})
+    config.optimizer.encoder_rate = 0.0
+    train(config, tmp_path / 'run')
+    rows = [row['color_loss'] for row in logs.read_metrics(tmp_path / 'run') if 'color_loss' in row]
+    assert np.mean(rows[-4:]) < np.mean(rows[:4])
+    _, task, state = runs.load(export(tmp_path / 'run', tmp_path / 'exported', config.train.steps))
+    fresh = jax.jit(task.init)(jax.random.PRNGKey(config.seed))
+    for name in ('encoder', 'middle'):
+        moved = jax.tree.map(
+            lambda a, b: not np.allclose(a, b, rtol=2**-10, atol=1e-6), fresh.params[name], state.params[name]
+        )
+        assert any(jax.tree.leaves(moved)) is (name != 'encoder')
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (33, 37), dtype=np.uint8))
+    assert Colorizer(tmp_path / 'exported')(photo).size == photo.size
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_lightness_of_any_size_is_padded_and_the_padding_cut_off(small):
         ('layers.5.conv2.3.query.weight_v', None, 'layers.5.conv2.3.query.weight_v is missing'),
         ('layers.8.conv.0.weight_g', None, 'layers.8.conv.0.weight_g is missing'),
         ('layers.8.conv.0.weight_g', np.ones(3), r'layers.8.conv.0.weight_g is of shape \(3,\), not of shape'),
-        ('layers.5.conv2.3.gamma', np.ones(2), r'layers.5.conv2.3.gamma \(attention/gain\): of shape \(2,\), not'),
+        ('layers.5.conv2.3.gamma', np.ones(2), r'layers.5.conv2.3.gamma \(attention/gain/gain\): of shape \(2,\), not'),
         ('layers.11.0.bias', np.full(3, np.inf), 'layers.11.0.bias .* not finite'),
         ('layers.0.4.3.conv1.weight', np.ones((4, 4, 3, 3)), 'it has layers.0.4.3.conv1.weight .* no layer of this network'),
     ],

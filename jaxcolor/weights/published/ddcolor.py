@@ -85,7 +85,7 @@ def _names(network: DDColor) -> Names:
         names |= unet_block(f'decoder_{i}', f'decoder.layers.{i}', ['conv'])
     names |= layer('enlarge', 'decoder.last_shuf.conv.0')
     for flax_name, name in (('start', 'query_feat'), ('places', 'query_embed'), ('levels', 'level_embed')):
-        names['params', 'color_decoder', flax_name] = f'{_DECODER}.{name}.weight'
+        names['params', 'color_decoder', flax_name, 'vectors'] = f'{_DECODER}.{name}.weight'
     for i in range(3):
         names |= layer(f'color_decoder/input_{i}', f'{_DECODER}.input_proj.{i}')
         names |= layer(f'color_decoder/color_{i}', f'{_DECODER}.color_embed.layers.{i}')
@@ -96,9 +96,9 @@ def _names(network: DDColor) -> Names:
 
 
 def _encoder_block(path, name):
-    names = layer(path, f'{name}.dwconv') | layer(f'{path}/norm', f'{name}.norm', 'scale')
+    names = layer(f'{path}/depthwise', f'{name}.dwconv') | layer(f'{path}/norm', f'{name}.norm', 'scale')
     names |= layer(f'{path}/expand', f'{name}.pwconv1') | layer(f'{path}/project', f'{name}.pwconv2')
-    return names | {('params', *path.split('/'), 'gain'): f'{name}.gamma'}
+    return names | {('params', *path.split('/'), 'gain', 'gain'): f'{name}.gamma'}
 
 
 def _query_layer(path, i):

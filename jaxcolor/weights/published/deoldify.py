@@ -77,7 +77,7 @@ def _names(network: DeOldify) -> Names:
             attention = f'layers.{_BLOCKS[i]}.{mixes[-1]}.3'
             for part in ('query', 'key', 'value'):
                 names |= layer(f'attention/{part}', f'{attention}.{part}', bias=False)
-            names['params', 'attention', 'gain'] = f'{attention}.gamma'
+            names['params', 'attention', 'gain', 'gain'] = f'{attention}.gamma'
     names |= layer('enlarge', 'layers.8.conv.0')
     for i in range(2):
         names |= layer(f'refine_{i}', f'layers.10.layers.{i}.0')
