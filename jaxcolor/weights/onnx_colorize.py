@@ -31,6 +31,7 @@ def lab_to_rgb(lab: np.ndarray) -> np.ndarray:
 
 def colorize(model: str, photo: Image.Image) -> Image.Image:
     """Colors a photo: the network sees it at its own size, its a*b* are enlarged and joined to the photo's own L*."""
+    onnxruntime.set_default_logger_severity(3)  # errors
     session = onnxruntime.InferenceSession(model)
     _, height, width, _ = session.get_inputs()[0].shape
     rgb = photo.convert('RGB')

@@ -5,6 +5,7 @@ The first two hold the function L* (B, H, W, 1) in [0, 100] -> a*b* (B, H, W, 2)
 
 import importlib.util
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from jaxcolor.tasks.task import Task
 # Sides of the input of a StableHLO program are multiples of this many pixels.
 MULTIPLE = 32
 _PLATFORMS = ('cpu', 'cuda', 'tpu')
+_MAX_DIFFERENCE = 0.01  # units of a*b*, between onnxruntime and JAX
 _MAX_REASON = 200  # letters of the converter's message
 
 
@@ -93,21 +95,29 @@ def _write_stablehlo(path, config, task, state, size):
 
 def _write_onnx(path, config, task, state, size):
     _need('jax2onnx', 'onnx')
+    for name in ('jax2onnx', 'onnx_ir'):  # they warn of plugins and shapes that are not needed
+        logging.getLogger(name).setLevel(logging.ERROR)
     import jax2onnx
-    import onnx
+    import onnxruntime
 
     # Of operations of lax alone: the converter has its own, lesser ones for jax.image.resize and the like.
-    operations = jax.make_jaxpr(_function(task, state))(jax.ShapeDtypeStruct((1, *size, 1), jnp.float32))
+    lightness = np.random.default_rng(0).uniform(0, 100, (1, *size, 1)).astype(np.float32)
+    operations = jax.make_jaxpr(_function(task, state))(lightness)
     function = jax.extend.core.jaxpr_as_fun(operations)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
     shape = jax.ShapeDtypeStruct((1, *size, 1), jnp.float32)
     try:
         model: Any = jax2onnx.to_onnx(lambda lightness: function(lightness)[0], [shape], model_name=config.name)
-        onnx.checker.check_model(model)
-    except Exception as error:  # of any kind, where it does not know an operation
+        _rename(model.graph, {model.graph.input[0].name: 'lightness', model.graph.output[0].name: 'ab'})
+        _pool_two_axes(model.graph)
+        path.write_bytes(model.SerializeToString())
+        (ab,) = onnxruntime.InferenceSession(path, options).run(['ab'], {'lightness': lightness})
+    except Exception as error:  # of any kind, where one of them does not know an operation
         reason = ' '.join(str(error).split())[:_MAX_REASON]
-        raise UserError(f'{config.name} cannot be written as ONNX: jax2onnx says: {reason}') from error
-    _rename(model.graph, {model.graph.input[0].name: 'lightness', model.graph.output[0].name: 'ab'})
-    path.write_bytes(model.SerializeToString())
+        raise UserError(f'{config.name} cannot be written as ONNX: jax2onnx or onnxruntime says: {reason}') from error
+    if not np.abs(ab - jax.jit(function)(lightness)[0]).max() <= _MAX_DIFFERENCE:
+        raise UserError(f'{config.name} cannot be written as ONNX: onnxruntime computes something else with the file.')
 
 
 def _rename(graph, names):
@@ -116,6 +126,32 @@ def _rename(graph, names):
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
+
+
+def _pool_two_axes(graph):
+    """Max pooling of height and width: the converter writes it for four axes of (1, 1, B, H, W, C), too many to be run."""
+    from onnx import helper
+
+    for node in [node for node in graph.node if node.op_type == 'MaxPool']:
+        fields = {field.name: list(field.ints) for field in node.attribute if field.name != 'auto_pad'}
+        if len(fields['kernel_shape']) != 4 or fields['kernel_shape'][0] != 1 or fields['kernel_shape'][3] != 1:
+            continue
+        pads = fields.pop('pads', [0] * 8)
+        fields = {name: values[1:3] for name, values in fields.items()} | {'pads': [*pads[1:3], *pads[5:7]]}
+        names = [f'{node.name}_{step}' for step in ('axes', 'photos', 'planes', 'pooled', 'pixels')]
+        axes, photos, planes, pooled, pixels = names
+        at = list(graph.node).index(node)
+        new = [
+            helper.make_node('Squeeze', [node.input[0], axes], [photos]),
+            helper.make_node('Transpose', [photos], [planes], perm=[0, 3, 1, 2]),
+            helper.make_node('MaxPool', [planes], [pooled], **fields),
+            helper.make_node('Transpose', [pooled], [pixels], perm=[0, 2, 3, 1]),
+            helper.make_node('Unsqueeze', [pixels, axes], [node.output[0]]),
+        ]
+        graph.initializer.append(helper.make_tensor(axes, 7, [2], [0, 1]))  # 7: int64
+        del graph.node[at]
+        for place, each in enumerate(new):
+            graph.node.insert(at + place, each)
 
 
 def _write_safetensors(path, config, task, state, size):

@@ -3,13 +3,16 @@
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from conftest import PHOTOS, ROOT
 from PIL import Image
 
-from jaxcolor import color
+from jaxcolor import color, tasks
+from jaxcolor import config as fields
 from jaxcolor.inference.colorizer import Colorizer
+from jaxcolor.recipes import load_recipe
 from jaxcolor.weights import export, portable
 
 pytestmark = pytest.mark.onnx
@@ -38,6 +41,28 @@ def test_onnxruntime_agrees_on_the_bundled_photos(request, tmp_path, model, size
         lightness = color.rgb_to_lab(np.asarray(rgb))[None, ..., :1]
         (ab,) = session.run(['ab'], {'lightness': lightness})
         np.testing.assert_allclose(ab, colorizer.predict_ab(lightness), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize('name', ['eccv16', 'deoldify'])
+def test_published_networks_can_be_written(tmp_path, name):
+    """Their transposed convolutions, blurs and max pooling, too; what is written was run and compared."""
+    onnxruntime = pytest.importorskip('onnxruntime')
+    config = load_recipe('ltbc:quickstart')
+    config.model, config.task = getattr(fields, name)(), fields.regression()
+    config.model.width, config.task.alpha = 1 / 16, 0.0
+    if name == 'eccv16':
+        config.model.color_classes = 0
+    task = tasks.build(config)
+    rng, shapes = np.random.default_rng(0), jax.eval_shape(task.init, jax.random.PRNGKey(0))
+    params = jax.tree.map(lambda leaf: rng.uniform(-0.2, 0.2, leaf.shape).astype(np.float32), shapes.params)
+    model_state = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes.model_state)
+    state = shapes.replace(params=params, model_state=model_state, opt_state=())
+    session = onnxruntime.InferenceSession(portable.write('onnx', tmp_path / name, config, task, state, (64, 96)))
+    lightness = rng.uniform(0, 100, (1, 64, 96, 1)).astype(np.float32)
+    (ab,) = session.run(['ab'], {'lightness': lightness})
+    expected = np.asarray(jax.jit(task.predict)(state, lightness))
+    assert np.abs(expected).max() > 1
+    np.testing.assert_allclose(ab, expected, rtol=0, atol=TOLERANCE)
 
 
 def test_the_page_of_plain_python_colors_a_photo(tmp_path):
