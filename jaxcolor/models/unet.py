@@ -35,12 +35,12 @@ class Gain(nn.Module):
     """Multiplies the channels (size C), or all of them alike (size 1), by what is learned: (..., C) -> (..., C)."""
 
     size: int
-    init: float
+    start: float
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        gain = self.param('gain', nn.initializers.constant(self.init), (self.size,), jnp.float32)
+        gain = self.param('gain', nn.initializers.constant(self.start), (self.size,), jnp.float32)
         return x * gain.astype(self.dtype)
 
 

@@ -62,6 +62,7 @@ def test_attention_shares_each_pixel_out_among_those_that_look_at_it():
     np.testing.assert_allclose(attention.apply({'params': params}, x), expected.reshape(x.shape), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_keeps_its_statistics(monkeypatch):
     monkeypatch.setitem(VARIANTS, 'shallow', Variant((1, 1, 1, 1), False, (8,) * 4, ((8,),) * 4))
     network = models.build({**base.deoldify(), 'variant': 'shallow', 'width': 1 / 16, 'encoder_norm': 'frozen'})
