@@ -44,7 +44,8 @@ def is_exported(folder: str | os.PathLike) -> bool:
 
 
 def read_metadata(folder: str | os.PathLike) -> dict[str, str]:
-    """The metadata of an exported model: 'name', 'parameters', 'step', 'summary', 'config' (SHA-256 of its config.json).
+    """The metadata of an exported model: 'name', 'parameters', 'step', 'summary', 'config' (SHA-256 of its config.json) and
+    perhaps 'notice', a sentence to say at every use.
 
     Raises:
         UserError: the file is missing, damaged, or no exported model.
@@ -99,7 +100,12 @@ def read_state(folder: str | os.PathLike, shapes: TrainState) -> TrainState:
 
 
 def write(
-    folder: str | os.PathLike, config: ConfigDict, state: TrainState, summary: str = '', precision: str = 'float16'
+    folder: str | os.PathLike,
+    config: ConfigDict,
+    state: TrainState,
+    summary: str = '',
+    precision: str = 'float16',
+    notice: str = '',
 ) -> None:
     """Writes an exported model, with kernels in half precision by default, and all else in float32.
 
@@ -109,6 +115,7 @@ def write(
         state: of the network, without a moving average.
         summary: a line that `jaxcolor models` shows.
         precision: of kernels, 'float16' or 'float32'.
+        notice: a sentence to say at every use, such as a license's condition.
 
     Raises:
         UserError: a value is too large for half precision, or the folder cannot be written.
@@ -131,6 +138,8 @@ def write(
         'summary': summary,
         'config': hashlib.sha256(content).hexdigest(),
     }
+    if notice:
+        metadata['notice'] = notice
     weights = safetensors.numpy.save(arrays, metadata)
     try:
         folder.mkdir(parents=True, exist_ok=True)

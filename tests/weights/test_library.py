@@ -27,7 +27,7 @@ NAME = 'eccv16'
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv('JAXCOLOR_CACHE', str(tmp_path / 'cache'))
-    library._say_license.cache_clear()
+    library._say.cache_clear()
     library._of_file.cache_clear()
     return tmp_path / 'cache'
 
@@ -100,16 +100,19 @@ def test_a_file_in_the_cache_folder_is_used(cache, file, monkeypatch, name):
     assert (cache / f'{NAME}.pth').read_bytes() == b'mine'  # it is the user's
 
 
-def test_a_license_without_commercial_use_is_said_at_every_use(cache, file, monkeypatch, capsys):
-    name = 'iizuka-places'
+def test_a_license_without_commercial_use_is_said_at_every_use(cache, file, monkeypatch, capsys, tmp_path):
     with serve(file.parent) as (address, _):
-        set_source(monkeypatch, f'{address}/weights.pth', name, sha256=sha256(file))
-        for use in (lambda: runs.load(name), lambda: runs.load(name), lambda: runs.load(file)):
-            library._say_license.cache_clear()  # as in another process
+        set_source(monkeypatch, f'{address}/weights.pth', license='CC BY-NC-SA 4.0', noncommercial=True)
+        library.write_model(file, tmp_path / 'imported')
+        for model in (NAME, NAME, file, file, tmp_path / 'imported'):
+            library._say.cache_clear()  # as in another process
             library._of_file.cache_clear()
-            use()
-            err = capsys.readouterr().err
-            assert 'CC BY-NC-SA 4.0' in err and 'forbids commercial use' in err
+            runs.load(model)
+            assert 'CC BY-NC-SA 4.0' in (err := capsys.readouterr().err) and 'forbids commercial use' in err
+            runs.load(model)
+            assert not capsys.readouterr().err
+    assert published.PUBLISHED['iizuka-places'].noncommercial and 'CC BY-NC-SA' in library._notice('iizuka')
+    assert not library._notice('ddcolor')
 
 
 def test_a_file_is_a_model(cache, file, tmp_path, cli):

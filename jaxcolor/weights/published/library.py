@@ -35,21 +35,25 @@ def model_folder(model: str | os.PathLike) -> Path:
     """The folder of a model: of a published name or file it is that of its conversion, of all others `store.model_folder`.
 
     The first use of a name may download its file. Licenses are said on stderr: at the first use; those that forbid
-    commercial use once in every process.
+    commercial use at every use, of an imported file, too.
 
     Raises:
         UserError: the file cannot be downloaded, is another than the published one, or does not fit.
     """
+    folder = _find_folder(model)
+    if (folder / store.WEIGHTS).exists() and (notice := store.read_metadata(folder).get('notice')):
+        _say(notice)
+    return folder
+
+
+def _find_folder(model):
     name = str(model)
     if name in store.model_names() or name not in PUBLISHED:
         return _of_file(Path(model)) if os.path.isfile(model) else store.model_folder(model)
-    published = PUBLISHED[name]
-    folder = _folder(name)
-    is_first = not store.is_exported(folder)
-    if is_first:
+    published, folder = PUBLISHED[name], _folder(name)
+    if not store.is_exported(folder):
         write_model(find_file(published), folder, precision='float32', summary=published.title)
-    if is_first or published.noncommercial:
-        _say_license(name)
+        _say(f'{name} ({published.title}) is under {published.license}, {published.license_url}.')
     return folder
 
 
@@ -67,9 +71,6 @@ def _of_file(path):
     """The folder of a file's conversion, by its content."""
     with open(path, 'rb') as file:
         digest = hashlib.file_digest(file, 'sha256').hexdigest()
-    for published in PUBLISHED.values():
-        if published.sha256 and digest.startswith(published.sha256) and published.noncommercial:
-            _say_license(published.name)
     folder = _folder(f'sha256-{digest[:32]}')
     if not store.is_exported(folder):
         write_model(path, folder, precision='float32', summary=f'From {path.name}.')
@@ -77,12 +78,18 @@ def _of_file(path):
 
 
 @functools.cache
-def _say_license(name):
-    published = PUBLISHED[name]
-    sentence = f'{name} ({published.title}) is under {published.license}, {published.license_url}'
-    if published.noncommercial:
-        sentence += '; it forbids commercial use'
-    print(f'jaxcolor: note: {sentence}.', file=sys.stderr)
+def _say(sentence):
+    """Once in a process."""
+    print(f'jaxcolor: note: {sentence}', file=sys.stderr)
+
+
+def _notice(network):
+    """What to say whenever weights of a network are used, whose license forbids commercial use; '' for others."""
+    for each in PUBLISHED.values():
+        if each.noncommercial and each.name.partition('-')[0] == network:
+            terms = f'{each.license}, {each.license_url}, which forbids commercial use'
+            return f'the published weights of {network} are under {terms}.'
+    return ''
 
 
 def find_file(published: Published) -> Path:
@@ -163,7 +170,7 @@ def write_model(
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix='.') as temporary:
             new = Path(temporary, out.name)
-            store.write(new, config, state, summary, precision=precision)
+            store.write(new, config, state, summary, precision, _notice(config.model.name))
             if out.exists():
                 shutil.rmtree(out)
             os.replace(new, out)
