@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcolor import tasks
+from jaxcolor import config as base
+from jaxcolor import models, tasks
 from jaxcolor.models import extractors
 from jaxcolor.recipes import load_recipe
 from jaxcolor.runtime.checkpoint import Checkpoints, abstract
@@ -35,6 +36,17 @@ def batch_of(size, crop, seed=0):
 
 def norm(leaves):
     return np.sqrt(sum(np.square(leaf, dtype=np.float64).sum() for leaf in leaves))
+
+
+def network_shapes(name, size=(64, 64), dtype='float32', **fields):
+    """(outputs, variables) of a network's first training step on two photos, as shapes."""
+    network = models.build({**getattr(base, name)(), 'dtype': dtype, **fields})
+    lightness = jnp.zeros((2, *size, 1))
+    return jax.eval_shape(lambda: network.init_with_output(jax.random.key(0), lightness, train=True))
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def state_of(run, step, config):

@@ -4,11 +4,12 @@ import argparse
 import os
 from pathlib import Path
 
-from jaxcolor.data.shards import ENCODINGS
+from jaxcolor.data.shards import ENCODINGS, open_shards
+from jaxcolor.errors import UserError
 from jaxcolor.prepare.datasets import SOURCES
 from jaxcolor.prepare.inspect import inspect_and_print
 from jaxcolor.prepare.selection import DEFAULT_SPLIT, Options, read_names
-from jaxcolor.prepare.shard_set import prepare
+from jaxcolor.prepare.shard_set import prepare_part
 
 
 def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +37,8 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
     add('--max-megapixels', type=float, default=default.max_megapixels, help='reject larger photos (%(default)s)')
     add('--max-file-mb', type=float, default=default.max_file_mb, help='reject larger files, in MB (%(default)s)')
     add('--shard-photos', type=int, default=default.shard_photos, help='candidates per shard (%(default)s)')
+    part = 'make one of N parts of the shards, on several machines that share a file system; the last one finishes the set'
+    add('--part', metavar='I/N', help=part)
     add('--workers', type=int, default=os.cpu_count(), help='worker processes (%(default)s, one per core)')
     add('--quiet', action='store_true', help='print neither progress nor a summary')
     networks = ['vgg16', 'inception_resnet_v2', 'efficientnet_lite0', 'efficientnet_lite2']
@@ -51,14 +54,17 @@ def run_prepare(args: argparse.Namespace) -> None:
     options['leave_out'] = '\n'.join(name for file in options['leave_out'] or [] for name in read_names(file)) or None
     extractor_name, weights = options.pop('features'), options.pop('extractor_weights')
     if not extractor_name:
-        prepare(**options)
+        prepare_part(**options)
         return
+    if options['part']:
+        raise UserError('--features is for a whole set: prepare its parts first, then run the command without --part.')
     # Late: preparing photos alone needs no JAX.
     from jaxcolor.prepare.features import add_features
     from jaxcolor.weights.imagenet import find_extractor
 
     extractor = find_extractor(extractor_name, weights)  # first, so that a missing file is reported at once
-    add_features(prepare(**options), extractor, quiet=args.quiet)
+    prepare_part(**options)
+    add_features(open_shards(args.out), extractor, quiet=args.quiet)
 
 
 def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:

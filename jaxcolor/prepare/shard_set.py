@@ -1,7 +1,8 @@
 """Makes a shard set from a source of photos.
 
 The photos of each split are distributed, in a fixed order, over shards of a given number of candidates. The command can be
-interrupted at any moment; run again, it makes the shards that are missing.
+interrupted at any moment; run again, it makes the shards that are missing. Several commands, on several machines that share
+a file system, make a part of the shards each; the one that comes to its end last finishes the set.
 """
 
 import collections
@@ -13,7 +14,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,16 @@ from jaxcolor.data import shards
 from jaxcolor.errors import UserError
 from jaxcolor.prepare import datasets
 from jaxcolor.prepare.selection import Options, largest_hashes, select
-from jaxcolor.prepare.shard_tasks import WORK_FOLDER, ClassLabels, is_complete, manifest_path, plan_shards, write_error
+from jaxcolor.prepare.shard_tasks import (
+    WORK_FOLDER,
+    ClassLabels,
+    Part,
+    is_complete,
+    manifest_path,
+    parse_part,
+    plan_shards,
+    write_error,
+)
 from jaxcolor.prepare.sources import Photo
 from jaxcolor.prepare.workers import make_shards
 from jaxcolor.runtime.logs import Progress
@@ -50,7 +60,32 @@ def prepare(
     Raises:
         UserError: invalid options, unusable photos, a folder that cannot be written or holds something else, a full disk.
     """
-    checked = Options(**options)
+    prepare_part(photos, out, None, workers=workers, quiet=quiet, **options)
+    return shards.open_shards(out)
+
+
+def prepare_part(
+    photos: str | os.PathLike,
+    out: str | os.PathLike,
+    part: str | None,
+    *,
+    workers: int = 0,
+    quiet: bool = False,
+    **options: Any,
+) -> bool:
+    """Makes one of several parts of a shard set; the set is the same, to the byte, as one that is made by one command.
+
+    Args:
+        photos, out, workers, quiet, **options: as for `prepare`, the same for all parts.
+        part: '2/8' is part 2 of 8; None all of them.
+
+    Returns:
+        Whether the set is finished: all parts are.
+
+    Raises:
+        UserError: invalid options, unusable photos, a folder that cannot be written or holds something else, a full disk.
+    """
+    checked, this = Options(**options), parse_part(part)
     checked.check()
     photos, out = Path(photos), Path(out)
     if out.resolve().is_relative_to(photos.resolve()):
@@ -72,10 +107,14 @@ def prepare(
         except StopIteration:
             raise UserError(f'there are no photos in {photos}') from None
         try:
-            _create_or_check(out, plan)
-            _make(itertools.chain([first], candidates), largest, out, checked, plan, workers, quiet)
+            _create_or_check(out, plan, this)
+            is_finished = _make(itertools.chain([first], candidates), largest, out, checked, plan, this, workers, quiet)
         except OSError as error:
             raise write_error(out, error) from error
+        if not is_finished:
+            if not quiet:
+                print(f'{out}: part {part} is ready; the part that is ready last finishes the set', file=sys.stderr)
+            return False
         summary = ''
     result = shards.open_shards(out)
     counts = ', '.join(f'{count} {split}' for split, count in result.counts.items())
@@ -84,16 +123,16 @@ def prepare(
         summary += f'; {rejected} files rejected, see {out / "rejected.csv"}'
     if not quiet:
         print(summary, file=sys.stderr)
-    return result
+    return True
 
 
-def _create_or_check(out, plan):
+def _create_or_check(out, plan, part):
     """Creates the output folder, or checks that the same command was interrupted in it. Raises UserError, OSError."""
     if out.is_dir() and not (out / WORK_FOLDER).is_dir() and any(out.iterdir()):
         raise UserError(f'{out} is not empty and holds no shard set; give a new folder with --out')
-    (out / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
+    part.work_folder(out).mkdir(parents=True, exist_ok=True)
     plan_file = out / WORK_FOLDER / 'plan.json'
-    if any(out.glob('*.arrayrecord')):
+    if any(out.glob('*.arrayrecord')) or (part.parts > 1 and plan_file.exists()):
         try:
             _check_same(out, json.loads(plan_file.read_text(encoding='utf-8')), plan)
         except ValueError as error:
@@ -114,55 +153,78 @@ def _make(
     out: Path,
     options: Options,
     plan: dict,
+    part: Part,
     workers: int,
     quiet: bool,
-) -> None:
-    """Makes the shards that are missing, then finishes the set."""
+) -> bool:
+    """Makes the part's shards that are missing, then finishes the set if all are there -> whether they are."""
     classes = ClassLabels()
-    stems: list[str] = []
+    fingerprints: dict[str, str] = {}  # of all shards, by stem
     progress = Progress(0, 'photos', quiet=quiet)
 
     def labeled():
         for count, photo in enumerate(select(candidates, options, largest), 1):
             photo.label = classes.label(photo)
-            progress.total = max(count, round(count / photo.position))
+            progress.total = max(count, round(count / photo.position)) // part.parts
             if progress.bar is not None:
                 progress.bar.total = progress.total
             yield photo
 
     def missing():
-        for task in plan_shards(labeled(), options, out):
-            stems.append(task.stem)
-            if is_complete(out, task, options):
+        for task in plan_shards(labeled(), options, out, part):
+            fingerprints[task.stem] = task.fingerprint(options)
+            if not task.is_own:
+                continue
+            if is_complete(out, task.stem, fingerprints[task.stem]):
                 task.remove_spool()
                 progress.start += len(task.photos)
                 progress.update(len(task.photos))
             else:
                 yield task
 
-    with _locked(out):
-        for leftover in itertools.chain((out / WORK_FOLDER).glob('*.tmp'), (out / WORK_FOLDER).glob('*.spool')):
+    folder = part.work_folder(out)
+    with _locked(out, folder):
+        for leftover in itertools.chain(folder.glob('*.tmp'), folder.glob('*.spool')):
             leftover.unlink()
         try:
             make_shards(missing(), out, options, workers, progress.update)
         finally:
             progress.close()
-        _finish(out, stems, classes.names(), options, plan)
+        if part.parts == 1:
+            _finish(out, fingerprints, classes.names(), options, plan)
+    if part.parts > 1 and not _finish_together(out, fingerprints, classes.names(), options, plan):
+        return False
     shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)  # after unlocking: Windows does not remove open files
+    return True
+
+
+def _finish_together(out, fingerprints, classes, options, plan):
+    """Finishes the set if the shards of all parts are there -> whether it is finished."""
+    try:
+        lock = filelock.FileLock(out / WORK_FOLDER / 'finish.lock').acquire()
+    except FileNotFoundError:  # another part has finished the set and removed the folder
+        return (out / shards.SIDECAR).exists()
+    with lock:
+        if (out / shards.SIDECAR).exists():
+            return True
+        if not all(is_complete(out, stem, fingerprint) for stem, fingerprint in fingerprints.items()):
+            return False
+        _finish(out, fingerprints, classes, options, plan)
+    return True
 
 
 @contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Locks the folder against a second command."""
+def _locked(out: Path, folder: Path) -> Iterator[None]:
+    """Locks a command's work folder against a second one."""
     try:
-        lock = filelock.FileLock(out / WORK_FOLDER / 'lock').acquire(blocking=False)
+        lock = filelock.FileLock(folder / 'lock').acquire(blocking=False)
     except filelock.Timeout:
         raise UserError(f'another prepare command is working in {out}; wait for it or give another --out') from None
     with lock:
         yield
 
 
-def _finish(out: Path, stems: Sequence[str], classes: Sequence[str], options: Options, plan: dict) -> None:
+def _finish(out: Path, stems: Iterable[str], classes: list[str], options: Options, plan: dict) -> None:
     """Writes `rejected.csv` and `dataset.json` from the shards' manifests, and removes shards that are not among them."""
     counts: collections.Counter[str] = collections.Counter()
     kept, example, rejected = [], None, 0

@@ -11,8 +11,10 @@ import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -29,12 +31,41 @@ WORK_FOLDER = '.preparing'  # the subfolder with the manifests, until the set is
 _encode_lab = LabEncoder()  # one per process
 
 
+class Part(NamedTuple):
+    """The part of the shards that one of several commands makes: every `parts`-th, from `number` (1, 2, ...) on."""
+
+    number: int = 1
+    parts: int = 1
+
+    def has(self, shard: int) -> bool:
+        """Whether a shard, counted from 0 in the order of the photos, is of this part."""
+        return shard % self.parts == self.number - 1
+
+    def work_folder(self, out: Path) -> Path:
+        """The folder of what this part has begun; no other command uses it."""
+        folder = out / WORK_FOLDER
+        return folder / f'part-{self.number}-of-{self.parts}' if self.parts > 1 else folder
+
+
+def parse_part(text: str | None) -> Part:
+    """Parses '2/8', part 2 of 8; None is all. Raises UserError."""
+    if text is None:
+        return Part()
+    match = re.fullmatch(r'(\d+)/(\d+)', text)
+    part = Part(*map(int, match.groups())) if match else Part(0, 0)
+    if not 1 <= part.number <= part.parts:
+        raise UserError(f'--part={text} is invalid; give a number and how many parts there are, from 1/8 to 8/8')
+    return part
+
+
 @dataclasses.dataclass
 class ShardTask:
     """The candidates of one shard."""
 
     stem: str  # 'train-00003'
     split: str
+    folder: Path  # of what is not finished
+    is_own: bool = True  # whether it is of the part that this command makes
     photos: list[Photo] = dataclasses.field(default_factory=list)
     spool: str | None = None  # the file that holds the photos of a stream until the shard is made
 
@@ -73,21 +104,23 @@ class ClassLabels:
         return [self._names.get(label, str(label)) for label in range(max(self._names, default=-1) + 1)]
 
 
-def plan_shards(photos: Iterable[Photo], options: Options, out: Path) -> Iterator[ShardTask]:
+def plan_shards(photos: Iterable[Photo], options: Options, out: Path, part: Part) -> Iterator[ShardTask]:
     """Distributes selected, labeled photos over shards of `shard_photos` candidates of one split each.
 
     Photos of a stream are written to the shard's spool file, so that memory holds one of them at a time.
     """
     open_tasks: dict[str | None, ShardTask] = {}  # by split
     counts: collections.Counter[str | None] = collections.Counter()
+    folder = part.work_folder(out)
     try:
         for photo in photos:
             if photo.split not in open_tasks:
-                open_tasks[photo.split] = ShardTask(f'{photo.split}-{counts[photo.split]:05}', str(photo.split))
+                stem, is_own = f'{photo.split}-{counts[photo.split]:05}', part.has(counts.total())
+                open_tasks[photo.split] = ShardTask(stem, str(photo.split), folder, is_own)
                 counts[photo.split] += 1
             task = open_tasks[photo.split]
             if photo.data is not None:
-                _spool(task, photo, out)
+                _spool(task, photo)
             task.photos.append(photo)
             if len(task.photos) == options.shard_photos:
                 yield open_tasks.pop(photo.split)
@@ -98,11 +131,12 @@ def plan_shards(photos: Iterable[Photo], options: Options, out: Path) -> Iterato
             task.remove_spool()
 
 
-def _spool(task, photo, out):
-    task.spool = task.spool or os.path.join(out, WORK_FOLDER, f'{task.stem}.spool')
-    with open(task.spool, 'ab') as file:
-        photo.load = functools.partial(read_range, task.spool, file.tell(), len(photo.data))
-        file.write(photo.data)
+def _spool(task, photo):
+    if task.is_own:
+        task.spool = task.spool or os.path.join(task.folder, f'{task.stem}.spool')
+        with open(task.spool, 'ab') as file:
+            photo.load = functools.partial(read_range, task.spool, file.tell(), len(photo.data))
+            file.write(photo.data)
     photo.data = None
 
 
@@ -153,7 +187,7 @@ def make_shard(out: Path, task: ShardTask, options: Options, on_photo: Callable[
 
     path = out / f'{task.stem}.arrayrecord'
     try:
-        with pillow_unguarded(), files.atomic(path, out / WORK_FOLDER) as temporary:
+        with pillow_unguarded(), files.atomic(path, task.folder) as temporary:
             shards.write_shard(temporary, records(), options.encoding)
         size = path.stat().st_size
         if not count:
@@ -175,12 +209,12 @@ def manifest_path(out: Path, stem: str) -> Path:
     return out / WORK_FOLDER / f'{stem}.json'
 
 
-def is_complete(out: Path, task: ShardTask, options: Options) -> bool:
-    """Whether the task's shard exists, is whole, and was made from the same candidates and options."""
+def is_complete(out: Path, stem: str, fingerprint: str) -> bool:
+    """Whether a task's shard exists, is whole, and was made from candidates and options of that fingerprint."""
     try:
-        manifest = json.loads(manifest_path(out, task.stem).read_text(encoding='utf-8'))
+        manifest = json.loads(manifest_path(out, stem).read_text(encoding='utf-8'))
         shard = manifest['shard']
-        if manifest['candidates'] != task.fingerprint(options):
+        if manifest['candidates'] != fingerprint:
             return False
         return not shard['photos'] or (out / shard['file']).stat().st_size == shard['bytes']
     except (OSError, ValueError, KeyError, TypeError):

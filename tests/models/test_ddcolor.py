@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import count, network_shapes
 
 from jaxcolor import config as base
 from jaxcolor import models
@@ -20,20 +21,9 @@ PUBLISHED = {
 }
 
 
-def shapes(size=(64, 64), dtype='float32', **fields):
-    """(outputs, variables) for two photos, as shapes."""
-    network = models.build({**base.ddcolor(), 'dtype': dtype, **fields})
-    lightness = jnp.zeros((2, *size, 1))
-    return jax.eval_shape(lambda: network.init_with_output(jax.random.key(0), lightness, train=True))
-
-
-def count(tree):
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
 @pytest.mark.parametrize('variant', PUBLISHED)
 def test_parameters_are_those_of_the_published_files(variant):
-    params = shapes(variant=variant)[1]['params']
+    params = network_shapes('ddcolor', variant=variant)[1]['params']
     encoder, color_decoder, total, unused = PUBLISHED[variant]
     assert count(params['encoder']) == encoder - unused
     assert count(params['color_decoder']) == color_decoder
@@ -43,7 +33,7 @@ def test_parameters_are_those_of_the_published_files(variant):
 @pytest.mark.parametrize('size', [(64, 96), (50, 33), (1, 1)])
 def test_any_size_comes_out_as_it_went_in(size):
     with jax.numpy_dtype_promotion('standard'):  # Flax' layer norm mixes float32 with bfloat16
-        outputs, variables = shapes(size, 'bfloat16', width=1 / 16, layers=3)
+        outputs, variables = network_shapes('ddcolor', size, 'bfloat16', width=1 / 16, layers=3)
     assert {name: output.shape for name, output in outputs.items()} == {'ab': (2, *size, 2)}
     assert {leaf.dtype for leaf in jax.tree.leaves([outputs, variables])} == {jnp.dtype('float32')}
 

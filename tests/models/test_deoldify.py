@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import small_recipe
+from helpers import count, network_shapes, small_recipe
 from PIL import Image
 
 from jaxcolor import config as base
@@ -21,20 +21,9 @@ from jaxcolor.weights.export import export
 PUBLISHED = {'artistic': (21_284_672, 63_646_881, 4 * 300), 'stable': (42_500_160, 218_222_197, 4 * 256)}
 
 
-def shapes(size=(64, 64), dtype='float32', **fields):
-    """(outputs, variables, the new statistics) for two photos, as shapes."""
-    network = models.build({**base.deoldify(), 'dtype': dtype, **fields})
-    lightness = jnp.zeros((2, *size, 1))
-    return jax.eval_shape(lambda: network.init_with_output(jax.random.key(0), lightness, train=True))
-
-
-def count(tree):
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
 @pytest.mark.parametrize('variant', PUBLISHED)
 def test_parameters_are_those_of_the_published_files(variant):
-    params = shapes(variant=variant)[1]['params']
+    params = network_shapes('deoldify', variant=variant)[1]['params']
     encoder, total, lengths = PUBLISHED[variant]
     assert count(params['encoder']) == encoder
     assert count(params) == total - lengths
@@ -42,7 +31,7 @@ def test_parameters_are_those_of_the_published_files(variant):
 
 @pytest.mark.parametrize('size', [(64, 96), (50, 33), (1, 1)])
 def test_any_size_comes_out_as_it_went_in(size):
-    outputs, variables = shapes(size, 'bfloat16', width=1 / 16)
+    outputs, variables = network_shapes('deoldify', size, 'bfloat16', width=1 / 16)
     assert {name: output.shape for name, output in outputs.items()} == {'ab': (2, *size, 2)}
     assert {leaf.dtype for leaf in jax.tree.leaves([outputs, variables])} == {jnp.dtype('float32')}
 

@@ -9,8 +9,8 @@ from jaxcolor import config as fields
 from jaxcolor.models.eccv16 import CLASSES, ECCV16, TEMPERATURE
 from jaxcolor.models.siggraph17 import SIGGRAPH17
 from jaxcolor.models.zhang_layers import AB_SCALE
-from jaxcolor.weights.convert import VariablePath
 from jaxcolor.weights.published.converted import Converted, from_state_dict, variable_shapes
+from jaxcolor.weights.published.layers import Names, batch_norm, layer
 
 # By how much a color of the file may differ from its class, in units of a*b*; half precision rounds by 0.03.
 _TOLERANCE = 0.1
@@ -40,10 +40,10 @@ def convert(arrays: Mapping[str, np.ndarray], width: float = 1.0) -> Converted:
 def _eccv16(arrays: Mapping[str, np.ndarray], width: float) -> Converted:
     names = {
         **_encoder_names(),
-        **_layer('up', 'model8.0'),
-        **_layer('last/conv_0', 'model8.2'),
-        **_layer('last/conv_1', 'model8.4'),
-        **_layer('classes', 'model8.6'),
+        **layer('up', 'model8.0'),
+        **layer('last/conv_0', 'model8.2'),
+        **layer('last/conv_1', 'model8.4'),
+        **layer('classes', 'model8.6'),
         ('params', 'colors', 'kernel'): 'model_out.weight',  # applied to the likelihoods
     }
     shapes = variable_shapes(ECCV16(width, color_classes=0), (1, 8, 8, 1))
@@ -81,19 +81,19 @@ def _order(colors):
 def _siggraph17(arrays: Mapping[str, np.ndarray], width: float) -> Converted:
     names = {
         **_encoder_names(),
-        **_layer('up_8', 'model8up.0'),
-        **_layer('skip_8', 'model3short8.0'),
-        **_layer('block_8/conv_0', 'model8.1'),
-        **_layer('block_8/conv_1', 'model8.3'),
-        **_norm('block_8/norm', 'model8.5'),
-        **_layer('up_9', 'model9up.0'),
-        **_layer('skip_9', 'model2short9.0'),
-        **_layer('block_9/conv_0', 'model9.1'),
-        **_norm('block_9/norm', 'model9.3'),
-        **_layer('up_10', 'model10up.0'),
-        **_layer('skip_10', 'model1short10.0'),
-        **_layer('block_10/conv_0', 'model10.1'),
-        **_layer('output', 'model_out.0'),
+        **layer('up_8', 'model8up.0'),
+        **layer('skip_8', 'model3short8.0'),
+        **layer('block_8/conv_0', 'model8.1'),
+        **layer('block_8/conv_1', 'model8.3'),
+        **batch_norm('block_8/norm', 'model8.5'),
+        **layer('up_9', 'model9up.0'),
+        **layer('skip_9', 'model2short9.0'),
+        **layer('block_9/conv_0', 'model9.1'),
+        **batch_norm('block_9/norm', 'model9.3'),
+        **layer('up_10', 'model10up.0'),
+        **layer('skip_10', 'model1short10.0'),
+        **layer('block_10/conv_0', 'model10.1'),
+        **layer('output', 'model_out.0'),
     }
     kept = {name: array for name, array in arrays.items() if 'model_class.' not in name}
     shapes = variable_shapes(SIGGRAPH17(width), (1, 8, 8, 1))
@@ -106,26 +106,11 @@ def _siggraph17(arrays: Mapping[str, np.ndarray], width: float) -> Converted:
     return Converted(model.to_dict(), task.to_dict(), params, model_state, notes)
 
 
-def _encoder_names() -> dict[VariablePath, str]:
+def _encoder_names() -> Names:
     """The first seven blocks: in the file, a convolution is followed by its ReLU, the last one by the batch norm as well."""
-    names: dict[VariablePath, str] = {}
+    names: Names = {}
     for i, count in enumerate(_COUNTS):
         for j in range(count):
-            names |= _layer(f'block_{i}/conv_{j}', f'model{i + 1}.{2 * j}')
-        names |= _norm(f'block_{i}/norm', f'model{i + 1}.{2 * count}')
+            names |= layer(f'block_{i}/conv_{j}', f'model{i + 1}.{2 * j}')
+        names |= batch_norm(f'block_{i}/norm', f'model{i + 1}.{2 * count}')
     return names
-
-
-def _layer(path: str, name: str) -> dict[VariablePath, str]:
-    parts = path.split('/')
-    return {('params', *parts, 'kernel'): f'{name}.weight', ('params', *parts, 'bias'): f'{name}.bias'}
-
-
-def _norm(path: str, name: str) -> dict[VariablePath, str]:
-    parts = path.split('/')
-    return {
-        ('params', *parts, 'scale'): f'{name}.weight',
-        ('params', *parts, 'bias'): f'{name}.bias',
-        ('batch_stats', *parts, 'mean'): f'{name}.running_mean',
-        ('batch_stats', *parts, 'var'): f'{name}.running_var',
-    }
