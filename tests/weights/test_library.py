@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -66,13 +67,24 @@ def test_the_first_use_downloads_and_converts(cache, file, monkeypatch, capsys, 
     assert library.is_converted(NAME)
 
 
+def test_two_at_once_convert_once(cache, file, monkeypatch):
+    calls, convert = [], library.convert
+    monkeypatch.setattr(library, 'convert', lambda path: calls.append(path) or convert(path))
+    with serve(file.parent) as (address, asked):
+        set_source(monkeypatch, f'{address}/weights.pth')
+        with ThreadPoolExecutor(2) as pool:
+            folders = list(pool.map(library.model_folder, [NAME, NAME]))
+    assert folders[0] == folders[1] and store.is_exported(folders[0])
+    assert len(calls) == len(asked) == 1
+
+
 def test_another_file_is_not_kept(cache, file, monkeypatch):
     with serve(file.parent) as (address, _):
         for fields in ({'sha256': '0' * 64}, {'sha256': '0' * 8}, {'md5': '0' * 32}):
             set_source(monkeypatch, f'{address}/weights.pth', **fields)
             with pytest.raises(UserError, match='not the published file|hash'):
                 runs.load(NAME)
-            assert not list(cache.rglob('*.*'))
+            assert not list(cache.rglob('[!.]*.*'))
 
 
 def test_offline_one_sentence_says_which_file_to_put_where(cache, monkeypatch, cli):
@@ -120,7 +132,7 @@ def test_a_file_is_a_model(cache, file, tmp_path, cli):
         code, out, err = cli('colorize', FISH, f'--model={file}', f'--out={tmp_path / "out"}', '--size=64')
         assert code == 0, err
         assert f'{1 - run} of 1' in out
-    assert len(list((cache / 'published').iterdir())) == 1
+    assert len(list((cache / 'published').glob('[!.]*'))) == 1
     assert Image.open(tmp_path / 'out' / FISH.name).size == Image.open(FISH).size
     (tmp_path / 'text.pth').write_text('no weights')
     code, _, err = cli('colorize', FISH, f'--model={tmp_path / "text.pth"}', f'--out={tmp_path / "out"}')

@@ -3,6 +3,7 @@
 Files lie in the cache folder (`runtime.cache`), what they were converted to in its folder `published`.
 """
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -12,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pooch
 from ml_collections import ConfigDict
@@ -51,10 +53,29 @@ def _find_folder(model):
     if name in store.model_names() or name not in PUBLISHED:
         return _of_file(Path(model)) if os.path.isfile(model) else store.model_folder(model)
     published, folder = PUBLISHED[name], _folder(name)
-    if not store.is_exported(folder):
-        write_model(find_file(published), folder, precision='float32', summary=published.title)
-        _say(f'{name} ({published.title}) is under {published.license}, {published.license_url}.')
+    with _conversion_of(folder) as is_first:
+        if is_first:
+            write_model(find_file(published), folder, precision='float32', summary=published.title)
+            _say(f'{name} ({published.title}) is under {published.license}, {published.license_url}.')
     return folder
+
+
+@contextlib.contextmanager
+def _conversion_of(folder):
+    """Yields whether a folder is to be made, while other processes wait for it."""
+    if store.is_exported(folder):
+        yield False
+        return
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder.with_name(f'.{folder.name}.lock'))
+        lock.acquire()
+    except OSError as error:
+        raise UserError(f'{folder.parent} cannot be written ({error.strerror}).') from None
+    try:
+        yield not store.is_exported(folder)
+    finally:
+        lock.release()
 
 
 def is_converted(name: str) -> bool:
@@ -72,8 +93,9 @@ def _of_file(path):
     with open(path, 'rb') as file:
         digest = hashlib.file_digest(file, 'sha256').hexdigest()
     folder = _folder(f'sha256-{digest[:32]}')
-    if not store.is_exported(folder):
-        write_model(path, folder, precision='float32', summary=f'From {path.name}.')
+    with _conversion_of(folder) as is_first:
+        if is_first:
+            write_model(path, folder, precision='float32', summary=f'From {path.name}.')
     return folder
 
 
