@@ -82,6 +82,9 @@ def fit_name(stem: str, suffix: str) -> str:
 def atomic(path: str | os.PathLike, folder: str | os.PathLike | None = None) -> Iterator[Path]:
     """Yields a temporary path to write to; it replaces `path` when the block ends, and is removed when the block fails.
 
+    The file is on the disk before it replaces another: a full disk or a network file system may say only then that it did
+    not take it.
+
     Args:
         path: the file to write.
         folder: where the temporary file goes, on the same file system; beside `path` by default.
@@ -94,9 +97,12 @@ def atomic(path: str | os.PathLike, folder: str | os.PathLike | None = None) -> 
     temporary = Path(folder or path.parent) / f'.{uuid.uuid4().hex[:16]}.tmp'
     try:
         yield temporary
+        with open(temporary, 'rb+') as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what went wrong with the file is the error to raise
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

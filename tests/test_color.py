@@ -170,3 +170,17 @@ def test_fitted_colors_keep_lightness_and_hue_and_lie_in_srgb(array):
 def test_photos_are_inside_srgb_as_they_are(photos):
     lab = color.rgb_to_lab(photos[0])
     np.testing.assert_array_equal(color.fit_chroma(lab), lab)
+
+
+def test_planes_are_the_same_conversions(photos):
+    rgb = photos[0].astype(np.float32) / 255
+    lab, linear = color.rgb_to_lab(rgb), color.srgb_to_linear(rgb)
+    planes = [linear[..., i] for i in range(3)]
+    tolerance = {'rtol': 0, 'atol': 1e-4}  # of 100: float32, and sums in another order
+    np.testing.assert_allclose(color.linear_planes_to_lightness(planes), lab[..., 0], **tolerance)
+    np.testing.assert_allclose(
+        color.linear_planes_to_lightness(planes[:1]), color.rgb_to_lab(rgb[..., [0] * 3])[..., 0], **tolerance
+    )
+    back = np.stack(color.lab_planes_to_linear(*(lab[..., i] for i in range(3))), axis=-1)
+    np.testing.assert_allclose(back, linear, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(color.to_integer(rgb, np.dtype(np.uint16)), photos[0].astype(np.uint16) * 257)

@@ -18,6 +18,7 @@ from jaxcolor.errors import UserError
 from jaxcolor.inference.colorizer import Colorizer
 from jaxcolor.inference.metadata import Tag, encode_exif
 from jaxcolor.inference.photos import check_target
+from jaxcolor.prepare.deep import DeepImage
 
 # Sizes of the network's input, parts of the colorizer's.
 SCALES = (0.75, 1.0, 1.5)
@@ -44,12 +45,12 @@ class Agreement(NamedTuple):
         return picture
 
 
-def measure(colorizer: Colorizer, image: Image.Image) -> Agreement:
+def measure(colorizer: Colorizer, image: Image.Image | DeepImage) -> Agreement:
     """How far a network agrees with itself about a photo.
 
     Args:
         colorizer: the network, and its gain and size.
-        image: RGB or RGBA.
+        image: the photo.
     """
     inputs = [colorizer.preprocess(image, max(1, round(scale * colorizer.size))) for scale in SCALES]
     height, width = inputs[SCALES.index(1.0)].shape[1:3]

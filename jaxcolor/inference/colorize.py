@@ -24,8 +24,8 @@ from jaxcolor.inference.recompose import join
 from jaxcolor.prepare.decode import FORMATS, pillow_unguarded
 from jaxcolor.runtime.logs import Progress
 
-# Photos read ahead of the network, and as many written behind it.
-_QUEUE_PHOTOS = min(8, os.cpu_count() or 1)
+# Threads that read and write. As many photos are read ahead of the network, and as many written behind it.
+_QUEUE_PHOTOS = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 # Total pixels of the photos read ahead, of those waiting for a full batch, and of those being written; a single larger
 # photo is let through. It bounds the memory that scans take.
 _MAX_PIXELS = 2**27
@@ -119,7 +119,8 @@ def colorize(
             agreement.write_picture(found, first.size, path, photo.tag, overwrite)
             photo.file.notes.append(f'{photo.path}: its predictions differ by {found.mean:.1f} units of a*b* ({path}).')
         for path, frames in zip(paths_of(photo.target), predictions, strict=True):
-            images = frames if faithful else [join(*pair) for pair in zip(photo.file.images, frames, strict=True)]
+            pairs = zip(photo.file.images, frames, strict=True)
+            images = frames if faithful else [join(image, ab, in_place=variants == 1) for image, ab in pairs]
             write_photo(photo.file, images, path, photo.tag, overwrite)
 
     def finish(task: _Task) -> None:

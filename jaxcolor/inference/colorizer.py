@@ -12,7 +12,8 @@ from jaxcolor import color
 from jaxcolor.errors import UserError
 from jaxcolor.inference.faithful import Faithful
 from jaxcolor.inference.hints import Hints, as_hints, spread
-from jaxcolor.inference.recompose import join
+from jaxcolor.inference.recompose import join, resized
+from jaxcolor.prepare.deep import DeepImage
 from jaxcolor.runtime.parallel import compiler_options
 from jaxcolor.weights import runs
 
@@ -93,7 +94,12 @@ class Colorizer:
         return join(image, self.predict_with_hints(image, self.preprocess(image), style, variant, hints))
 
     def predict_with_hints(
-        self, image: Image.Image, lightness: np.ndarray, style: np.ndarray | None, variant: int, hints: Hints | None
+        self,
+        image: Image.Image | DeepImage,
+        lightness: np.ndarray,
+        style: np.ndarray | None,
+        variant: int,
+        hints: Hints | None,
     ) -> np.ndarray:
         """Predicts the colors of one photo, changed by hints if there are any.
 
@@ -139,16 +145,15 @@ class Colorizer:
             raise UserError('--style: this network has no global features.')
         return self._global_features(self.state, self.preprocess(image))
 
-    def preprocess(self, image: Image.Image, size: int = 0) -> np.ndarray:
+    def preprocess(self, image: Image.Image | DeepImage, size: int = 0) -> np.ndarray:
         """The network's input: L* of the photo, the shorter side `size` pixels (`self.size`), float32 (1, h, w, 1)."""
         size = size or self.size
-        rgb = image.convert('RGB')
-        shorter = min(rgb.size)
-        width, height = (max(1, round(min(side / shorter, _MAX_ASPECT) * size / MULTIPLE)) * MULTIPLE for side in rgb.size)
+        shorter = min(image.size)
+        width, height = (max(1, round(min(side / shorter, _MAX_ASPECT) * size / MULTIPLE)) * MULTIPLE for side in image.size)
         # The same filters as for training photos (prepare.decode, data.augment): sharper or softer inputs are colored
         # worse. Bicubic downscaling cost `ltbc_compact` 0.2 to 0.5 ab RMSE.
         resampling = Image.Resampling.BOX if shorter > size else Image.Resampling.BILINEAR
-        return color.rgb_to_lab(np.asarray(rgb.resize((width, height), resampling)))[None, ..., :1]
+        return color.rgb_to_lab(np.asarray(resized(image, (width, height), resampling)))[None, ..., :1]
 
     @functools.cached_property
     def digest(self) -> str:

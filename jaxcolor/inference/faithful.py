@@ -22,6 +22,7 @@ from jaxcolor.models.eccv16 import ECCV16
 from jaxcolor.models.iizuka import AB_LIMIT, Iizuka
 from jaxcolor.models.layers import IMAGENET_DEVIATION, IMAGENET_MEAN
 from jaxcolor.models.siggraph17 import SIGGRAPH17
+from jaxcolor.prepare.deep import DeepImage
 from jaxcolor.runtime.parallel import compiler_options
 from jaxcolor.tasks.state import TrainState
 from jaxcolor.tasks.task import Task
@@ -59,23 +60,24 @@ class Faithful:
         self._published = jax.jit(apply, compiler_options=compiler_options())
         self._network, self._program = task.network, _PROGRAMS[network]
 
-    def __call__(self, image: Image.Image, hints: Hints | None = None) -> Image.Image:
+    def __call__(self, image: Image.Image | DeepImage, hints: Hints | None = None) -> Image.Image:
         """Colors one photo.
 
         Args:
-            image: RGB or RGBA in sRGB; some programs see its colors where they shrink it, none in the lightness it keeps.
+            image: in sRGB; one of 16 bits is taken in 8. Programs that shrink photos in RGB see its colors, if it has any.
             hints: for siggraph17.
 
         Returns:
-            The colored photo, in the same mode and size.
+            The colored photo, RGB or RGBA of 8 bits, in the same size.
 
         Raises:
             UserError: there are hints, and the network takes none.
         """
         if hints is not None and not getattr(self._network, 'takes_hints', False):
             raise UserError('--hints: with --faithful, only siggraph17 takes hints.')
+        image = image.in_8_bits() if isinstance(image, DeepImage) else image
         colored = self._program(self, image.convert('RGB'), hints)
-        if image.mode == 'RGBA':
+        if image.mode[-1] == 'A':
             colored.putalpha(image.getchannel('A'))
         return colored
 

@@ -21,6 +21,8 @@ from PIL import Image
 from jaxcolor import color
 from jaxcolor.errors import UserError
 from jaxcolor.inference.photos import read_photo
+from jaxcolor.inference.recompose import resized
+from jaxcolor.prepare.deep import DeepImage
 
 _POINT = re.compile(r'\s*(\d+(?:\.\d+)?)\s*,\s*(\d+(?:\.\d+)?)\s*,\s*#?([0-9a-fA-F]{6})\s*')
 _MIN_ALPHA = 128  # of 255, of a stroke
@@ -155,11 +157,11 @@ def _check_strokes(image, name):
     return image
 
 
-def spread(image: Image.Image, ab: np.ndarray, hints: Hints) -> np.ndarray:
+def spread(image: Image.Image | DeepImage, ab: np.ndarray, hints: Hints) -> np.ndarray:
     """Changes predicted colors by hints.
 
     Args:
-        image: the photo, RGB or RGBA.
+        image: the photo.
         ab: predicted a*b*, float32 (h, w, 2), at any size.
         hints: which it has at these places exactly.
 
@@ -172,7 +174,7 @@ def spread(image: Image.Image, ab: np.ndarray, hints: Hints) -> np.ndarray:
     scale = min(1.0, math.sqrt(_MAX_CELLS / (image.width * image.height)))
     width, height = (max(1, round(side * scale)) for side in image.size)
     wanted, mask = hints.on_grid(image.size, height, width)
-    small = image.convert('RGB').resize((width, height), Image.Resampling.BOX)
+    small = resized(image, (width, height), Image.Resampling.BOX)
     lightness = color.rgb_to_lab(np.asarray(small))[..., 0]
     planes = [Image.fromarray(np.ascontiguousarray(ab[..., i], np.float32)) for i in range(2)]
     ab = np.stack([np.asarray(plane.resize((width, height), Image.Resampling.BILINEAR)) for plane in planes], axis=-1)

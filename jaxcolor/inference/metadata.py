@@ -10,6 +10,7 @@ from PIL import ExifTags, Image
 from jaxcolor.prepare.decode import FORMATS
 
 _KEPT = [ExifTags.Base[name] for name in ('ImageDescription', 'Make', 'Model', 'DateTime', 'Artist', 'Copyright')]
+_INCH = 2  # of the field ResolutionUnit
 # Of the other directories all is kept but what may be wrong of the result: sizes, color space, and an offset.
 _LEFT_OUT = {
     int(ExifTags.IFD.Exif): (
@@ -43,13 +44,17 @@ def read_tag(path: str | os.PathLike) -> Tag | None:
 
 
 def encode_exif(
-    directories: Mapping[int, Mapping[int, Any]], tag: Tag, with_maker_note: bool = True
+    directories: Mapping[int, Mapping[int, Any]],
+    tag: Tag,
+    dpi: tuple[float, float] | None = None,
+    with_maker_note: bool = True,
 ) -> tuple[bytes, list[str]]:
-    """Encodes the EXIF data that hold for the result, too: author, date, camera, position; and the tag.
+    """Encodes the EXIF data that hold for the result, too: author, date, camera, position, resolution; and the tag.
 
     Args:
-        directories: of the photo, from `decode.read_exif`.
+        directories: of the photo's `Metadata`.
         tag: of the result.
+        dpi: pixels an inch, in x and y.
         with_maker_note: whether the camera's own, unpublished data are kept; they can be larger than a JPEG allows.
 
     Returns:
@@ -62,6 +67,9 @@ def encode_exif(
         if (field in _KEPT if number == 0 else field not in _LEFT_OUT.get(number, ()))
         and (with_maker_note or field != ExifTags.Base.MakerNote)
     }
+    if dpi:
+        resolution = {'XResolution': dpi[0], 'YResolution': dpi[1], 'ResolutionUnit': _INCH}
+        kept |= {(0, ExifTags.Base[name]): value for name, value in resolution.items()}
     try:
         return _encode(kept, tag), []
     except Exception:  # Pillow raises anything on values of a wrong type; one by one they show which

@@ -7,19 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageCms
+from PIL import Image
 
 from jaxcolor import files
 from jaxcolor.errors import UserError
+from jaxcolor.inference import encode
 from jaxcolor.inference.metadata import Tag, encode_exif, read_tag
 from jaxcolor.prepare.decode import Frames, RejectedError, open_frames, open_photo
+from jaxcolor.prepare.deep import DeepImage
 
 # Formats of results, by suffix; other photos become PNG.
 OUTPUT_FORMATS = {'.jpg': 'JPEG', '.jpeg': 'JPEG', '.jpe': 'JPEG', '.jfif': 'JPEG', '.mpo': 'JPEG', '.png': 'PNG'}
 OUTPUT_FORMATS |= {'.apng': 'PNG', '.webp': 'WEBP', '.tif': 'TIFF', '.tiff': 'TIFF'}
 _MIN_SIDE = 2
 _MAX_MS = {'PNG': 65_535_000.0, 'WEBP': 2.0**24 - 1}  # of a frame
-_SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
 
 
 @dataclasses.dataclass
@@ -32,8 +33,8 @@ class PhotoFile:
     notes: list[str] = dataclasses.field(default_factory=list)  # a sentence each on what its result does not keep
 
     @property
-    def images(self) -> list[Image.Image]:
-        """The frames: RGB or RGBA in sRGB, upright."""
+    def images(self) -> list[Image.Image | DeepImage]:
+        """The frames: L, RGB or RGBA in sRGB, or of 16 bits; upright."""
         return self.frames.images
 
     @property
@@ -70,8 +71,10 @@ def read_frames(path: str | os.PathLike, max_megapixels: float) -> PhotoFile:
     """
     data, frames = _read(path, lambda data: open_frames(data, max_megapixels=max_megapixels))
     photo = PhotoFile(Path(path), frames, hashlib.sha256(data).hexdigest())
-    if not frames.exif_complete:
+    if not frames.metadata.exif_complete:
         photo.notes.append(f'{path}: EXIF data that cannot be read were dropped.')
+    if frames.lost_depth:
+        photo.notes.append(f'{path} has more than 8 bits a channel, its result has 8 ({frames.lost_depth}).')
     return photo
 
 
@@ -81,7 +84,7 @@ def _read(path, decode):
         data = Path(path).read_bytes()
         decoded = decode(data)
     except OSError as error:
-        raise UserError(f'{path} cannot be read ({error.strerror}).') from None
+        raise UserError(f'{path} cannot be read ({error.strerror or error}).') from None
     except RejectedError as error:
         hint = '; raise --max-megapixels to allow it' if 'megapixels' in str(error) else ''
         raise UserError(f'{path} cannot be colored: {error}{hint}.') from None
@@ -111,12 +114,14 @@ def check_target(path: str | os.PathLike, overwrite: bool) -> Tag | None:
     return tag
 
 
-def write_photo(photo: PhotoFile, images: Sequence[Image.Image], path: str | os.PathLike, tag: Tag, overwrite: bool) -> None:
+def write_photo(
+    photo: PhotoFile, images: Sequence[Image.Image | DeepImage], path: str | os.PathLike, tag: Tag, overwrite: bool
+) -> None:
     """Writes a result atomically, in the format of its suffix. What it cannot hold is added to the photo's notes.
 
     Args:
         photo: the photo.
-        images: its colored frames, RGB or RGBA in sRGB.
+        images: its colored frames, RGB or RGBA in sRGB, or of 16 bits.
         path: of the result, with a suffix of OUTPUT_FORMATS.
         tag: says how it was made.
         overwrite: as in `check_target`.
@@ -127,25 +132,29 @@ def write_photo(photo: PhotoFile, images: Sequence[Image.Image], path: str | os.
     path, notes = Path(path), []
     file_format = OUTPUT_FORMATS[path.suffix.lower()]
     options: dict[str, Any] = {'quality': 95} if file_format in ('JPEG', 'WEBP') else {}
-    if file_format == 'JPEG':
+    images, file_format = _fitting_frames(photo.frames, images, file_format)
+    if not (file_format == 'TIFF' or (file_format == 'PNG' and len(images) == 1)):
+        if any(isinstance(image, DeepImage) for image in images):
+            notes.append(f'{photo.path}: {file_format} has 8 bits a channel, not 16.')
+        images = [image.in_8_bits() if isinstance(image, DeepImage) else image for image in images]
+    if file_format in ('JPEG', 'MPO'):
         options['subsampling'] = 0
         if any(image.mode == 'RGBA' for image in images):
             notes.append(f'{photo.path}: JPEG has no transparency; it was laid on white.')
             images = [_on_white(image) for image in images]
-    images, file_format = _fitting_frames(photo.frames, images, file_format)
     if len(images) < photo.frames.total:
         notes.append(f'{photo.path}: {len(images)} of {photo.frames.total} frames are in the result.')
     if len(images) > 1:
-        options |= {'save_all': True, 'append_images': images[1:], **_animation(photo.frames, file_format)}
+        options |= _animation(photo.frames, file_format)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.atomic(path) as temporary:
-            dropped = _save(photo, images[0], temporary, file_format, tag, options)
+            dropped = _save(photo, images, temporary, file_format, tag, options)
             check_target(path, overwrite)
     except OSError as error:
         raise UserError(f'{path} cannot be written ({error.strerror or error}).') from None
     if dropped:
-        notes.append(f'{photo.path}: EXIF data that the result cannot hold were dropped ({", ".join(dropped)}).')
+        notes.append(f'{photo.path}: data that the result cannot hold were dropped ({", ".join(dropped)}).')
     photo.notes += [note for note in notes if note not in photo.notes]
 
 
@@ -177,21 +186,18 @@ def _animation(frames, file_format):
     return {'duration': durations[1:] if cover else durations, 'loop': frames.loop, **cover}
 
 
-def _save(photo, image, path, file_format, tag, options):
-    """Saves an image with as much of the photo's EXIF data as can be -> names of what was dropped."""
-
-    def save(exif):
-        image.save(path, file_format, icc_profile=_SRGB, exif=exif, **options)
-
-    directories = photo.frames.exif
-    for options_of_exif, also_dropped in [((directories, tag), []), ((directories, tag, False), ['MakerNote'])]:
-        exif, dropped = encode_exif(*options_of_exif)
+def _save(photo, images, path, file_format, tag, options):
+    """Saves images with as much of the photo's metadata as can be -> names of what was dropped."""
+    metadata, dropped = encode.fitting(photo.frames.metadata, file_format)
+    exif_options = (metadata.exif, tag, metadata.dpi)
+    for with_maker_note, also_dropped in [(True, []), (False, ['MakerNote'])]:
+        exif, fields = encode_exif(*exif_options, with_maker_note)
         try:
-            save(exif)
-            return dropped + also_dropped
+            encode.save(path, file_format, images, exif, metadata, options)
+            return dropped + fields + also_dropped
         except OSError:
             raise
         except Exception:  # too much for the format, or values that it refuses: ValueError, struct.error, ...
             continue
-    save(encode_exif({}, tag)[0])
-    return ['all of them']
+    encode.save(path, file_format, images, encode_exif({}, tag)[0], metadata, options)
+    return [*dropped, 'all of EXIF']

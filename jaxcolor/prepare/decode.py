@@ -6,11 +6,14 @@ import io
 import os
 import warnings
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 from PIL.Image import Transpose
+
+from jaxcolor.prepare.deep import GRAY_MODES, DeepImage, TooDeepError, gray_levels, is_deep, read_deep
+from jaxcolor.prepare.file_metadata import Metadata, read_metadata
 
 # Plug-ins of Pillow, in the extra `formats`. They add their formats to Pillow's.
 with contextlib.suppress(ImportError):
@@ -36,10 +39,6 @@ _JXL_STARTS = (b'\xff\x0a', b'\0\0\0\x0cJXL \r\n\x87\n')
 # Frames of an MPO file that are no photos of their own: small copies for displays (CIPA DC-007, 5.2.3.3).
 _MPO_THUMBNAILS = ('Large Thumbnail (VGA Equivalent)', 'Large Thumbnail (Full HD Equivalent)')
 
-# Tags of TIFF.
-_PHOTOMETRIC, _MAX_SAMPLE_VALUE, _S_MAX_SAMPLE_VALUE = 262, 281, 341
-_OVERSHOOT = 1.1  # how far values may lie above white: resampled floats do
-
 _SRGB = ImageCms.createProfile('sRGB')
 # EXIF orientation -> the transposition that turns the photo upright.
 _UPRIGHT = {
@@ -51,6 +50,17 @@ _UPRIGHT = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
+# The same for arrays (H, W, C).
+_UPRIGHT_ARRAY = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a),
+}
+_PROFILE_ERRORS = (ImageCms.PyCMSError, OSError, ValueError, TypeError)  # of a broken profile
 
 
 def is_photo(name: str | os.PathLike) -> bool:
@@ -104,14 +114,15 @@ def open_photo(
 class Frames(NamedTuple):
     """The pages or frames of a photo file."""
 
-    images: list[Image.Image]  # RGB or RGBA in sRGB, upright; of one mode; first the one that viewers show
+    # Upright, in sRGB; first the one that viewers show. L, RGB or RGBA, all RGBA if one is; what is deeper, as it is.
+    images: list[Image.Image | DeepImage]
     total: int  # in the file: some may be missing, small copies or broken ones
     durations: list[float]  # ms, of each; empty where the frames are no animation
     loop: int  # how often an animation is played; 0 for ever
     has_cover: bool  # the first image is shown instead of the animation (PNG)
     format: str  # Pillow's name
-    exif: dict[int, dict[int, Any]]  # of the first image, from `read_exif`
-    exif_complete: bool
+    metadata: Metadata  # of the first image
+    lost_depth: str  # why a photo of more than 8 bits a channel was read in 8 bits, in a few words
 
 
 def open_frames(data: bytes, *, max_megapixels: float) -> Frames:
@@ -129,9 +140,21 @@ def open_frames(data: bytes, *, max_megapixels: float) -> Frames:
     if total * image.width * image.height > max_megapixels * 1e6:
         size = f'{total} frames of {image.width}x{image.height}'
         raise RejectedError(f'{size} are more than {max_megapixels:g} megapixels together')
-    with _rejecting_broken():
-        images = [_decode(image, None, keep_alpha=True)]
-    exif, exif_complete = read_exif(image)
+    lost = []
+
+    def decode():
+        """The current frame, in all its bits where the result can hold them."""
+        with _rejecting_broken():
+            if is_deep(image, data):
+                try:
+                    return _decode_deep(image, data)
+                except TooDeepError as error:
+                    lost.append(str(error))
+            frame = _decode(image, None, keep_alpha=True, keep_gray=True)
+            return frame.copy() if frame is image and total > 1 else frame
+
+    images = [decode()]
+    metadata = read_metadata(image)
     is_animation = image.format in ('GIF', 'PNG', 'WEBP', 'AVIF')
     loop = image.info.get('loop', 1 if image.format == 'GIF' else 0)
     durations = [image.info.get('duration', 0)]
@@ -141,25 +164,29 @@ def open_frames(data: bytes, *, max_megapixels: float) -> Frames:
             image.seek(index)
             with _rejecting_broken():
                 _check_size(image, max_megapixels)
-                frame = _decode(image, None, keep_alpha=True)
+            frame = decode()
         except Exception:  # a file that is cut short: the frames before it are there
             break
         if image.format == 'MPO' and _is_small_copy(image, index, frame, images[0]):
             continue
         images.append(frame)
         durations.append(image.info.get('duration', 0))
-    if any(frame.mode == 'RGBA' for frame in images):
-        images = [frame.convert('RGBA') for frame in images]
-    return Frames(
+    if any(isinstance(frame, Image.Image) and frame.mode == 'RGBA' for frame in images):
+        images = [frame if isinstance(frame, DeepImage) else frame.convert('RGBA') for frame in images]
+    frames = Frames(
         images,
         total,
         [float(duration or 0) for duration in durations] if is_animation and len(images) > 1 else [],
         loop if isinstance(loop, int) else 0,
         bool(image.info.get('default_image')),
         str(image.format),
-        exif,
-        exif_complete,
+        metadata,
+        lost[0] if lost else '',
     )
+    for frame in images:
+        if isinstance(frame, Image.Image):
+            frame.info = {}  # Pillow would write some of it to the result
+    return frames
 
 
 def _count_frames(image):
@@ -174,25 +201,6 @@ def _is_small_copy(image, index, frame, first):
     """Whether an MPO's frame is a thumbnail, or a depth or gain map: smaller than the photo."""
     kind = image.mpinfo[0xB002][index]['Attribute']['MPType']
     return kind in _MPO_THUMBNAILS or frame.width * frame.height < first.width * first.height
-
-
-def read_exif(image: Image.Image) -> tuple[dict[int, dict[int, Any]], bool]:
-    """Reads what EXIF says of a decoded image, as far as it can be read.
-
-    Returns:
-        ({directory: {tag: value}}, whether all of it could be read). The directories are 0 (the first), `IFD.Exif` and
-        `IFD.GPSInfo` of Pillow's `ExifTags`; empty ones are left out.
-    """
-    directories, complete = {}, True
-    for number in (0, ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
-        # Broken EXIF raises anything: struct.error, SyntaxError, KeyError, OverflowError, ...
-        try:
-            exif = image.getexif()
-            if tags := dict(exif.get_ifd(number) if number else exif):
-                directories[int(number)] = tags
-        except Exception:
-            complete = False
-    return directories, complete
 
 
 @contextlib.contextmanager
@@ -232,8 +240,24 @@ def _check_size(image, max_megapixels):
         raise RejectedError(f'{width}x{height} is more than {max_megapixels:g} megapixels')
 
 
-def _decode(image, shorter_side, keep_alpha):
-    """An opened image, at its current frame -> RGB(A) in sRGB, upright."""
+def _decode_deep(image, data):
+    """An opened image, at its current frame -> DeepImage. Raises TooDeepError."""
+    stored = image.tag_v2.get(ExifTags.Base.Orientation, 1) if image.format == 'TIFF' else None
+    if stored is None or image.mode in GRAY_MODES:  # else Pillow would decode it to 8 bits for nothing
+        image.load()
+    profile, orientation = image.info.get('icc_profile'), _orientation(image)
+    with contextlib.suppress(*_PROFILE_ERRORS):
+        if profile and _is_of_rgb(profile) and _is_srgb(profile):
+            profile = None
+    deep, is_turned = read_deep(image, data, profile)
+    if stored is not None and not is_turned:
+        orientation = stored  # Pillow has turned its own pixels, and forgotten why
+    pixels = deep.pixels
+    return DeepImage(np.ascontiguousarray(_UPRIGHT_ARRAY[orientation](pixels)) if orientation in _UPRIGHT else pixels)
+
+
+def _decode(image, shorter_side, keep_alpha, keep_gray=False):
+    """An opened image, at its current frame -> RGB(A) in sRGB, upright; L where gray is kept."""
     size = None
     if shorter_side and min(image.size) > shorter_side:
         scale = shorter_side / min(image.size)
@@ -246,7 +270,7 @@ def _decode(image, shorter_side, keep_alpha):
     upright = _to_8_bits(image, keep_alpha)
     if size:
         upright = upright.resize(size, Image.Resampling.BOX)
-    upright = _to_srgb(upright, profile)
+    upright = _to_srgb(upright, profile, keep_gray)
     return upright.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else upright
 
 
@@ -262,8 +286,8 @@ def _orientation(image):
 
 def _to_8_bits(image, keep_alpha):
     """An image of any mode -> L, RGB, CMYK, or RGBA where transparency is kept."""
-    if image.mode in ('I;16', 'I;16B', 'I;16L', 'I;16N', 'I', 'F'):
-        return Image.fromarray(_deep_to_8_bits(image))
+    if image.mode in GRAY_MODES:
+        return Image.fromarray(gray_levels(image, 255))
     if image.mode in ('PA', 'LA', 'La', 'RGBa', 'RGBA') or 'transparency' in image.info:
         image = image.convert('RGBA')
         if keep_alpha:
@@ -274,28 +298,8 @@ def _to_8_bits(image, keep_alpha):
     return image.convert('L' if image.mode == '1' else 'RGB')
 
 
-def _deep_to_8_bits(image):
-    """A gray image of 16 or 32 bits a pixel -> uint8 (H, W)."""
-    values = np.asarray(image).astype(np.float64)
-    values[~np.isfinite(values)] = 0
-    tags = getattr(image, 'tag_v2', {})
-    black, white = 0.0, _white(image, values, tags)
-    if tags.get(_PHOTOMETRIC) == 0:  # white is zero; Pillow turns this round for 8 bits alone
-        black, white = white, black
-    return np.round(np.clip((values - black) * (255 / (white - black)), 0, 255)).astype(np.uint8)
-
-
-def _white(image, values, tags):
-    """The value of white: what the file says, else the smallest usual one that the values do not exceed."""
-    if image.format in ('PNG', 'PPM', 'JPEG2000'):
-        return 65535.0  # Pillow scales what has fewer bits
-    for tag in (_MAX_SAMPLE_VALUE, _S_MAX_SAMPLE_VALUE):
-        with contextlib.suppress(TypeError, ValueError, IndexError):
-            told = float(np.max(tags.get(tag, 0)))
-            if 0 < told < np.inf and told >= values.max() / _OVERSHOOT:
-                return told
-    usual = (1.0, 255.0, 65535.0) if image.mode == 'F' else (255.0, 1023.0, 4095.0, 16383.0, 65535.0)
-    return next((white for white in usual if values.max() <= white * _OVERSHOOT), values.max())
+def _is_of_rgb(profile):
+    return ImageCms.ImageCmsProfile(io.BytesIO(profile)).profile.xcolor_space.strip() == 'RGB'
 
 
 @functools.lru_cache(maxsize=16)
@@ -308,22 +312,24 @@ def _is_srgb(profile):
     return bool(np.abs(converted.astype(int) - colors).max() <= 2)
 
 
-def _to_srgb(image, profile):
-    """An L, RGB, CMYK or RGBA image and its ICC profile (bytes or None) -> RGB(A) in sRGB. A broken profile is ignored."""
+def _to_srgb(image, profile, keep_gray=False):
+    """An L, RGB, CMYK or RGBA image and its ICC profile (bytes or None) -> RGB(A) in sRGB, or L where gray is kept; the
+    image itself where it is that already. A broken profile is ignored."""
     if image.mode == 'RGBA':
         alpha = image.getchannel('A')
         image = _to_srgb(image.convert('RGB'), profile)
         image.putalpha(alpha)
         return image
     if profile:
-        with contextlib.suppress(ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        with contextlib.suppress(*_PROFILE_ERRORS):
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            is_rgb = source.profile.xcolor_space.strip() == 'RGB'
+            is_rgb = _is_of_rgb(profile)
             if is_rgb and image.mode == 'L':
                 image = image.convert('RGB')
             if not (is_rgb and _is_srgb(profile)):
                 return ImageCms.profileToProfile(image, source, _SRGB, outputMode='RGB')
-    return image.convert('RGB')
+    # A copy of a large photo is a third of the time that it takes to read it.
+    return image if image.mode == 'RGB' or (keep_gray and image.mode == 'L') else image.convert('RGB')
 
 
 def is_gray(lab: np.ndarray) -> bool:

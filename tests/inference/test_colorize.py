@@ -13,7 +13,7 @@ from jaxcolor.data.augment import center_crop
 from jaxcolor.errors import UserError
 from jaxcolor.inference.colorize import colorize
 from jaxcolor.inference.plan import plan_outputs
-from jaxcolor.inference.recompose import recompose
+from jaxcolor.inference.recompose import join
 from jaxcolor.prepare.decode import open_photo, pillow_unguarded
 
 FISH = PHOTOS / 'train' / 'fish1.jpg'
@@ -101,16 +101,43 @@ def test_results_have_color(colorizer):
 def test_recompose_has_no_seams_between_strips(monkeypatch):
     photo = Image.open(FISH)
     ab = 60 * np.random.default_rng(0).standard_normal((16, 24, 2)).astype(np.float32)
-    whole = np.asarray(recompose(photo, ab))
-    monkeypatch.setattr('jaxcolor.inference.recompose._STRIP_PIXELS', photo.width * 7)
-    difference = np.asarray(recompose(photo, ab), np.int32) - whole
+    whole = np.asarray(join(photo, ab))
+    monkeypatch.setattr('jaxcolor.inference.recompose._CHUNK', photo.width * 7 + 5)
+    difference = np.asarray(join(photo, ab), np.int32) - whole
     assert np.abs(difference).max() <= 1
 
 
 def test_recompose_with_the_true_colors_gives_the_photo():
     photo = Image.open(FISH)
     lab = color.rgb_to_lab(np.asarray(photo))
-    assert (np.asarray(recompose(photo, lab[..., 1:])) == np.asarray(photo)).all()
+    assert (np.asarray(join(photo, lab[..., 1:])) == np.asarray(photo)).all()
+
+
+def test_colors_end_where_the_photo_has_edges(monkeypatch):
+    """Of a step whose sides differ in lightness and color, half the error of bicubic enlargement is left; ends stay."""
+    side, size = 8, 12  # pixels of the photo to one of the network, which sees 12 x 12
+    right = np.arange(size * side) >= 5 * side + 3  # the edge lies inside a pixel of the network
+    photo = Image.fromarray(np.where(right, 190, 70).astype(np.uint8)[None].repeat(size * side, 0))
+    truth = np.where(right[:, None], np.float32([30, -25]), np.float32([-20, 30]))  # (W, 2)
+    ab = truth.reshape(size, side, 2).mean(axis=1)[None].repeat(size, 0)
+
+    def error():
+        found = color.rgb_to_lab(np.asarray(join(photo, ab)))[size * side // 2, :, 1:]
+        return np.abs(found - truth)
+
+    aware = error()
+    monkeypatch.setattr('jaxcolor.inference.recompose.edge_model', lambda image, ab: (0 * ab, ab))
+    bicubic = error()
+    assert aware.mean() < 0.5 * bicubic.mean()
+    assert aware[:16].max() < 3 and aware[-16:].max() < 3
+
+
+def test_coloring_in_place_gives_the_same():
+    ab = 20 * np.random.default_rng(0).standard_normal((16, 24, 2)).astype(np.float32)
+    for mode in ('L', 'RGB', 'RGBA'):
+        photo = Image.open(FISH).convert(mode)
+        expected = np.asarray(join(photo, ab))
+        np.testing.assert_array_equal(np.asarray(join(photo, ab, in_place=True)), expected)
 
 
 def test_transparency_is_kept(colorizer, tmp_path):

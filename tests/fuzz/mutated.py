@@ -1,0 +1,287 @@
+"""Reads mutated files: every one becomes a result or one sentence, nothing is written outside the folder of results.
+
+    python tests/fuzz/mutated.py TARGET [--files=10000] [--seed=0]
+
+TARGET is colorize, prepare or weights. A crash ends with a traceback; the file at fault is kept, and named.
+"""
+
+import argparse
+import csv
+import faulthandler
+import hashlib
+import io
+import os
+import resource
+import shutil
+import sys
+import tempfile
+import types
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, PngImagePlugin
+
+sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent.parent / 'weights')]
+
+BATCH = 250  # files that are made and read together
+SECONDS = 300  # a batch may take
+MEMORY = 8 * 2**30  # bytes beside those that are in use when it starts
+
+
+# Files to mutate.
+
+
+def photo_seeds():
+    """{suffix: [file, ...]} of all formats, small, with all that a file can hold beside its pixels."""
+    import odd_photos
+
+    def encoded(image, **options):
+        if 'append_images' in options:  # saving leaves traces on an image
+            options['append_images'] = [frame.copy() for frame in options['append_images']]
+        return odd_photos.encoded(image.copy(), **options)
+
+    photo = Image.fromarray(odd_photos.quadrants()[::2, ::2])
+    frames = [photo.rotate(90 * turn) for turn in range(3)]
+    exif = Image.Exif()
+    exif[0x013B], exif[0x0112] = 'A. Painter', 6
+    exif[0x8769], exif[0x8825] = {0x9003: '2001:01:01 00:00:00', 0x829A: 0.5, 0x927C: b'maker'}, {1: 'N', 2: (1.0, 2.0, 3.5)}
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt('XML:com.adobe.xmp', '<x tiff:Orientation="6"/>')
+    every = {'save_all': True, 'append_images': frames[1:]}
+    gray16 = Image.fromarray(np.arange(32 * 24, dtype=np.uint16).reshape(24, 32) * 80)
+    gray_float = Image.fromarray(np.linspace(0, 1, 32 * 24, dtype=np.float32).reshape(24, 32))
+    transparent = photo.convert('RGBA')
+    transparent.putalpha(Image.linear_gradient('L').resize(photo.size))
+    seeds = {
+        '.jpg': [
+            encoded(photo, format='JPEG', exif=exif, icc_profile=icc, xmp=b'<x tiff:Orientation="6"/>', dpi=(300, 300)),
+            encoded(photo.convert('CMYK'), format='JPEG', progressive=True),
+            encoded(photo, format='MPO', **every),
+        ],
+        '.png': [
+            encoded(transparent, format='PNG', exif=exif, icc_profile=icc, pnginfo=text, dpi=(300, 300)),
+            encoded(photo.convert('P'), format='PNG', transparency=3),
+            encoded(gray16, format='PNG'),
+            encoded(photo, format='PNG', duration=100, loop=2, **every),
+        ],
+        '.webp': [encoded(photo, format='WEBP', exif=exif), encoded(transparent, format='WEBP', duration=100, **every)],
+        '.tif': [
+            encoded(photo, format='TIFF', **every),
+            encoded(photo, format='TIFF', compression='tiff_lzw'),
+            encoded(photo, format='TIFF', compression='tiff_adobe_deflate', icc_profile=icc),
+            encoded(photo.convert('CMYK'), format='TIFF', compression='jpeg'),
+            encoded(gray16, format='TIFF'),
+            encoded(gray_float, format='TIFF'),
+        ],
+        '.gif': [encoded(photo.convert('P'), format='GIF', duration=100, loop=1, **every)],
+        '.bmp': [encoded(photo, format='BMP')],
+        '.tga': [encoded(photo, format='TGA', compression='tga_rle')],
+        '.ppm': [encoded(photo, format='PPM'), b'P5 32 24 65535\n' + bytes(range(256)) * 6],
+        '.jp2': [encoded(photo, format='JPEG2000')],
+    }
+    for name, suffix in (('AVIF', '.avif'), ('HEIF', '.heic'), ('JXL', '.jxl')):
+        if name in Image.SAVE:
+            seeds[suffix] = [encoded(photo, format=name, exif=exif.tobytes())]
+    try:
+        import imagecodecs
+        import tifffile
+    except ImportError:
+        return seeds
+    deep = np.random.default_rng(0).integers(0, 65536, (24, 32, 4), np.uint16)
+    seeds['.png'] += [imagecodecs.png_encode(deep), imagecodecs.png_encode(np.ascontiguousarray(deep[..., :3]))]
+    for options in ({}, {'compression': 'lzw', 'predictor': True, 'iccprofile': icc}, {'planarconfig': 'separate'}):
+        file = io.BytesIO()
+        tifffile.imwrite(file, np.moveaxis(deep, 2, 0) if 'planarconfig' in options else deep, photometric='rgb', **options)
+        seeds['.tif'].append(file.getvalue())
+    return seeds
+
+
+def weight_seeds():
+    """{suffix: [file, ...]} of the kinds of weight files."""
+    import h5py
+    import safetensors.numpy
+    from torch_files import write_torch_stream, write_torch_zip
+
+    arrays = {'conv.weight': np.ones((4, 3, 3, 3), np.float32), 'conv.bias': np.zeros(4, np.float32)}
+    seeds = {'.safetensors': [safetensors.numpy.save(arrays, {'format': 'pt'})]}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'a'
+        seeds['.pth'] = []
+        for write in (write_torch_zip, write_torch_stream):
+            write(arrays, path)
+            seeds['.pth'].append(path.read_bytes())
+        seeds['.h5'] = []
+        for named in (True, False):
+            with h5py.File(path, 'w') as file:
+                if named:
+                    group = file.create_group('conv')
+                    group['kernel'] = arrays['conv.weight']
+                    group.attrs['weight_names'] = [b'kernel']
+                else:
+                    file['layers/conv2d/vars/0'] = arrays['conv.weight']
+            seeds['.h5'].append(path.read_bytes())
+    return seeds
+
+
+INTERESTING = [
+    bytes(4),
+    b'\xff\xff\xff\xff',
+    b'\x7f\xff\xff\xff',
+    b'\xff\xff\xff\x7f',
+    b'\1\0\0\0',
+    b'\0\0\0\1',
+    b'\0\1\0\0',
+]
+
+
+def mutated(data, others, generator):
+    """A file with one to four changes: of bytes, numbers and blocks, cut off, or mixed with another file."""
+    data = bytearray(data)
+    for _ in range(generator.integers(1, 5)):
+        if len(data) < 8:
+            break
+        # The beginning, where the structure is, is hit as often as all the rest.
+        end = len(data) if generator.random() < 0.5 else min(len(data), 300)
+        at, length = int(generator.integers(end)), int(generator.integers(1, 64))
+        kind = generator.integers(8)
+        if kind < 2:
+            data[at] = generator.integers(256)
+        elif kind == 2:
+            data[at] ^= 1 << int(generator.integers(8))
+        elif kind == 3:
+            data[at : at + 4] = INTERESTING[generator.integers(len(INTERESTING))]
+        elif kind == 4:
+            del data[at : at + length]
+        elif kind == 5:
+            data[at:at] = data[at : at + length]
+        elif kind == 6:
+            other = others[generator.integers(len(others))]
+            start = int(generator.integers(len(other)))
+            data[at : at + length] = other[start : start + length]
+        elif generator.random() < 0.3:
+            del data[at:]
+    return bytes(data)
+
+
+def files_of(seeds, count, generator):
+    """Yields (name, file)."""
+    everything = [(suffix, data) for suffix, files in seeds.items() for data in files]
+    others = [data for _, data in everything]
+    for number in range(count):
+        suffix, data = everything[generator.integers(len(everything))]
+        if generator.random() < 0.05:  # under another format's name
+            suffix = everything[generator.integers(len(everything))][0]
+        yield f'{number:05}{suffix}', mutated(data, others, generator)
+
+
+# What reads them. Each takes a folder of files and an empty one, and returns how many files became something.
+
+
+def stub_colorizer():
+    """A colorizer whose network is a fixed pattern of colors."""
+    from jaxcolor.inference.colorizer import Colorizer
+
+    class Stub(Colorizer):
+        digest, batch_size, task = 'f' * 32, 1, types.SimpleNamespace(takes_noise=False)
+
+        def __init__(self):
+            self.size = 32
+
+        def predict_ab(self, lightness, style=None, variant=0):
+            return np.concatenate([lightness - 50, 50 - lightness], axis=-1)
+
+    return Stub()
+
+
+def run_colorize(folder, out):
+    from jaxcolor.inference.colorize import colorize
+    from jaxcolor.inference.plan import plan_outputs
+
+    count = len(list(folder.iterdir()))
+    summary = colorize(stub_colorizer(), plan_outputs([folder], out), quiet=True, max_megapixels=4)
+    assert summary.colored + len(summary.failures) == count, (summary.colored, len(summary.failures), count)
+    for sentence in summary.failures + summary.notes:
+        assert '\n' not in sentence and len(sentence) < 1000, sentence
+    results = [path for path in out.rglob('*') if path.is_file()]
+    assert len(results) == summary.colored, 'there are other files than results'
+    for path in results:
+        with Image.open(path) as image:
+            image.load()
+    return summary.colored
+
+
+def run_prepare(folder, out):
+    from jaxcolor.prepare import prepare
+
+    count = len(list(folder.iterdir()))
+    made = prepare(folder, out, size=32, quiet=True, keep_gray=True, min_size=1, max_megapixels=4, split='train:1')
+    photos = sum(made.counts.values())
+    with open(out / 'rejected.csv', encoding='utf-8', newline='') as file:
+        rejected = len(list(csv.reader(file))) - 1
+    assert photos + rejected == count, (photos, rejected, count)
+    return photos
+
+
+def run_weights(folder, out):
+    from jaxcolor.errors import UserError
+    from jaxcolor.weights.weight_files import read_weights
+
+    count = 0
+    for path in sorted(folder.iterdir()):
+        try:
+            read_weights(path)
+        except UserError as error:
+            assert str(path) in str(error)
+        else:
+            count += 1
+    return count
+
+
+TARGETS = {
+    'colorize': (photo_seeds, run_colorize),
+    'prepare': (photo_seeds, run_prepare),
+    'weights': (weight_seeds, run_weights),
+}
+
+
+def contents(folder):
+    """{path: digest} of the files below a folder."""
+    return {path: hashlib.sha256(path.read_bytes()).digest() for path in folder.rglob('*') if path.is_file()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('target', choices=TARGETS)
+    parser.add_argument('--files', type=int, default=10_000)
+    parser.add_argument('--seed', type=int, default=0)
+    args = parser.parse_args()
+    make_seeds, read = TARGETS[args.target]
+    seeds, done, used = make_seeds(), 0, 0
+    status = Path('/proc/self/statm')
+    if status.exists():
+        in_use = int(status.read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (in_use + MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    while done < args.files:
+        count = min(BATCH, args.files - done)
+        work = Path(tempfile.mkdtemp(prefix='jaxcolor-fuzz-'))
+        folder, out = work / 'in', work / 'out'
+        folder.mkdir()
+        for name, data in files_of(seeds, count, np.random.default_rng((args.seed, done))):
+            (folder / name).write_bytes(data)
+        before = contents(work)
+        os.chdir(work)  # what is written to a relative path is seen
+        faulthandler.dump_traceback_later(SECONDS, exit=True)
+        print(f'{args.target}: files {done} to {done + count}, in {work}', file=sys.stderr, flush=True)
+        used += read(folder, out)
+        faulthandler.cancel_dump_traceback_later()
+        after = {path: digest for path, digest in contents(work).items() if not path.is_relative_to(out)}
+        assert after == before, 'files outside the folder of results have changed'
+        os.chdir('/')
+        shutil.rmtree(work)
+        done += count
+    print(f'{args.target}: {done} mutated files, {used} could be read')
+
+
+if __name__ == '__main__':
+    main()
