@@ -92,6 +92,7 @@ def test_by_command(photos, expected, tmp_path, capsys):
     assert contents(tmp_path / 'out') == expected
 
 
+@pytest.mark.parametrize('photos', ['folder'], indirect=True)
 def test_by_an_array_of_jobs(photos, expected, tmp_path):
     """launch/slurm/prepare.sbatch, in the environment that Slurm gives to the jobs of an array."""
     for job in (2, 1):
