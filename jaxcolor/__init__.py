@@ -16,8 +16,8 @@ def load(model: str | PathLike | None = None) -> 'Colorizer':
     """A colorizer of photos: `load()(PIL.Image.open('gray.jpg')).save('color.jpg')`.
 
     Args:
-        model: the name of one that comes with jaxcolor (`jaxcolor models` lists them; by default 'ltbc-lite'), the
-            folder of an exported model, or a run directory.
+        model: a name that `jaxcolor models` lists (by default 'ltbc-lite'), the folder of an exported model, a run
+            directory, or a published file.
 
     Returns:
         A `jaxcolor.inference.colorizer.Colorizer`.

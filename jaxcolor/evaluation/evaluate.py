@@ -21,6 +21,7 @@ from jaxcolor.inference.colorizer import Colorizer
 from jaxcolor.prepare.decode import pillow_unguarded
 from jaxcolor.runtime.parallel import DataParallel
 from jaxcolor.weights import runs, store
+from jaxcolor.weights.published import library
 
 Means = dict[str, float]  # {name of METRICS: mean over photos}
 
@@ -166,7 +167,7 @@ def training_shards(model: str | Path, config: ConfigDict) -> Path:
 
 def open_shards_for(model: str | Path, config: ConfigDict, data: str = '') -> ShardSet:
     """Opens the shard set at `data`; '' opens the one that the run was trained on. Raises UserError."""
-    if not data and store.is_exported(store.model_folder(model)):
+    if not data and store.is_exported(library.model_folder(model)):
         raise UserError(f'{model} is an exported model, without its training photos; name a shard set with --data=SHARDS.')
     shards = open_shards(data or training_shards(model, config))
     runs.check_classes(config, shards)
@@ -184,7 +185,7 @@ def load_baselines(model: str | Path, config: ConfigDict, shards: ShardSet | Non
     predictors: dict[str, PredictAb]
     predictors, folder = {'gray': baselines.gray}, training_shards(model, config)
     training = open_shards(folder) if (folder / SIDECAR).exists() else None
-    if store.is_exported(store.model_folder(model)) and shards is not None and shards.counts.get('train'):
+    if store.is_exported(library.model_folder(model)) and shards is not None and shards.counts.get('train'):
         training = shards
     if training:
         photos = baselines.TrainingPhotos(training.records('train'), config.data.crop)

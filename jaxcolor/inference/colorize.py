@@ -7,14 +7,16 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from jaxcolor import files
 from jaxcolor.errors import UserError, printable
+from jaxcolor.inference import agreement
 from jaxcolor.inference.colorizer import Colorizer
+from jaxcolor.inference.hints import Hints
 from jaxcolor.inference.metadata import Tag
 from jaxcolor.inference.photos import PhotoFile, check_target, read_frames, write_photo
 from jaxcolor.inference.plan import Plan
@@ -46,11 +48,13 @@ def colorize(
     plan: Plan,
     *,
     style: np.ndarray | None = None,
+    hints: Hints | None = None,
     variants: int = 1,
     max_megapixels: float = 200.0,
     quiet: bool = False,
     batch_size: int | None = None,
     overwrite: bool = False,
+    with_agreement: bool = False,
 ) -> Summary:
     """Colors photos, each independently of the others: whatever happens to one is a sentence, and the others go on.
 
@@ -58,11 +62,13 @@ def colorize(
         colorizer: the network.
         plan: of `plan_outputs`.
         style: `Colorizer.global_features` of another photo, float32 (1, G), for all photos.
+        hints: colors at places, for all photos and frames.
         variants: results per photo; several are written to NAME-1, NAME-2, ...
         max_megapixels: refuses larger photos.
         quiet: hides the progress.
         batch_size: photos of one shape that the network colors together; leftovers go one by one.
         overwrite: replaces files that this program did not make, and colors photos again that are finished.
+        with_agreement: writes a picture beside each result (`agreement`), of a file's first frame.
 
     Returns:
         What became of the photos; the plan's problems are among the failures.
@@ -72,11 +78,13 @@ def colorize(
     """
     if variants > 1 and not colorizer.task.takes_noise:
         raise UserError('--variants: this network has one result per photo; only a cgan takes noise and has several.')
-    batch_size = batch_size or colorizer.batch_size
+    batch_size, faithful = batch_size or colorizer.batch_size, colorizer.faithful
     progress = Progress(len(plan.pairs), 'photos', quiet=quiet)
     summary = Summary()
     settings = hashlib.blake2b(f'{colorizer.digest} {variants}'.encode(), digest_size=16)
     settings.update(b'' if style is None else np.asarray(style).tobytes())
+    settings.update(b'' if hints is None else hints.digest.encode())
+    pictures = agreement.picture_paths(target for _, target in plan.pairs) if with_agreement else {}
     waiting = collections.defaultdict[tuple[int, ...], list[_Photo]](list)  # by the shape of the network's input
     writing = _Queue()
 
@@ -95,17 +103,24 @@ def colorize(
 
     def read(path: Path, target: Path) -> _Photo | None:
         """Reads a photo; None if its results are there."""
-        tags = [check_target(result, overwrite) for result in paths_of(target)]
+        results = [*paths_of(target), *([pictures[target]] if with_agreement else [])]
+        tags = [check_target(result, overwrite) for result in results]
         file = read_frames(path, max_megapixels)
         tag = Tag(file.digest, settings.hexdigest())
         if not overwrite and all(found == tag for found in tags):
             return None
         return _Photo(file, target, tag, [colorizer.preprocess(image) for image in file.images])
 
-    def write(photo: _Photo, predictions: Sequence[Sequence[np.ndarray]]) -> None:
-        """Writes a photo's results; predictions: a*b*, (h, w, 2), of every frame of every variant."""
+    def write(photo: _Photo, predictions: Sequence[Sequence[Any]]) -> None:
+        """Writes a photo's results; predictions: a*b*, (h, w, 2), or `faithful` photos of every frame of every variant."""
+        if with_agreement:  # first, since a photo is finished when its result is there
+            first, path = photo.file.images[0], pictures[photo.target]
+            found = agreement.measure(colorizer, first)
+            agreement.write_picture(found, first.size, path, photo.tag, overwrite)
+            photo.file.notes.append(f'{photo.path}: its predictions differ by {found.mean:.1f} units of a*b* ({path}).')
         for path, frames in zip(paths_of(photo.target), predictions, strict=True):
-            images = [join(image, ab, in_place=variants == 1) for image, ab in zip(photo.file.images, frames, strict=True)]
+            pairs = zip(photo.file.images, frames, strict=True)
+            images = frames if faithful else [join(image, ab, in_place=variants == 1) for image, ab in pairs]
             write_photo(photo.file, images, path, photo.tag, overwrite)
 
     def finish(task: _Task) -> None:
@@ -120,7 +135,7 @@ def colorize(
                 note(sentence)
         progress.update()
 
-    def write_later(photo: _Photo, predictions: Sequence[Sequence[np.ndarray]]) -> None:
+    def write_later(photo: _Photo, predictions: Sequence[Sequence[Any]]) -> None:
         for task in writing.make_room(photo.pixels):
             finish(task)
         writing.append(_Task(pool.submit(write, photo, predictions), photo.path, photo.pixels, photo.file.notes))
@@ -140,7 +155,12 @@ def colorize(
     def color_alone(photo: _Photo) -> None:
         try:
             predictions = [
-                [colorizer.predict_ab(lightness, style, variant)[0] for lightness in photo.lightness]
+                [
+                    faithful(image, hints)
+                    if faithful
+                    else colorizer.predict_with_hints(image, lightness, style, variant, hints)
+                    for image, lightness in zip(photo.file.images, photo.lightness, strict=True)
+                ]
                 for variant in range(variants)
             ]
         except Exception as error:
@@ -171,7 +191,7 @@ def colorize(
                 summary.finished += 1
                 progress.update()
                 continue
-            if len(photo.lightness) > 1:
+            if len(photo.lightness) > 1 or hints is not None or faithful:
                 color_alone(photo)
                 continue
             group = waiting[photo.lightness[0].shape]

@@ -10,6 +10,8 @@ from PIL import Image
 
 from jaxcolor import color
 from jaxcolor.errors import UserError
+from jaxcolor.inference.faithful import Faithful
+from jaxcolor.inference.hints import Hints, as_hints, spread
 from jaxcolor.inference.recompose import join, resized
 from jaxcolor.prepare.deep import DeepImage
 from jaxcolor.runtime.parallel import compiler_options
@@ -19,6 +21,7 @@ from jaxcolor.weights import runs
 MULTIPLE = 32
 # The largest aspect ratio that the network sees; longer photos are squeezed.
 _MAX_ASPECT = 2
+_MAX_CHROMA = 10  # as task.chroma_gain
 # Photos of one shape per batch on a GPU; CPUs gain nothing from batches.
 _GPU_BATCH = 8
 
@@ -26,34 +29,100 @@ _GPU_BATCH = 8
 class Colorizer:
     """Colors photos with a trained network."""
 
-    def __init__(self, model: str | os.PathLike[str], step: int | None = None, size: int = 0) -> None:
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        step: int | None = None,
+        size: int = 0,
+        *,
+        chroma: float = 1.0,
+        faithful: bool = False,
+        render_factor: int = 0,
+    ) -> None:
         """Loads the network.
 
         Args:
-            model: a run directory, an exported model, or the name of one that comes with jaxcolor.
+            model: a run directory, an exported model, a name that `jaxcolor models` lists, or a published file.
             step: of the checkpoint; by default the one with the best validation loss.
             size: pixels of the shorter side of the network's input; 0 takes the size that it was trained on.
+            chroma: multiplies the predicted a*b*, in [0, 10].
+            faithful: color as the network's authors do (`faithful`), without a size or gain of ours.
+            render_factor: of DeOldify, with `faithful`: a sixteenth of the side of the square that it sees; 0 for its own.
 
         Raises:
-            UserError: the run or the checkpoint is missing.
+            UserError: the run or the checkpoint is missing, `chroma` is outside its range, or `faithful` does not fit.
         """
+        if not 0 <= chroma <= _MAX_CHROMA:
+            raise UserError(f'the chroma must lie between 0 and {_MAX_CHROMA}, not {chroma}.')
+        self.chroma = chroma
         self.config, self.task, self.state = runs.load(os.fspath(model), step)
         self.size = size or self.config.data.crop
+        self.faithful = None
+        if faithful:
+            if size or chroma != 1:
+                raise UserError("--faithful colors as the network's authors do; it takes neither --size nor --chroma.")
+            self.faithful = Faithful(self.task, self.state, render_factor, self.config.data.crop // 16)
+        elif render_factor:
+            raise UserError('--render-factor is for --faithful; --size is what others take.')
         self._predict = jax.jit(self.task.predict, compiler_options=compiler_options())
         self._global_features = jax.jit(self.task.global_features) if hasattr(self.task, 'global_features') else None
 
-    def __call__(self, image: Image.Image, style: np.ndarray | None = None, variant: int = 0) -> Image.Image:
+    def __call__(
+        self,
+        image: Image.Image,
+        style: np.ndarray | None = None,
+        variant: int = 0,
+        hints: Hints | Image.Image | str | None = None,
+    ) -> Image.Image:
         """Colors one photo.
 
         Args:
             image: RGB or RGBA in sRGB, at least 2x2 pixels; its colors are ignored.
             style: `global_features` of another photo, float32 (1, G), to replace its own.
             variant: seed of the noise, for networks that take noise.
+            hints: colors at places: an RGBA picture of strokes, or 'x,y,#rrggbb;x,y,#rrggbb'.
 
         Returns:
             The colored photo, in the same mode and size.
+
+        Raises:
+            UserError: the hints cannot be read, or do not fit the photo.
         """
-        return join(image, self.predict_ab(self.preprocess(image), style, variant)[0])
+        hints = None if hints is None else as_hints(hints)
+        if self.faithful is not None:
+            return self.faithful(image, hints)
+        return join(image, self.predict_with_hints(image, self.preprocess(image), style, variant, hints))
+
+    def predict_with_hints(
+        self,
+        image: Image.Image | DeepImage,
+        lightness: np.ndarray,
+        style: np.ndarray | None,
+        variant: int,
+        hints: Hints | None,
+    ) -> np.ndarray:
+        """Predicts the colors of one photo, changed by hints if there are any.
+
+        Args:
+            image: RGB or RGBA.
+            lightness: L* of `preprocess(image)`, float32 (1, h, w, 1).
+            style, variant: as in `__call__`.
+            hints: colors at places of the photo, or None.
+
+        Returns:
+            a*b*, float32 (h', w', 2).
+
+        Raises:
+            UserError: the hints do not fit the photo.
+        """
+        if hints is None:
+            return self.predict_ab(lightness, style, variant)[0]
+        if not getattr(self.task.network, 'takes_hints', False):
+            return spread(image, self.predict_ab(lightness, style, variant)[0], hints)
+        ab, mask = hints.on_grid(image.size, *lightness.shape[1:3])
+        ab = ab / np.float32(max(self.chroma, 0.1))  # the gain follows
+        given = np.concatenate([ab, mask[..., None]], axis=-1, dtype=np.float32)[None]
+        return np.float32(self.chroma) * np.asarray(self._predict(self.state, lightness, hints=given))[0]
 
     def predict_ab(self, lightness: np.ndarray, style: np.ndarray | None = None, variant: int = 0) -> np.ndarray:
         """Predicts the colors of photos of one shape.
@@ -64,10 +133,11 @@ class Colorizer:
             variant: as in `__call__`.
 
         Returns:
-            a*b*, float32 (B, h, w, 2).
+            a*b* times the gain, float32 (B, h, w, 2).
         """
         features = {} if style is None else {'global_features': np.repeat(style, len(lightness), axis=0)}
-        return np.asarray(self._predict(self.state, lightness, jax.random.PRNGKey(variant), **features))
+        ab = self._predict(self.state, lightness, jax.random.PRNGKey(variant), **features)
+        return np.float32(self.chroma) * np.asarray(ab)
 
     def global_features(self, image: Image.Image) -> jax.Array:
         """The global features of a photo, float32 (1, G). Raises UserError if the network has none."""
@@ -75,21 +145,25 @@ class Colorizer:
             raise UserError('--style: this network has no global features.')
         return self._global_features(self.state, self.preprocess(image))
 
-    def preprocess(self, image: Image.Image | DeepImage) -> np.ndarray:
-        """The network's input: L* of the resized photo, float32 (1, h, w, 1)."""
+    def preprocess(self, image: Image.Image | DeepImage, size: int = 0) -> np.ndarray:
+        """The network's input: L* of the photo, the shorter side `size` pixels (`self.size`), float32 (1, h, w, 1)."""
+        size = size or self.size
         shorter = min(image.size)
-        width, height = (
-            max(1, round(min(side / shorter, _MAX_ASPECT) * self.size / MULTIPLE)) * MULTIPLE for side in image.size
-        )
+        width, height = (max(1, round(min(side / shorter, _MAX_ASPECT) * size / MULTIPLE)) * MULTIPLE for side in image.size)
         # The same filters as for training photos (prepare.decode, data.augment): sharper or softer inputs are colored
         # worse. Bicubic downscaling cost `ltbc_compact` 0.2 to 0.5 ab RMSE.
-        resampling = Image.Resampling.BOX if shorter > self.size else Image.Resampling.BILINEAR
+        resampling = Image.Resampling.BOX if shorter > size else Image.Resampling.BILINEAR
         return color.rgb_to_lab(np.asarray(resized(image, (width, height), resampling)))[None, ..., :1]
 
     @functools.cached_property
     def digest(self) -> str:
-        """Tells apart what colors differently: the network, its weights and the size of its input. 32 hex digits."""
-        digest = hashlib.blake2b(f'{self.config.model} {self.config.task} {self.size}'.encode(), digest_size=16)
+        """Tells apart what colors differently: the network, its weights, its input's size, the gain. 32 hex digits."""
+        settings = f'{self.config.model} {self.config.task} {self.size}'
+        if self.chroma != 1:  # results of earlier versions have none
+            settings += f' chroma {self.chroma}'
+        if self.faithful is not None:
+            settings += f' faithful {self.faithful.render_factor}'
+        digest = hashlib.blake2b(settings.encode(), digest_size=16)
         for array in jax.tree.leaves((self.state.weights(), self.state.ema, self.state.frozen)):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()

@@ -147,7 +147,7 @@ _PHASES = [(0, 0), (0, 1), (1, 0), (1, 1)]  # row and column, modulo 2
 def interleave(phases: Sequence[jax.Array]) -> jax.Array:
     """The four phases of an image, (0, 0), (0, 1), (1, 0), (1, 1), each (B, H, W, C) -> (B, 2H, 2W, C)."""
     B, H, W, C = phases[0].shape
-    x = jnp.stack(phases, axis=3).reshape(B, H, W, 2, 2, C)
+    x = jnp.concatenate([phase[:, :, :, None] for phase in phases], axis=3).reshape(B, H, W, 2, 2, C)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(B, 2 * H, 2 * W, C)
 
 

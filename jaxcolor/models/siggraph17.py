@@ -35,6 +35,7 @@ class SIGGRAPH17(nn.Module):
     decoder = 'nearest'  # what the tasks ask of a network of this kind
     output_space = 'lab'
     output_activation = 'tanh'
+    takes_hints = True
 
     def setup(self) -> None:
         shared: dict[str, Any] = {'axis_name': self.axis_name, 'dtype': self.dtype}

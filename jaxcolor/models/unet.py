@@ -27,9 +27,8 @@ def shuffle(x: jax.Array, ratio: int) -> jax.Array:
 
 def blur(x: jax.Array) -> jax.Array:
     """Each pixel's mean with those above, to the left, and above to the left; edges repeat: (B, H, W, C), same size."""
-    x = jnp.pad(x, ((0, 0), (1, 0), (1, 0), (0, 0)), mode='edge')
-    x = x[:, 1:] + x[:, :-1]
-    return (x[:, :, 1:] + x[:, :, :-1]) / 4
+    x = x + jnp.concatenate([x[:, :1], x[:, :-1]], axis=1)
+    return (x + jnp.concatenate([x[:, :, :1], x[:, :, :-1]], axis=2)) / 4
 
 
 class Gain(nn.Module):

@@ -136,14 +136,17 @@ class AbTask(Task):
         lightness: jax.Array,
         rng: jax.Array | None = None,
         global_features: jax.Array | None = None,
+        hints: jax.Array | None = None,
     ) -> jax.Array:
         """L* (B, H, W, 1) in [0, 100] -> a*b* float32 (B, H, W, 2).
 
         Args:
             rng: unused: a photo has one prediction here.
             global_features: of other photos, as `global_features` gives them, in place of these photos' own.
+            hints: for networks that take hints: a*b* and 1 where there is one, else 0, 0 and 0; float (B, H, W, 3).
         """
-        features = self._features(state, lightness) if global_features is None else (global_features,)
+        given = global_features if hints is None else hints
+        features = self._features(state, lightness) if given is None else (given,)
         averaged = state.for_inference()
         ab = self._predict_ab(averaged, lightness, *features)
         return self._average_with_mirror_image(ab, averaged, lightness, *features)
@@ -196,7 +199,8 @@ class AbTask(Task):
         """The mean of ab and of the prediction for the flipped photo, flipped back, where settings.mirror asks for it."""
         if not self.settings.mirror:
             return ab
-        return (ab + self._predict_ab(averaged, lightness[:, :, ::-1], *features)[:, :, ::-1]) / 2
+        flipped = [x[:, :, ::-1] if x.ndim == 4 else x for x in (lightness, *features)]  # not vectors
+        return (ab + self._predict_ab(averaged, *flipped)[:, :, ::-1]) / 2
 
     def _all_terms(self, outputs, batch, model_state):
         """The loss's terms for each photo, {name: (B,)}."""

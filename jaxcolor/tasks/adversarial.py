@@ -125,7 +125,7 @@ class Adversarial(Task):
     def predict(self, state: TrainState, lightness: jax.Array, rng: jax.Array) -> jax.Array:
         """L* (B, H, W, 1) in [0, 100] -> a*b* float32 (B, H, W, 2); rng, uint32 (2,), decides the noise."""
         luma = color.gray_luma(lightness)
-        chroma = self._generate(state.for_inference(), luma, self._noise(rng, jnp.arange(len(lightness))))
+        chroma = self._generate(state.for_inference(), luma, self._noise(rng, jnp.arange(lightness.shape[0])))
         return self._ab(jnp.concatenate([luma, chroma], axis=-1))
 
     def _photos(self, lab):

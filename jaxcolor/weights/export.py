@@ -1,4 +1,4 @@
-"""Exports a trained run, or several as an ensemble, as a small folder to share."""
+"""Exports a trained run, or several as an ensemble, as a small folder to share. `portable` writes other kinds of files."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from jaxcolor import tasks
 from jaxcolor.errors import UserError
 from jaxcolor.tasks.state import TrainState
+from jaxcolor.tasks.task import Task
 from jaxcolor.weights import runs, store
 
 
@@ -38,10 +39,37 @@ def export(
         UserError: there is no such run or checkpoint; the networks are of different kinds or need an extractor; the task
             has no such field or refuses its value; the folder cannot be written or holds something else.
     """
-    run, *others = [models] if isinstance(models, (str, os.PathLike)) else models
-    out, fields = Path(out).resolve(), fields or {}
-    if out.exists() and not store.is_exported(out) and any(out.iterdir()):
+    out = Path(out).resolve()
+    if out.exists() and not (out.is_dir() and (store.is_exported(out) or not any(out.iterdir()))):
         raise UserError(f'{out} holds something else than an exported model; name a new folder.')
+    config, _, state = gather(models, out.name, step, fields)
+    try:
+        store.write(out, config, state, summary)
+    except UserError as error:
+        raise UserError(f'{_first(models)}: {error}') from None
+    return out
+
+
+def gather(
+    models: str | os.PathLike | Sequence[str | os.PathLike],
+    name: str,
+    step: int | None = None,
+    fields: Mapping[str, Any] | None = None,
+) -> tuple[ConfigDict, Task, TrainState]:
+    """What an export of models holds.
+
+    Args:
+        models, step, fields: as for `export`.
+        name: of the export.
+
+    Returns:
+        (config, task, state): of inference, with the averaged parameters if there is an average; computed in float32.
+
+    Raises:
+        UserError: as `export`, but for the folder.
+    """
+    run, *others = [models] if isinstance(models, (str, os.PathLike)) else models
+    fields = fields or {}
     config, _, state = runs.load(run, step)
     state = state.for_inference()
     if others:
@@ -51,16 +79,15 @@ def export(
     if unknown := sorted(set(fields) - set(config.task)):
         raise UserError(f'{run} has no field task.{unknown[0]}: its task is {config.task.name}.')
     with config.unlocked():
-        config.name, config.train.ema = out.name, 0.0  # the parameters are the average already
+        config.name, config.train.ema = name, 0.0  # the parameters are the average already
         config.data.shards = config.train.init_from = config.train.encoder_weights = ''  # paths on the training's machine
         config.model.dtype = 'float32'  # what trains fastest on a GPU in bfloat16 is colored on CPUs, which are slow in it
         config.task.update(fields)
-    tasks.build(config)  # refuses fields that do not fit
-    try:
-        store.write(out, config, state, summary)
-    except UserError as error:
-        raise UserError(f'{run}: {error}') from None
-    return out
+    return config, tasks.build(config), state  # refuses fields that do not fit
+
+
+def _first(models):
+    return models if isinstance(models, (str, os.PathLike)) else models[0]
 
 
 def _ensemble(run, config, state, others, step) -> tuple[ConfigDict, TrainState]:

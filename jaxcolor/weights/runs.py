@@ -22,6 +22,8 @@ from jaxcolor.tasks import optimizers
 from jaxcolor.tasks.state import TrainState
 from jaxcolor.weights import imagenet, store
 from jaxcolor.weights.migration import migrate
+from jaxcolor.weights.published import library
+from jaxcolor.weights.published.table import PUBLISHED
 
 # Fields that a resumed run may change: they affect neither the parameters (except for rounding) nor the batches. A run may
 # move to another number of devices (or of accumulation steps), too, although batch statistics of each are its own photos'.
@@ -88,15 +90,16 @@ def _resolved(config):
 
 def read_config(model: str | os.PathLike) -> ConfigDict:
     """Reads the config of a run directory or exported model, migrated to this version. Raises UserError if there is none."""
-    path = store.model_folder(model) / 'config.json'
+    path = library.model_folder(model) / 'config.json'
     if str(model) == DEFAULT_MODEL and not path.exists():
         raise UserError(f'the model {model} is missing from this installation of jaxcolor; install it again.')
     try:
         return ConfigDict(migrate(json.loads(path.read_text(encoding='utf-8'))))
     except FileNotFoundError:
-        models = ', '.join(store.model_names())
-        shipped = f', and no model that comes with jaxcolor ({models})' if models else ''
-        raise UserError(f'{model} is no run directory (no config.json){shipped}; train one or name another.') from None
+        names = ', '.join([*store.model_names(), *PUBLISHED])
+        raise UserError(
+            f'{model} is no run directory (no config.json) and no known model ({names}); name another.'
+        ) from None
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f'{path} cannot be read ({error}).') from None
 
@@ -137,7 +140,8 @@ def load(
     """Loads a trained network, to evaluate it or to predict.
 
     Args:
-        model: a run directory, or an exported model by its folder or its name in `store.model_names`.
+        model: a run directory; an exported model by its folder or its name in `store.model_names`; or a published network
+            by its name in `published.PUBLISHED` or the path of its file.
         step: of the checkpoint; None for the one with the lowest validation loss. An exported model has only one.
         sharding: of the arrays; None for the first device.
 
@@ -147,7 +151,7 @@ def load(
     Raises:
         UserError: there is no such model or checkpoint; it is damaged, or of an incompatible version.
     """
-    run = store.model_folder(model)
+    run = library.model_folder(model)
     config = read_config(run)
     try:
         task = tasks.build(config)
@@ -246,12 +250,15 @@ def init_encoder(config: ConfigDict, state: TrainState, sharding: jax.sharding.S
 
 
 def evaluation_folder(model: str | os.PathLike) -> Path:
-    """Makes the folder for evaluations: RUN/evaluation; runs/NAME/evaluation for a model that comes with the package.
+    """Makes the folder for evaluations: RUN/evaluation; runs/NAME/evaluation for a model by name, or the file NAME.SUFFIX.
 
     Raises:
         UserError: it cannot be made.
     """
-    folder = (Path('runs', model) if str(model) in store.model_names() else Path(model)) / 'evaluation'
+    folder = Path(model)
+    if str(model) in (*store.model_names(), *PUBLISHED) or folder.is_file():
+        folder = Path('runs', folder.stem)
+    folder /= 'evaluation'
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

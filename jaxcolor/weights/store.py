@@ -44,7 +44,8 @@ def is_exported(folder: str | os.PathLike) -> bool:
 
 
 def read_metadata(folder: str | os.PathLike) -> dict[str, str]:
-    """The metadata of an exported model: 'name', 'parameters', 'step', 'summary', 'config' (SHA-256 of its config.json).
+    """The metadata of an exported model: 'name', 'parameters', 'step', 'summary', 'config' (SHA-256 of its config.json) and
+    perhaps 'notice', a sentence to say at every use.
 
     Raises:
         UserError: the file is missing, damaged, or no exported model.
@@ -98,14 +99,23 @@ def read_state(folder: str | os.PathLike, shapes: TrainState) -> TrainState:
     )
 
 
-def write(folder: str | os.PathLike, config: ConfigDict, state: TrainState, summary: str = '') -> None:
-    """Writes an exported model, with kernels in half precision and all else in float32.
+def write(
+    folder: str | os.PathLike,
+    config: ConfigDict,
+    state: TrainState,
+    summary: str = '',
+    precision: str = 'float16',
+    notice: str = '',
+) -> None:
+    """Writes an exported model, with kernels in half precision by default, and all else in float32.
 
     Args:
         folder: of the model, made if missing; its name is the model's name.
         config: of the model.
         state: of the network, without a moving average.
         summary: a line that `jaxcolor models` shows.
+        precision: of kernels, 'float16' or 'float32'.
+        notice: a sentence to say at every use, such as a license's condition.
 
     Raises:
         UserError: a value is too large for half precision, or the folder cannot be written.
@@ -114,7 +124,7 @@ def write(folder: str | os.PathLike, config: ConfigDict, state: TrainState, summ
     step, state = int(state.step), jax.device_get(state)
     with np.errstate(over='ignore'):  # checked below
         arrays = {
-            name: np.ascontiguousarray(array.astype(np.float16 if array.ndim > 1 else np.float32))
+            name: np.ascontiguousarray(array.astype(precision if array.ndim > 1 else np.float32))
             for name, array in _flatten(state).items()
         }
     if overflowing := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
@@ -128,6 +138,8 @@ def write(folder: str | os.PathLike, config: ConfigDict, state: TrainState, summ
         'summary': summary,
         'config': hashlib.sha256(content).hexdigest(),
     }
+    if notice:
+        metadata['notice'] = notice
     weights = safetensors.numpy.save(arrays, metadata)
     try:
         folder.mkdir(parents=True, exist_ok=True)

