@@ -49,6 +49,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, *, strides: int, padding: Padding) -
     return lax.conv_general_dilated(x, kernel, (strides,) * 2, padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
 
+@on_cpus(cpu_kernels.DILATED)
 def dilated_conv2d(x: jax.Array, kernel: jax.Array, *, dilation: int) -> jax.Array:
     """3x3 convolution whose taps lie `dilation` pixels apart; keeps the size: (B, H, W, C) -> (B, H, W, features)."""
     numbers = ('NHWC', 'HWIO', 'NHWC')

@@ -106,11 +106,21 @@ def test_winograd(size):
     assert_same_layer(layer, random(2, *size, 128), params)
 
 
+@pytest.mark.parametrize('dilation', [2, 3])
+@pytest.mark.parametrize(('size', 'features'), [((12, 12), (4, 5)), ((7, 10), (4, 5)), ((33, 40), (128, 256))])
+def test_dilated(size, features, dilation):
+    """The wide ones by Winograd's transform."""
+    kernel = random(3, 3, *features) / features[0] ** 0.5
+    inputs = random(2, *size, features[0]), kernel
+    assert_same_with_kernels(lambda x, kernel: layers.dilated_conv2d(x, kernel, dilation=dilation), *inputs)
+
+
 # Each kernel's operation, forward and backward; its `operations`, plain and on CPUs.
 SAME = ((1, 1), (1, 1))
 CASES = {
     'strided': (lambda x, kernel: layers.conv2d(x, kernel, strides=2, padding=SAME), (3, 1, 0, 0), (6, 6, 0, 0)),
-    'winograd': (lambda x, kernel: layers.conv2d(x, kernel, strides=1, padding=SAME), (3, 1, 0, 0), (0, 0, 16 + 32 + 6, 0)),
+    'winograd': (lambda x, kernel: layers.conv2d(x, kernel, strides=1, padding=SAME), (3, 1, 0, 0), (0, 0, 16 + 32, 0)),
+    'dilated': (lambda x, kernel: layers.dilated_conv2d(x, kernel, dilation=2), (3, 1, 0, 0), (3, 3, 0, 0)),
     'gradients': (lambda x, kernel: layers.conv2d(x, kernel, strides=1, padding=SAME), (3, 1, 0, 0), (3, 3, 0, 0)),
     'upsampled': (layers.upsample_conv2d, (3, 1, 0, 0), (12, 12, 0, 0)),
     'transposed': (lambda x, kernel: layers.conv_transpose2d(x, kernel, strides=2), (3, 2, 0, 0), (12, 12, 0, 0)),
@@ -192,13 +202,12 @@ def test_gradients_of_convolutions(taps, strides, padding):
     assert_close(plain(*inputs), by_kernel(*inputs), TOLERANCE['float32'])
 
 
-def test_convolutions_inside_a_loop_are_of_the_fast_arrangement():
+@pytest.mark.parametrize('name', ['gradients', 'dilated'])
+def test_convolutions_inside_a_loop_are_of_the_fast_arrangement(name):
     """XLA rearranges the others only outside of loops, and computes them many times as slowly inside."""
 
     def total(xs, kernel):
-        return jax.lax.scan(lambda sum_, x: (sum_ + layers.conv2d(x, kernel, strides=1, padding=SAME).sum(), None), 0.0, xs)[
-            0
-        ]
+        return jax.lax.scan(lambda sum_, x: (sum_ + CASES[name][0](x, kernel).sum(), None), 0.0, xs)[0]
 
     program = jax.jit(jax.grad(total, (0, 1))).lower(random(3, 2, 32, 32, 8), random(3, 3, 8, 8)).compile().as_text()
     assert 'while(' in program
