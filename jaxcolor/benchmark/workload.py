@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcolor import color, tasks
-from jaxcolor.benchmark import flops
+from jaxcolor.benchmark import flops, published
 from jaxcolor.data import device, pipeline
 from jaxcolor.data.shards import open_shards
 from jaxcolor.errors import UserError
@@ -38,7 +38,7 @@ class Case:
     """What is timed. The values of some fields are listed in CHOICES.
 
     Attributes:
-        recipe: 'ltbc', 'deepcolor:base', ...
+        recipe: 'ltbc', 'deepcolor:base', ...; in inference, also a published network: 'siggraph17', 'deoldify-artistic', ...
         mode: a training or an inference step.
         precision: of matrix products and convolutions.
         batch: photos per step, over all devices.
@@ -92,8 +92,9 @@ class Workload:
 
     def __init__(self, case: Case) -> None:
         """Compiles the case and runs one step. Raises UserError."""
-        self.case, self.config = case, load_recipe(case.recipe)
-        config = self.config
+        self.case = case
+        is_published = case.mode == 'infer' and published.is_published(case.recipe)
+        config = self.config = (published.load_config if is_published else load_recipe)(case.recipe)
         config.extractor.cached = case.cached
         config.train.batch_size = case.batch
         config.data.crop = case.size or config.data.crop
