@@ -31,7 +31,9 @@ class Shuffle(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.pixel_shuffle(torch.relu(self.conv(x)), self.ratio)
-        return F.avg_pool2d(F.pad(x, (1, 0, 1, 0), mode='replicate'), 2, stride=1)
+        # torch.compile of PyTorch 2.13 fails on this as padding and pooling behind the shuffle.
+        x = x + torch.cat([x[:, :, :1], x[:, :, :-1]], dim=2)
+        return (x + torch.cat([x[..., :1], x[..., :-1]], dim=3)) / 4
 
 
 class UNetBlock(nn.Module):

@@ -15,7 +15,15 @@ import numpy as np
 
 from jaxcolor import color
 from jaxcolor.errors import UserError
-from jaxcolor.models.layers import IMAGENET_DEVIATION, IMAGENET_MEAN, Conv, depthwise_conv2d, pad_to_multiple, scaled
+from jaxcolor.models.layers import (
+    IMAGENET_DEVIATION,
+    IMAGENET_MEAN,
+    Conv,
+    attention,
+    depthwise_conv2d,
+    pad_to_multiple,
+    scaled,
+)
 from jaxcolor.models.unet import Gain, UNetBlock, blur, shuffle
 
 MULTIPLE = 32  # pixels, the coarsest stride of the encoder: sides are padded to multiples of it
@@ -101,9 +109,8 @@ class Attention(nn.Module):
     def __call__(self, queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
         C = queries.shape[-1]
         inputs = {'query': queries, 'key': keys, 'value': values}
-        heads = [nn.Dense(C, dtype=self.dtype, name=name)(x) for name, x in inputs.items()]
-        seen = jax.nn.dot_product_attention(*(x.reshape(*x.shape[:2], HEADS, C // HEADS) for x in heads))
-        return nn.Dense(C, dtype=self.dtype, name='out')(seen.reshape(queries.shape))
+        seen = attention(*(nn.Dense(C, dtype=self.dtype, name=name)(x) for name, x in inputs.items()), heads=HEADS)
+        return nn.Dense(C, dtype=self.dtype, name='out')(seen)
 
 
 class QueryLayer(nn.Module):

@@ -129,6 +129,16 @@ _conv_transpose2d.defvjp(
 )
 
 
+@on_cpus(cpu_kernels.ATTENTION)
+def attention(queries: jax.Array, keys: jax.Array, values: jax.Array, *, heads: int) -> jax.Array:
+    """Multi-head attention (Vaswani et al., 2017, section 3.2.2) without its dense layers, C / heads channels a head.
+
+    (B, Q, C), (B, N, C), (B, N, C) -> (B, Q, C)
+    """
+    of_heads = (x.reshape(*x.shape[:2], heads, -1) for x in (queries, keys, values))
+    return jax.nn.dot_product_attention(*of_heads).reshape(queries.shape)
+
+
 @on_cpus(cpu_kernels.MOMENTS)
 def channel_moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(..., C) -> the means of x and of its squares, each (C,)."""

@@ -115,6 +115,13 @@ def test_dilated(size, features, dilation):
     assert_same_with_kernels(lambda x, kernel: layers.dilated_conv2d(x, kernel, dilation=dilation), *inputs)
 
 
+@pytest.mark.parametrize('dtype', TOLERANCE)
+def test_attention(dtype):
+    inputs = (random(2, n, 12, dtype=dtype, seed=n) for n in (5, 9, 9))
+    with jax.numpy_dtype_promotion('standard'):  # JAX's own attention needs it in half precision
+        assert_same_with_kernels(lambda *arrays: layers.attention(*arrays, heads=3), *inputs)
+
+
 # Each kernel's operation, forward and backward; its `operations`, plain and on CPUs.
 SAME = ((1, 1), (1, 1))
 CASES = {
@@ -128,6 +135,12 @@ CASES = {
         lambda x, kernel: layers.depthwise_conv2d(x, kernel[:, :, :1], strides=1, padding=SAME),
         (0, 0, 0, 0),
         (0, 0, 0, 8),
+    ),
+    # Queries (2, 8, 32) and keys (2, 32, 32); 2 products a head, 1 of them again backward, and 4 for the gradients.
+    'attention': (
+        lambda x, kernel: layers.attention(x[:, 0].swapaxes(1, 2), x[:, 1].swapaxes(1, 2), x[:, 2].swapaxes(1, 2), heads=4),
+        (0, 0, 7, 0),
+        (0, 0, 28, 0),
     ),
     'batch_norm': (
         lambda x, kernel: layers.scale_and_shift(x, *layers.channel_moments(kernel)),
@@ -184,6 +197,8 @@ def test_only_the_kernels_named_are_used(name):
     inputs = inputs_of(name)
     counted = {each: operations(value_and_gradients(function, [each]).lower(*inputs).as_text()) for each in CPU_KERNELS}
     assert counted.pop(name) == on_cpus
+    if name == 'attention':  # whose backward pass by itself computes the scores again
+        plain = (0, 0, 6, 0)
     for part in ('gradients', 'strided'):  # other operations are made of these
         counted.pop(part, None)
     assert set(counted.values()) == {plain}
