@@ -86,7 +86,7 @@ class Attention(nn.Module):
         self.attention = name
 
     def forward(self, queries: torch.Tensor, at: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        return self.norm(queries + getattr(self, self.attention)(at, keys, values)[0])
+        return self.norm(queries + getattr(self, self.attention)(at, keys, values, need_weights=False)[0])
 
 
 class FeedForward(nn.Module):

@@ -10,7 +10,8 @@ On GPUs, libraries pick a fast algorithm for each convolution. XLA's CPU backend
   rearranges others itself, but not inside a loop, where gradients are accumulated over parts of a batch;
 - the gradient of depthwise convolutions to their kernel by one loop with a sum for each of the kernel's pixels;
 - the sums of batch norm by matrix products, which XLA does several times as fast as it reduces;
-- attention head by head, so that what one head sees stays in the caches and no head's axis is moved.
+- attention head by head, so that what one head sees stays in the caches and no head's axis is moved;
+- hidden layers of very many channels band by band of the photo, for the same reason.
 
 The README has the timings. A kernel is used where a program is lowered for CPUs, on whatever machine: a program exported
 for CUDA has the plain operations.
@@ -315,3 +316,17 @@ def _attention_of_head(queries, keys, values):
 
 
 ATTENTION = CPUKernel('attention', _attention, _vjp(_attention))
+
+
+_BAND = 1024  # pixels, at least
+
+
+def _by_bands(x, *weights, function):
+    B, H, W, C = x.shape
+    count = max(n for n in range(1, H + 1) if H % n == 0 and (n == 1 or B * W * H // n >= _BAND))
+    bands = x.reshape(B, count, H // count, W, C).swapaxes(0, 1)
+    y = lax.map(lambda band: function(band, *weights), bands).swapaxes(0, 1)
+    return y.reshape(B, H, W, -1)
+
+
+BANDS = CPUKernel('bands', forward=_by_bands)

@@ -4,6 +4,7 @@ Parameters are float32; a layer computes in its `dtype`. `on_cpus` names the ker
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -127,6 +128,12 @@ def _conv_transpose2d_backward(strides, arrays, gradient):
 _conv_transpose2d.defvjp(
     lambda x, kernel, strides: (_conv_transpose2d(x, kernel, strides), (x, kernel)), _conv_transpose2d_backward
 )
+
+
+@on_cpus(cpu_kernels.BANDS)
+def by_pixel(x: jax.Array, *weights: jax.Array, function: Callable[..., jax.Array]) -> jax.Array:
+    """function(x, *weights), which sees each pixel of a photo for itself: (B, H, W, C) -> (B, H, W, features)."""
+    return function(x, *weights)
 
 
 @on_cpus(cpu_kernels.ATTENTION)

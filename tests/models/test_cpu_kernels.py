@@ -115,6 +115,21 @@ def test_dilated(size, features, dilation):
     assert_same_with_kernels(lambda x, kernel: layers.dilated_conv2d(x, kernel, dilation=dilation), *inputs)
 
 
+@pytest.mark.parametrize('size', [(64, 48), (6, 1100), (37, 80), (3, 5)])
+def test_bands(size):
+    inputs = random(2, *size, 4), random(4, 9), random(2, 9, 3)
+
+    def mix(x, kernel, mixed):
+        hidden = jnp.maximum(x @ kernel, 0)
+        return (hidden.reshape(2, -1, 9) @ mixed).reshape(*hidden.shape[:3], 3)
+
+    def function(*arrays):
+        return layers.by_pixel(*arrays, function=mix)
+
+    expected, found = value_and_gradients(function, ())(*inputs), value_and_gradients(function)(*inputs)
+    assert_close(expected, found, TOLERANCE['float32'])
+
+
 @pytest.mark.parametrize('dtype', TOLERANCE)
 def test_attention(dtype):
     inputs = (random(2, n, 12, dtype=dtype, seed=n) for n in (5, 9, 9))
@@ -142,6 +157,8 @@ CASES = {
         (0, 0, 7, 0),
         (0, 0, 28, 0),
     ),
+    # One product in a loop; and both gradients.
+    'bands': (lambda x, kernel: layers.by_pixel(x, kernel[0, 0], function=jnp.matmul), (0, 0, 3, 0), (0, 0, 3, 0)),
     'batch_norm': (
         lambda x, kernel: layers.scale_and_shift(x, *layers.channel_moments(kernel)),
         (0, 0, 0, 0),
