@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from jaxcolor import config as fields
 from jaxcolor.models.eccv16 import TEMPERATURE
+from jaxcolor.recipes import load_recipe
 from jaxcolor.weights.published.table import PUBLISHED
 
 # By network, the side of the square that the published program shows it.
@@ -11,9 +12,9 @@ SIDES = {'eccv16': 256, 'siggraph17': 256, 'iizuka': 224, 'ddcolor': 512, 'deold
 _SECTIONS = {section.__name__: section for section in (fields.eccv16, fields.siggraph17, fields.iizuka)}
 
 
-def is_published(name: str) -> bool:
-    """Whether a name is a published network's."""
-    return name in PUBLISHED
+def find_config(name: str, mode: str) -> ConfigDict:
+    """The config of a recipe or, for the mode 'infer', of a published network. Raises UserError if there is none."""
+    return load_config(name) if mode == 'infer' and name in PUBLISHED else load_recipe(name)
 
 
 def load_config(name: str) -> ConfigDict:

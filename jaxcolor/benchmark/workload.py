@@ -20,7 +20,6 @@ from jaxcolor.errors import UserError
 from jaxcolor.models import extractors
 from jaxcolor.models.cpu_kernels import CPU_KERNELS, only_cpu_kernels
 from jaxcolor.prepare import bundled
-from jaxcolor.recipes import load_recipe
 from jaxcolor.runtime.parallel import DataParallel, compiler_options
 
 CHOICES = {
@@ -93,8 +92,7 @@ class Workload:
     def __init__(self, case: Case) -> None:
         """Compiles the case and runs one step. Raises UserError."""
         self.case = case
-        is_published = case.mode == 'infer' and published.is_published(case.recipe)
-        config = self.config = (published.load_config if is_published else load_recipe)(case.recipe)
+        config = self.config = published.find_config(case.recipe, case.mode)
         config.extractor.cached = case.cached
         config.train.batch_size = case.batch
         config.data.crop = case.size or config.data.crop
