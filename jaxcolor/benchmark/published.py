@@ -5,10 +5,9 @@ from ml_collections import ConfigDict
 from jaxcolor import config as fields
 from jaxcolor.models.eccv16 import TEMPERATURE
 from jaxcolor.recipes import load_recipe
+from jaxcolor.weights.published.library import SIDES
 from jaxcolor.weights.published.table import PUBLISHED
 
-# By network, the side of the square that the published program shows it.
-SIDES = {'eccv16': 256, 'siggraph17': 256, 'iizuka': 224, 'ddcolor': 512, 'deoldify': 560}
 _SECTIONS = {section.__name__: section for section in (fields.eccv16, fields.siggraph17, fields.iizuka)}
 
 

@@ -14,13 +14,13 @@ import optax
 from ml_collections import ConfigDict
 
 from jaxcolor import tasks
-from jaxcolor.benchmark import published
 from jaxcolor.benchmark.timing import paired
 from jaxcolor.benchmark.workload import Workload
 from jaxcolor.errors import UserError
 from jaxcolor.models import extractors
 from jaxcolor.runtime.parallel import DataParallel
 from jaxcolor.tasks.state import TrainState
+from jaxcolor.weights.published.library import SIDES
 
 if TYPE_CHECKING:
     from jaxcolor.benchmark.torch_published import PublishedInference
@@ -54,7 +54,7 @@ def time_beside_torch(workload: Workload, rounds: int, compiled_alone: bool = Fa
     """
     case, config = workload.case, workload.config
     batch = varied_batch(config, case.batch)
-    is_published = case.mode == 'infer' and config.model.name in published.SIDES
+    is_published = case.mode == 'infer' and config.model.name in SIDES
     if case.mode == 'train':
         check_same_loss(config, batch)
     steps = workload.steps_that_take(0.3)

@@ -142,7 +142,7 @@ def attention(queries: jax.Array, keys: jax.Array, values: jax.Array, *, heads: 
 
     (B, Q, C), (B, N, C), (B, N, C) -> (B, Q, C)
     """
-    of_heads = (x.reshape(*x.shape[:2], heads, -1) for x in (queries, keys, values))
+    of_heads = (x.reshape(*x.shape[:2], heads, x.shape[-1] // heads) for x in (queries, keys, values))
     return jax.nn.dot_product_attention(*of_heads).reshape(queries.shape)
 
 
