@@ -9,6 +9,7 @@ from unittest import mock
 from conftest import ROOT
 
 from jaxcolor import cli, main
+from jaxcolor.benchmark.published import find_config
 from jaxcolor.config import TASK_SECTIONS
 from jaxcolor.errors import UserError
 from jaxcolor.recipes import load_recipe
@@ -56,7 +57,8 @@ def _check_names(args):
     if getattr(args, 'config', None):
         load_recipe(args.config, args.fields)
     for recipe in getattr(args, 'configs', None) or []:
-        load_recipe(recipe)
+        for mode in args.mode:
+            find_config(recipe, mode)
     if getattr(args, 'sweep', None):
         for recipe, *fields in read_sweep(args.sweep):
             load_recipe(recipe.removeprefix('--config='), [*fields, *args.fields])

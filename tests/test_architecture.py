@@ -179,8 +179,8 @@ def test_late_imports_are_of_commands_or_optional_libraries():
             each.importer.rpartition('.')[2] in LATE_IMPORTERS
             or each.importer == 'jaxcolor'
             or library in OPTIONAL
-            # The one module that needs PyTorch.
-            or each.target.startswith('jaxcolor.benchmark.torch_training')
+            # The modules that need PyTorch.
+            or each.target.startswith(('jaxcolor.benchmark.torch_training', 'jaxcolor.benchmark.torch_published'))
             # It answers which process this is before JAX starts.
             or (each.importer == 'jaxcolor.runtime.cluster' and library == 'jax')
         )

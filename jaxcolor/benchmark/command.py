@@ -6,6 +6,7 @@
     jaxcolor benchmark --config=ltbc --cpu-kernels=none,all            what the CPU kernels save
     jaxcolor benchmark --config=ltbc --scaling --cpu-devices=4         on 1, 2 and 4 devices
     jaxcolor benchmark --config=ltbc --against=torch                   beside the same network in PyTorch
+    jaxcolor benchmark --config=siggraph17,deoldify-artistic --mode=infer --size=512 --batch=1     published networks
     jaxcolor benchmark --model=RUN PHOTOS                              `colorize`, and its network alone
     jaxcolor benchmark --config=ltbc --trace=DIR                       a profile of three steps
     jaxcolor benchmark --budget=300                                    what is wanted of a GPU that is at hand for minutes
@@ -105,7 +106,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     add = parser.add_argument
     add('photos', nargs='?', metavar='PHOTOS', help='time `colorize` with --model on this folder of photos instead')
-    add('--config', dest='configs', type=several, default=[], metavar='NAME,...', help='recipes (all)')
+    add(
+        '--config',
+        dest='configs',
+        type=several,
+        default=[],
+        metavar='NAME,...',
+        help='recipes; to --mode=infer, published networks, too',
+    )
     add('--cached', action='store_true', help="cache the extractor's features")
     add('--mode', type=several, default=['train'], metavar='train,infer')
     add('--precision', type=several, default=['f32'], metavar='f32,tf32,bf16')
@@ -134,7 +142,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='1, 2, 4, ... devices, each with the same batch and with one that grows with them',
     )
     add('--cpu-devices', type=int, help='number of devices to split the CPU into')
-    add('--against', choices=['torch'], help='time PyTorch, eager and compiled, in turns with each case')
+    add(
+        '--against',
+        choices=['torch', 'torch.compile'],
+        help='time PyTorch in turns with each case: torch, eager and compiled; or compiled alone',
+    )
     add('--rounds', type=int, default=7, help='timed rounds of at least 0.3 s each (%(default)s)')
     add('--model', metavar='RUN_OR_NAME', help='the network that colors PHOTOS')
     add('--trace', metavar='DIR', help='write a profile of three steps instead')
@@ -186,7 +198,7 @@ def _run_cases(all_cases: Sequence[Case], args: argparse.Namespace, earlier: dic
         workload = Workload(case)
         row = measure(workload, args.rounds)
         if args.against:
-            row['against'] = time_beside_torch(workload, args.rounds)
+            row['against'] = time_beside_torch(workload, args.rounds, args.against == 'torch.compile')
         workload.close()
         rows.append(row)
         print(f'{number}/{len(all_cases)} {report.name_of(row)}: {1e3 * row["step_s"]:.4g} ms', flush=True)

@@ -88,13 +88,14 @@ def markdown(results: Results) -> str:
 
 def ratios(results: Results) -> str:
     """The step times beside PyTorch's as a table; jaxcolor is faster where the ratio is below 1."""
-    lines = ['| network | photo | batch | PyTorch | PyTorch (ms) | jaxcolor (ms) | jaxcolor / PyTorch |']
-    lines.append('|:--|--:|--:|:--|--:|--:|--:|')
+    lines = ['| network | photo | batch | PyTorch | PyTorch (ms) | jaxcolor (ms) | jaxcolor / PyTorch | of CPU time |']
+    lines.append('|:--|--:|--:|:--|--:|--:|--:|--:|')
     for row in results['rows']:
         for kind, ratio in row['against'].items():
+            spread = f'{ratio["median"]:.2f} ({ratio["least"]:.2f}-{ratio["largest"]:.2f})'
             lines.append(
                 f'| {name_of(row)} | {row["size"]} | {row["batch"]} | {kind} | {1e3 * ratio["theirs_s"]:.4g} | '
-                f'{1e3 * ratio["ours_s"]:.4g} | {ratio["median"]:.2f} ({ratio["least"]:.2f}-{ratio["largest"]:.2f}) |'
+                f'{1e3 * ratio["ours_s"]:.4g} | {spread} | {ratio["cpu"]:.2f} |'
             )
     return '\n'.join(lines)
 

@@ -10,7 +10,8 @@ import numpy as np
 class Ratio(NamedTuple):
     """The time of our call over theirs.
 
-    median, least, largest: ratios of the rounds. ours_s, theirs_s: median seconds.
+    median, least, largest: ratios of the rounds. ours_s, theirs_s: median seconds. cpu: median ratio of the CPU time of this
+    process, which other processes that compute disturb less.
     """
 
     median: float
@@ -18,6 +19,7 @@ class Ratio(NamedTuple):
     largest: float
     ours_s: float
     theirs_s: float
+    cpu: float
 
 
 def paired(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> Ratio:
@@ -33,12 +35,13 @@ def paired(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> R
     times = []
     for _ in range(rounds):
         for call in (ours, theirs):
-            start = time.perf_counter()
+            start, start_cpu = time.perf_counter(), time.process_time()
             call()
-            times.append(time.perf_counter() - start)
-    a, b = np.reshape(times, (rounds, 2)).T
+            times.append((time.perf_counter() - start, time.process_time() - start_cpu))
+    (a, a_cpu), (b, b_cpu) = np.reshape(times, (rounds, 2, 2)).transpose(1, 2, 0)
     ratios = a / b
-    return Ratio(*map(float, (np.median(ratios), ratios.min(), ratios.max(), np.median(a), np.median(b))))
+    cpu = np.median(a_cpu / np.maximum(b_cpu, 1e-9))  # a clock may be coarse
+    return Ratio(*map(float, (np.median(ratios), ratios.min(), ratios.max(), np.median(a), np.median(b), cpu)))
 
 
 def take_turns(measure: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:

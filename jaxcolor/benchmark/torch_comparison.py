@@ -20,8 +20,10 @@ from jaxcolor.errors import UserError
 from jaxcolor.models import extractors
 from jaxcolor.runtime.parallel import DataParallel
 from jaxcolor.tasks.state import TrainState
+from jaxcolor.weights.published.library import SIDES
 
 if TYPE_CHECKING:
+    from jaxcolor.benchmark.torch_published import PublishedInference
     from jaxcolor.benchmark.torch_training import TorchTraining
 
 
@@ -34,12 +36,15 @@ class LossComparison(NamedTuple):
     gradient_error: float
 
 
-def time_beside_torch(workload: Workload, rounds: int) -> dict[str, dict[str, float]]:
+def time_beside_torch(workload: Workload, rounds: int, compiled_alone: bool = False) -> dict[str, dict[str, float]]:
     """Times a workload's step in turns with PyTorch's, after `check_same_loss` for training steps.
+
+    For inference of published networks, after `check_same_colors`.
 
     Args:
         workload: the compiled step.
         rounds: of each, at least 0.3 s long.
+        compiled_alone: whether to leave out PyTorch without torch.compile.
 
     Returns:
         {'eager': fields of a `timing.Ratio`, 'compiled': the same}.
@@ -47,14 +52,20 @@ def time_beside_torch(workload: Workload, rounds: int) -> dict[str, dict[str, fl
     Raises:
         UserError: PyTorch is not installed or computes something else.
     """
-    case = workload.case
-    batch = varied_batch(workload.config, case.batch)
+    case, config = workload.case, workload.config
+    batch = varied_batch(config, case.batch)
+    is_published = case.mode == 'infer' and config.model.name in SIDES
     if case.mode == 'train':
-        check_same_loss(workload.config, batch)
+        check_same_loss(config, batch)
     steps = workload.steps_that_take(0.3)
     ratios = {}
-    for name, is_compiled in (('eager', False), ('compiled', True)):
-        theirs = torch_training(workload.config, batch, case.precision, is_compiled)
+    for name, is_compiled in [('eager', False), ('compiled', True)][compiled_alone:]:
+        theirs: Any
+        if is_published:
+            theirs = published_inference(config, np.array(workload.batch['lightness']), case.precision, is_compiled)
+            check_same_colors(workload, theirs)
+        else:
+            theirs = torch_training(config, batch, case.precision, is_compiled)
         step = theirs.step if case.mode == 'train' else theirs.infer
 
         def run(theirs=theirs, step=step):
@@ -74,6 +85,44 @@ def torch_training(*args: Any, **options: Any) -> 'TorchTraining':
     except ImportError as error:
         raise UserError("the comparison needs PyTorch: pip install 'jaxcolor[torch]'.") from error
     return TorchTraining(*args, **options)
+
+
+def published_inference(*args: Any, **options: Any) -> 'PublishedInference':
+    """A `PublishedInference` of these arguments. Raises UserError if PyTorch is not installed."""
+    try:
+        from jaxcolor.benchmark.torch_published import PublishedInference
+    except ImportError as error:
+        raise UserError("the comparison needs PyTorch: pip install 'jaxcolor[torch]'.") from error
+    return PublishedInference(*args, **options)
+
+
+def check_same_colors(workload: Workload, theirs: 'PublishedInference', tolerance: float = 1e-3) -> float:
+    """Gives a workload of inference PyTorch's weights and compares the a*b* of both.
+
+    Args:
+        workload: of a published network.
+        theirs: of its config and batch.
+        tolerance: of the largest value; float32 is within 1e-4, but thousands of products differ on a GPU; half precision
+            is not compared.
+
+    Returns:
+        The largest difference over the largest value.
+
+    Raises:
+        UserError: they differ.
+    """
+    converted = theirs.converted()
+    state = workload.state.replace(params=converted.params, model_state=converted.model_state)
+    workload.state = workload.parallel.replicate(state)
+    workload.run(1)
+    ours, their_ab = np.asarray(workload.result, np.float32), theirs.predict_ab()
+    error = float(np.abs(ours - their_ab).max() / np.abs(their_ab).max())
+    if workload.case.precision == 'f32' and not error <= tolerance:
+        raise UserError(
+            f'{workload.config.name}: PyTorch predicts other colors (relative error {error:.1e}), so comparing times would '
+            'be meaningless.'
+        )
+    return error
 
 
 def check_same_loss(

@@ -13,14 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcolor import color, tasks
-from jaxcolor.benchmark import flops
+from jaxcolor.benchmark import flops, published
 from jaxcolor.data import device, pipeline
 from jaxcolor.data.shards import open_shards
 from jaxcolor.errors import UserError
 from jaxcolor.models import extractors
 from jaxcolor.models.cpu_kernels import CPU_KERNELS, only_cpu_kernels
 from jaxcolor.prepare import bundled
-from jaxcolor.recipes import load_recipe
 from jaxcolor.runtime.parallel import DataParallel, compiler_options
 
 CHOICES = {
@@ -38,7 +37,7 @@ class Case:
     """What is timed. The values of some fields are listed in CHOICES.
 
     Attributes:
-        recipe: 'ltbc', 'deepcolor:base', ...
+        recipe: 'ltbc', 'deepcolor:base', ...; in inference, also a published network: 'siggraph17', 'deoldify-artistic', ...
         mode: a training or an inference step.
         precision: of matrix products and convolutions.
         batch: photos per step, over all devices.
@@ -92,8 +91,8 @@ class Workload:
 
     def __init__(self, case: Case) -> None:
         """Compiles the case and runs one step. Raises UserError."""
-        self.case, self.config = case, load_recipe(case.recipe)
-        config = self.config
+        self.case = case
+        config = self.config = published.find_config(case.recipe, case.mode)
         config.extractor.cached = case.cached
         config.train.batch_size = case.batch
         config.data.crop = case.size or config.data.crop

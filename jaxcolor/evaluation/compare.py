@@ -79,6 +79,7 @@ def compare_runs(
     intervals = {name: report.intervals(values) for name, values in per_photo.items()}
     columns = {name: aggregate(*measurement) for name, measurement in measurements.items()}
     gains = _gain_sentences(per_photo, names)
+    gains += report.published_figures(colorizer.config.name for colorizer in colorizers.values())
     path = runs.evaluation_folder(run_paths[0]) / f'compare_{split}'
     curves = _draw_curves(lab[..., 1:], outputs)
     _draw_grid(path.with_suffix('.png'), lab[:_GRID_PHOTOS], outputs)

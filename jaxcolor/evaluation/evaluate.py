@@ -70,7 +70,7 @@ def evaluate_run(
         measurements = {'network': evaluator.per_photo_metrics(state, evaluator.batches(split))}
         for name, predict_ab in predictors.items():
             measurements[name] = evaluator.per_photo_metrics((), evaluator.batches(split), predict_ab)
-        about = {'run': str(model), 'step': int(state.step), 'photos': f'{shards.path}, {split}'}
+        about = {'run': str(model), 'name': config.name, 'step': int(state.step), 'photos': f'{shards.path}, {split}'}
         results[split] = _write_report(folder / split, about, measurements, shards.classes, perceptual_metrics)
         if jax.process_index() == 0:
             evaluator.draw_examples(state, split, folder / split, measurements['network'][0])
@@ -134,7 +134,7 @@ def evaluate_protocol(
     measurements = {'network': evaluator.per_photo_metrics(state, batches(), network)}
     for name, predict_ab in predictors.items():
         measurements[name] = evaluator.per_photo_metrics((), batches(), predict_ab)
-    about = {'run': str(model), 'step': int(state.step), 'photos': f'{photos} by protocol {protocol}'}
+    about = {'run': str(model), 'name': config.name, 'step': int(state.step), 'photos': f'{photos} by protocol {protocol}'}
     columns = _write_report(folder / protocol, about, measurements, (), perceptual_metrics)
     if not is_native and jax.process_index() == 0:
         evaluator.draw_examples(state, protocol, folder / protocol, measurements['network'][0])

@@ -1,7 +1,7 @@
 """Reports of an evaluation: tables with confidence intervals, gains over the baselines, and a picture of the chroma."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from jaxcolor import files
 from jaxcolor.evaluation import metrics
 from jaxcolor.evaluation.evaluator import PhotoMetrics
 from jaxcolor.evaluation.metrics import METRICS
+from jaxcolor.weights.published.table import PUBLISHED
 
 Interval = tuple[float, float]
 Gain = tuple[float, float, float]  # mean, and its interval's low and high
@@ -94,6 +95,12 @@ def conclusions(gains_over: Mapping[str, Mapping[str, Gain]]) -> list[str]:
     ]
     titles = ', '.join(METRICS[name].title for name in _gain_metrics(gains_over))
     return sentences or [f'The network is significantly better than every baseline in {titles}.']
+
+
+def published_figures(names: Iterable[str]) -> list[str]:
+    """A sentence for each published network among the names of configs of which figures were published."""
+    known = [PUBLISHED[name] for name in dict.fromkeys(names) if name in PUBLISHED and PUBLISHED[name].figures]
+    return [f'{each.name} as published{"" if each.verified else ", not verified by us"}: {each.figures}.' for each in known]
 
 
 def gains_table(gains_over: Mapping[str, Mapping[str, Gain]]) -> str:
@@ -205,7 +212,7 @@ def write_report(
 
     Args:
         path: without suffix.
-        about: {'run', 'step', 'photos'[, 'fid']}: the model, the photos, and the weights of the FID.
+        about: {'run', 'step', 'photos'[, 'name', 'fid']}: the model, the photos, the config's name, the weights of the FID.
         columns: {'network', 'gray', ...: {name: value}}, the network first.
         measurements: {'network', 'gray', ...: `Evaluator.per_photo_metrics`}.
         classes: names by label.
@@ -232,6 +239,7 @@ def write_report(
         sections.append(gains_table(gains_over))
     else:
         sentences = ['One photo is too few to compare the network with the baselines.']
+    sentences += published_figures([about.get('name', '')])
     if 'fid' in about:
         sentences.append(f'FID: {about["fid"]}, {count:.0f} photos.')
     if class_rows := classes_table(of_classes):

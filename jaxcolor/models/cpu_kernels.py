@@ -5,10 +5,13 @@ On GPUs, libraries pick a fast algorithm for each convolution. XLA's CPU backend
 - strided, upsampled and transposed convolutions by phases (the pixels of even and of odd places apart), which leaves out
   products with zeros and repeated sums;
 - large 3x3 convolutions by Winograd's transform, which multiplies fewer times;
+- dilated convolutions as undilated ones of the grids that their taps see, so that they are what was said of those;
 - the gradients of convolutions in the one arrangement of axes that XLA's CPU backend gives to its fast library: it
   rearranges others itself, but not inside a loop, where gradients are accumulated over parts of a batch;
 - the gradient of depthwise convolutions to their kernel by one loop with a sum for each of the kernel's pixels;
-- the sums of batch norm by matrix products, which XLA does several times as fast as it reduces.
+- the sums of batch norm by matrix products, which XLA does several times as fast as it reduces;
+- attention head by head, so that what one head sees stays in the caches and no head's axis is moved;
+- hidden layers of very many channels band by band of the photo, for the same reason.
 
 The README has the timings. A kernel is used where a program is lowered for CPUs, on whatever machine: a program exported
 for CUDA has the plain operations.
@@ -26,7 +29,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-CPU_KERNELS = ('strided', 'winograd', 'gradients', 'upsampled', 'transposed', 'depthwise', 'batch_norm')
+CPU_KERNELS = (
+    'strided',
+    'winograd',
+    'dilated',
+    'gradients',
+    'upsampled',
+    'transposed',
+    'depthwise',
+    'batch_norm',
+    'attention',
+)
 
 _enabled = contextvars.ContextVar('cpu_kernels', default=frozenset(CPU_KERNELS))
 
@@ -175,16 +188,17 @@ def _strided_by_phases(x, kernel, padding):
 STRIDED = CPUKernel('strided', backward=_strided_backward, suits=lambda x, kernel, *, strides, padding: strides == 2)
 
 
-# Winograd's F(2x2, 3x3): Lavin, Gray 2016, section 4.1; the transform of a kernel.
-_WINOGRAD_KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
-
-
 def _winograd_conv2d(x, kernel, *, strides, padding):
-    """A 3x3 convolution that keeps the size, by 16 multiplications for every 2x2 pixels instead of 36."""
+    """A 3x3 convolution that keeps the size, by 16 multiplications for every 2x2 pixels instead of 36.
+
+    F(2x2, 3x3) of Lavin, Gray 2016, section 4.1.
+    """
     B, H, W, C = x.shape
     h, w = -(-H // 2), -(-W // 2)  # tiles
     x = jnp.pad(x, ((0, 0), (1, 1 + H % 2), (1, 1 + W % 2), (0, 0)))
-    kernel = jnp.einsum('ai,bj,ijcd->abcd', _WINOGRAD_KERNEL, _WINOGRAD_KERNEL, kernel, precision='highest')
+
+    def transform_kernel(g0, g1, g2):
+        return g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2, g2
 
     def transform(x, axis, tiles):
         d0, d1, d2, d3 = (lax.slice_in_dim(x, i, i + 2 * tiles - 1, 2, axis) for i in range(4))
@@ -193,9 +207,11 @@ def _winograd_conv2d(x, kernel, *, strides, padding):
     def back(m0, m1, m2, m3):
         return m0 + m1 + m2, m1 - m2 - m3
 
+    # By sums: by products of matrices, the transform of a wide kernel takes as long as all else.
+    kernels = [transform_kernel(*row) for row in transform_kernel(*kernel)]
     products = [
-        [(tile.reshape(-1, C) @ kernel[a, b]).reshape(B, h, w, -1) for b, tile in enumerate(transform(rows, 2, w))]
-        for a, rows in enumerate(transform(x, 1, h))
+        [(tile.reshape(-1, C) @ part).reshape(B, h, w, -1) for tile, part in zip(transform(rows, 2, w), parts, strict=True)]
+        for rows, parts in zip(transform(x, 1, h), kernels, strict=True)
     ]
     even, odd = (back(*column) for column in zip(*(back(*row) for row in products), strict=True))  # columns, each by rows
     return interleave([even[0], odd[0], even[1], odd[1]])[:, :H, :W]
@@ -210,6 +226,24 @@ def _suits_winograd(x, kernel, *, strides, padding):
 
 
 WINOGRAD = CPUKernel('winograd', _winograd_conv2d, _vjp(_winograd_conv2d), _suits_winograd)
+
+
+def _dilated_conv2d(x, kernel, *, dilation):
+    """Pixels that are multiples of `dilation` apart meet each other alone, so each such grid is a photo of its own."""
+    B, H, W, C = x.shape
+    h, w = -(-H // dilation), -(-W // dilation)
+    x = jnp.pad(x, ((0, 0), (0, h * dilation - H), (0, w * dilation - W), (0, 0)))
+    x = x.reshape(B, h, dilation, w, dilation, C).transpose(0, 2, 4, 1, 3, 5).reshape(-1, h, w, C)
+    options = {'strides': 1, 'padding': ((1, 1), (1, 1))}
+    if WINOGRAD.name in _enabled.get() and WINOGRAD.suits(x, kernel, **options):
+        x = _winograd_conv2d(x, kernel, **options)
+    else:
+        x = _conv2d(x, kernel, *options.values())
+    x = x.reshape(B, dilation, dilation, h, w, -1).transpose(0, 3, 1, 4, 2, 5)  # (B, h, dilation, w, dilation, features)
+    return x.reshape(B, h * dilation, w * dilation, -1)[:, :H, :W]
+
+
+DILATED = CPUKernel('dilated', _dilated_conv2d, _vjp(_dilated_conv2d))
 
 
 def _upsampled_conv2d(x, kernel):
@@ -267,3 +301,32 @@ def _scale_and_shift_backward(gradient, x, scale, shift):
 
 MOMENTS = CPUKernel('batch_norm', forward=_moments)
 SCALE_AND_SHIFT = CPUKernel('batch_norm', backward=_scale_and_shift_backward)
+
+
+def _attention(queries, keys, values, *, heads):
+    parts = zip(*(jnp.split(x, heads, axis=-1) for x in (queries, keys, values)), strict=True)
+    return jnp.concatenate([_attention_of_head(*part) for part in parts], axis=-1)
+
+
+def _attention_of_head(queries, keys, values):
+    """(B, Q, d), (B, N, d), (B, N, d) -> (B, Q, d)"""
+    scores = jnp.einsum('bqd,bnd->bqn', queries, keys, preferred_element_type=jnp.float32)
+    seen = jax.nn.softmax(scores / math.sqrt(queries.shape[-1])).astype(values.dtype)
+    return jnp.einsum('bqn,bnd->bqd', seen, values)
+
+
+ATTENTION = CPUKernel('attention', _attention, _vjp(_attention))
+
+
+_BAND = 1024  # pixels, at least
+
+
+def _by_bands(x, *weights, function):
+    B, H, W, C = x.shape
+    count = max(n for n in range(1, H + 1) if H % n == 0 and (n == 1 or B * W * H // n >= _BAND))
+    bands = x.reshape(B, count, H // count, W, C).swapaxes(0, 1)
+    y = lax.map(lambda band: function(band, *weights), bands).swapaxes(0, 1)
+    return y.reshape(B, H, W, -1)
+
+
+BANDS = CPUKernel('bands', forward=_by_bands)

@@ -15,7 +15,16 @@ import numpy as np
 
 from jaxcolor import color
 from jaxcolor.errors import UserError
-from jaxcolor.models.layers import IMAGENET_DEVIATION, IMAGENET_MEAN, Conv, depthwise_conv2d, pad_to_multiple, scaled
+from jaxcolor.models.layers import (
+    IMAGENET_DEVIATION,
+    IMAGENET_MEAN,
+    Conv,
+    attention,
+    by_pixel,
+    depthwise_conv2d,
+    pad_to_multiple,
+    scaled,
+)
 from jaxcolor.models.unet import Gain, UNetBlock, blur, shuffle
 
 MULTIPLE = 32  # pixels, the coarsest stride of the encoder: sides are padded to multiples of it
@@ -101,9 +110,8 @@ class Attention(nn.Module):
     def __call__(self, queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
         C = queries.shape[-1]
         inputs = {'query': queries, 'key': keys, 'value': values}
-        heads = [nn.Dense(C, dtype=self.dtype, name=name)(x) for name, x in inputs.items()]
-        seen = jax.nn.dot_product_attention(*(x.reshape(*x.shape[:2], HEADS, C // HEADS) for x in heads))
-        return nn.Dense(C, dtype=self.dtype, name='out')(seen.reshape(queries.shape))
+        seen = attention(*(nn.Dense(C, dtype=self.dtype, name=name)(x) for name, x in inputs.items()), heads=HEADS)
+        return nn.Dense(C, dtype=self.dtype, name='out')(seen)
 
 
 class QueryLayer(nn.Module):
@@ -189,10 +197,24 @@ def sine_positions(h: int, w: int, features: int) -> jax.Array:
     return both.reshape(h * w, features)
 
 
+class Enlarge(nn.Module):
+    """The weights of a dense layer from C channels: kernel (C, features) and bias (features,), both in `dtype`."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, C: int) -> tuple[jax.Array, jax.Array]:
+        kernel = self.param('kernel', nn.initializers.he_normal(), (1, 1, C, self.features), jnp.float32)
+        bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
+        return kernel[0, 0].astype(self.dtype), bias.astype(self.dtype)
+
+
 class Refine(nn.Module):
     """The product of each pixel's features with each color, and the pixel itself, through a dense layer: its a*b*.
 
-    features (B, h, w, 16 * C), not yet enlarged fourfold; colors (B, Q, C); the photo (B, 4h, 4w, 3) -> (B, 4h, 4w, 2).
+    x (B, h, w, C), of which `enlarge` makes the features of 16 pixels (C, 16 * C); colors (B, Q, C); the photo
+    (B, 4h, 4w, 3) -> (B, 4h, 4w, 2).
 
     The paper enlarges the features and takes Q products for each pixel (section 3.2.2). As all of that is linear, so that
     the order does not matter, here the dense layer comes first, and only its two channels are enlarged.
@@ -201,15 +223,21 @@ class Refine(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features: jax.Array, colors: jax.Array, image: jax.Array) -> jax.Array:
-        (B, h, w, _), (_, Q, C) = features.shape, colors.shape
+    def __call__(self, x: jax.Array, enlarge: tuple[jax.Array, jax.Array], colors: jax.Array, image: jax.Array) -> jax.Array:
+        Q = colors.shape[1]
         kernel = self.param('kernel', nn.initializers.lecun_normal(), (Q + image.shape[-1], 2), jnp.float32)
         bias = self.param('bias', nn.initializers.zeros, (2,), jnp.float32).astype(self.dtype)
         kernel = kernel.astype(self.dtype)
         mixed = jnp.einsum('bqc,qo->bco', colors, kernel[:Q])  # (B, C, 2)
-        x = features.reshape(B, h * w * 16, C) @ mixed  # (B, h * w * 16, 2)
-        x = blur(shuffle(x.reshape(B, h, w, 32), 4))  # (B, 4h, 4w, 2)
+        x = blur(shuffle(by_pixel(x, *enlarge, mixed, function=_mix_enlarged), 4))  # (B, 4h, 4w, 2)
         return x + image @ kernel[Q:] + bias
+
+
+def _mix_enlarged(x, kernel, bias, mixed):
+    """(B, h, w, C), (C, 16 * C), (16 * C,), (B, C, 2) -> (B, h, w, 16 * 2)"""
+    B, h, w, C = x.shape
+    features = nn.relu(x @ kernel + bias)  # (B, h, w, 16 * C)
+    return (features.reshape(B, h * w * 16, C) @ mixed).reshape(B, h, w, 32)
 
 
 class DDColor(nn.Module):
@@ -242,7 +270,7 @@ class DDColor(nn.Module):
         wide, narrow = scaled(512, self.width), scaled(256, self.width)
         self.encoder = ConvNeXt(depths, tuple(scaled(C, self.width) for C in dims), self.dtype)
         self.decoder = [UNetBlock(C, (C,), **shared) for C in (wide, wide, narrow)]
-        self.enlarge = Conv(16 * narrow, kernel=1, kernel_init=nn.initializers.he_normal(), dtype=self.dtype)
+        self.enlarge = Enlarge(16 * narrow, self.dtype)
         self.color_decoder = ColorDecoder(narrow, self.queries, self.layers, self.dtype)
         self.refine = Refine(self.dtype)
 
@@ -270,7 +298,7 @@ class DDColor(nn.Module):
             x = block(x, skip, train)  # (B, H/16, W/16, 512), (B, H/8, W/8, 512), (B, H/4, W/4, 256)
             maps.append(x)
         colors = self.color_decoder(maps)  # (B, Q, 256)
-        return self.refine(nn.relu(self.enlarge(x)), colors, image).astype(jnp.float32)
+        return self.refine(x, self.enlarge(x.shape[-1]), colors, image).astype(jnp.float32)
 
 
 def _layer_norm(epsilon, dtype, name):

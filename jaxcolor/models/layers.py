@@ -4,6 +4,7 @@ Parameters are float32; a layer computes in its `dtype`. `on_cpus` names the ker
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -49,6 +50,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, *, strides: int, padding: Padding) -
     return lax.conv_general_dilated(x, kernel, (strides,) * 2, padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
 
+@on_cpus(cpu_kernels.DILATED)
 def dilated_conv2d(x: jax.Array, kernel: jax.Array, *, dilation: int) -> jax.Array:
     """3x3 convolution whose taps lie `dilation` pixels apart; keeps the size: (B, H, W, C) -> (B, H, W, features)."""
     numbers = ('NHWC', 'HWIO', 'NHWC')
@@ -126,6 +128,22 @@ def _conv_transpose2d_backward(strides, arrays, gradient):
 _conv_transpose2d.defvjp(
     lambda x, kernel, strides: (_conv_transpose2d(x, kernel, strides), (x, kernel)), _conv_transpose2d_backward
 )
+
+
+@on_cpus(cpu_kernels.BANDS)
+def by_pixel(x: jax.Array, *weights: jax.Array, function: Callable[..., jax.Array]) -> jax.Array:
+    """function(x, *weights), which sees each pixel of a photo for itself: (B, H, W, C) -> (B, H, W, features)."""
+    return function(x, *weights)
+
+
+@on_cpus(cpu_kernels.ATTENTION)
+def attention(queries: jax.Array, keys: jax.Array, values: jax.Array, *, heads: int) -> jax.Array:
+    """Multi-head attention (Vaswani et al., 2017, section 3.2.2) without its dense layers, C / heads channels a head.
+
+    (B, Q, C), (B, N, C), (B, N, C) -> (B, Q, C)
+    """
+    of_heads = (x.reshape(*x.shape[:2], heads, x.shape[-1] // heads) for x in (queries, keys, values))
+    return jax.nn.dot_product_attention(*of_heads).reshape(queries.shape)
 
 
 @on_cpus(cpu_kernels.MOMENTS)

@@ -106,11 +106,43 @@ def test_winograd(size):
     assert_same_layer(layer, random(2, *size, 128), params)
 
 
+@pytest.mark.parametrize('dilation', [2, 3])
+@pytest.mark.parametrize(('size', 'features'), [((12, 12), (4, 5)), ((7, 10), (4, 5)), ((33, 40), (128, 256))])
+def test_dilated(size, features, dilation):
+    """The wide ones by Winograd's transform."""
+    kernel = random(3, 3, *features) / features[0] ** 0.5
+    inputs = random(2, *size, features[0]), kernel
+    assert_same_with_kernels(lambda x, kernel: layers.dilated_conv2d(x, kernel, dilation=dilation), *inputs)
+
+
+@pytest.mark.parametrize('size', [(64, 48), (6, 1100), (37, 80), (3, 5)])
+def test_bands(size):
+    inputs = random(2, *size, 4), random(4, 9), random(2, 9, 3)
+
+    def mix(x, kernel, mixed):
+        hidden = jnp.maximum(x @ kernel, 0)
+        return (hidden.reshape(2, -1, 9) @ mixed).reshape(*hidden.shape[:3], 3)
+
+    def function(*arrays):
+        return layers.by_pixel(*arrays, function=mix)
+
+    expected, found = value_and_gradients(function, ())(*inputs), value_and_gradients(function)(*inputs)
+    assert_close(expected, found, TOLERANCE['float32'])
+
+
+@pytest.mark.parametrize('dtype', TOLERANCE)
+def test_attention(dtype):
+    inputs = (random(2, n, 12, dtype=dtype, seed=n) for n in (5, 9, 9))
+    with jax.numpy_dtype_promotion('standard'):  # JAX's own attention needs it in half precision
+        assert_same_with_kernels(lambda *arrays: layers.attention(*arrays, heads=3), *inputs)
+
+
 # Each kernel's operation, forward and backward; its `operations`, plain and on CPUs.
 SAME = ((1, 1), (1, 1))
 CASES = {
     'strided': (lambda x, kernel: layers.conv2d(x, kernel, strides=2, padding=SAME), (3, 1, 0, 0), (6, 6, 0, 0)),
-    'winograd': (lambda x, kernel: layers.conv2d(x, kernel, strides=1, padding=SAME), (3, 1, 0, 0), (0, 0, 16 + 32 + 6, 0)),
+    'winograd': (lambda x, kernel: layers.conv2d(x, kernel, strides=1, padding=SAME), (3, 1, 0, 0), (0, 0, 16 + 32, 0)),
+    'dilated': (lambda x, kernel: layers.dilated_conv2d(x, kernel, dilation=2), (3, 1, 0, 0), (3, 3, 0, 0)),
     'gradients': (lambda x, kernel: layers.conv2d(x, kernel, strides=1, padding=SAME), (3, 1, 0, 0), (3, 3, 0, 0)),
     'upsampled': (layers.upsample_conv2d, (3, 1, 0, 0), (12, 12, 0, 0)),
     'transposed': (lambda x, kernel: layers.conv_transpose2d(x, kernel, strides=2), (3, 2, 0, 0), (12, 12, 0, 0)),
@@ -119,6 +151,14 @@ CASES = {
         (0, 0, 0, 0),
         (0, 0, 0, 8),
     ),
+    # Queries (2, 8, 32) and keys (2, 32, 32); 2 products a head, 1 of them again backward, and 4 for the gradients.
+    'attention': (
+        lambda x, kernel: layers.attention(x[:, 0].swapaxes(1, 2), x[:, 1].swapaxes(1, 2), x[:, 2].swapaxes(1, 2), heads=4),
+        (0, 0, 7, 0),
+        (0, 0, 28, 0),
+    ),
+    # One product in a loop; and both gradients.
+    'bands': (lambda x, kernel: layers.by_pixel(x, kernel[0, 0], function=jnp.matmul), (0, 0, 3, 0), (0, 0, 3, 0)),
     'batch_norm': (
         lambda x, kernel: layers.scale_and_shift(x, *layers.channel_moments(kernel)),
         (0, 0, 0, 0),
@@ -174,6 +214,8 @@ def test_only_the_kernels_named_are_used(name):
     inputs = inputs_of(name)
     counted = {each: operations(value_and_gradients(function, [each]).lower(*inputs).as_text()) for each in CPU_KERNELS}
     assert counted.pop(name) == on_cpus
+    if name == 'attention':  # whose backward pass by itself computes the scores again
+        plain = (0, 0, 6, 0)
     for part in ('gradients', 'strided'):  # other operations are made of these
         counted.pop(part, None)
     assert set(counted.values()) == {plain}
@@ -192,13 +234,12 @@ def test_gradients_of_convolutions(taps, strides, padding):
     assert_close(plain(*inputs), by_kernel(*inputs), TOLERANCE['float32'])
 
 
-def test_convolutions_inside_a_loop_are_of_the_fast_arrangement():
+@pytest.mark.parametrize('name', ['gradients', 'dilated'])
+def test_convolutions_inside_a_loop_are_of_the_fast_arrangement(name):
     """XLA rearranges the others only outside of loops, and computes them many times as slowly inside."""
 
     def total(xs, kernel):
-        return jax.lax.scan(lambda sum_, x: (sum_ + layers.conv2d(x, kernel, strides=1, padding=SAME).sum(), None), 0.0, xs)[
-            0
-        ]
+        return jax.lax.scan(lambda sum_, x: (sum_ + CASES[name][0](x, kernel).sum(), None), 0.0, xs)[0]
 
     program = jax.jit(jax.grad(total, (0, 1))).lower(random(3, 2, 32, 32, 8), random(3, 3, 8, 8)).compile().as_text()
     assert 'while(' in program

@@ -42,13 +42,13 @@ def test_refining_before_enlarging_changes_nothing():
     """As the paper has it: every pixel's features, its product with each color, then the dense layer."""
     rng = np.random.default_rng(0)
     h, w, C, Q = 3, 5, 8, 7
-    features, colors, image = (
-        jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, h, w, 16 * C), (2, Q, C), (2, 4 * h, 4 * w, 3))
-    )
+    shapes = (2, h, w, C), (C, 16 * C), (16 * C,), (2, Q, C), (2, 4 * h, 4 * w, 3)
+    x, kernel, bias, colors, image = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
     refine = Refine()
-    variables = refine.init(jax.random.key(0), features, colors, image)
+    variables = refine.init(jax.random.key(0), x, (kernel, bias), colors, image)
     params = {**variables['params'], 'bias': jnp.asarray([0.5, -1.0])}
-    given = refine.apply({'params': params}, features, colors, image)
+    given = refine.apply({'params': params}, x, (kernel, bias), colors, image)
+    features = jnp.maximum(x @ kernel + bias, 0)
     maps = jnp.einsum('bqc,bhwc->bhwq', colors, blur(shuffle(features, 4)))
     expected = jnp.concatenate([maps, image], axis=-1) @ params['kernel'] + params['bias']
     np.testing.assert_allclose(given, expected, rtol=0, atol=1e-5 * float(jnp.abs(expected).max()))

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from torch_helpers import assert_close
+from torch_helpers import arrays_of, assert_close, outputs_of
 
 from jaxcolor import color, models
 from jaxcolor.errors import UserError
@@ -13,9 +13,9 @@ from jaxcolor.weights.weight_files import read_weights
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip('torch')
-unet_twins = pytest.importorskip('unet_twins')
-ddcolor_twin = pytest.importorskip('ddcolor_twin')
-DDColorTwin = ddcolor_twin.DDColorTwin
+randomize = pytest.importorskip('jaxcolor.benchmark.torch_published').randomize
+torch_ddcolor = pytest.importorskip('jaxcolor.benchmark.torch_ddcolor')
+DDColorTwin = torch_ddcolor.DDColorTwin
 
 SMALL = {'variant': 'shallow', 'width': 1 / 16, 'queries': 5, 'layers': 4}
 # Of the published files: parameters of the parts, entries, bytes.
@@ -35,7 +35,9 @@ BLOCKS = {
 def shallow():
     """A variant with few blocks."""
     with pytest.MonkeyPatch.context() as patch:
-        depths, dims = (table['shallow'] for table in (ddcolor_twin.DEPTHS, ddcolor_twin.DIMS))
+        depths, dims = (1, 2, 2, 1), (96, 192, 384, 768)
+        patch.setitem(torch_ddcolor.DEPTHS, 'shallow', depths)
+        patch.setitem(torch_ddcolor.DIMS, 'shallow', dims)
         patch.setitem(VARIANTS, 'shallow', Variant(depths, dims))
         yield
 
@@ -43,8 +45,8 @@ def shallow():
 @pytest.fixture(scope='module')
 def small():
     """(a narrow and shallow twin, its arrays)"""
-    twin = unet_twins.randomize(DDColorTwin(**SMALL))
-    return twin, unet_twins.arrays_of(twin)
+    twin = randomize(DDColorTwin(**SMALL))
+    return twin, arrays_of(twin)
 
 
 @pytest.mark.parametrize('variant', FILES)
@@ -68,14 +70,14 @@ def gray(height, width, seed=0):
 
 @pytest.mark.parametrize(('fields', 'size'), [({'variant': 'tiny'}, (64, 96)), (SMALL, (64, 32))])
 def test_every_block_equals_the_twin_s(fields, size):
-    twin = unet_twins.randomize(DDColorTwin(**fields))
-    arrays = unet_twins.arrays_of(twin)
+    twin = randomize(DDColorTwin(**fields))
+    arrays = arrays_of(twin)
     converted = ddcolor.convert(arrays, DDColor(**fields) if fields == SMALL else None)
     assert converted.model['variant'] == fields['variant']
     assert recognize(arrays) == 'ddcolor'
     assert converted.notes[1:] == ['Its encoder.arch.norm was left out: the network does not use it.']
     image = gray(*size)
-    expected, blocks = unet_twins.outputs_of(twin, image, BLOCKS)
+    expected, blocks = outputs_of(twin, image, BLOCKS)
     assert np.abs(expected[0] - expected[1]).max() > 0.01 * np.abs(expected).max()
     network = models.build(converted.model)
     given, state = jax.jit(
@@ -106,7 +108,7 @@ def test_lightness_of_any_size_is_padded_and_the_padding_cut_off(small):
     lightness = np.random.default_rng(0).uniform(5, 95, size=(2, 50, 70, 1)).astype(np.float32)
     padded = np.pad(lightness, ((0, 0), (0, 14), (0, 26), (0, 0)), mode='edge')
     rgb = np.repeat(color.gray_luma(padded), 3, axis=-1)
-    expected, _ = unet_twins.outputs_of(twin, rgb, [])
+    expected, _ = outputs_of(twin, rgb, [])
     network = models.build(converted.model)
     outputs = jax.jit(network.apply)({'params': converted.params, **converted.model_state}, lightness / 100)
     assert_close(128 * np.asarray(outputs['ab']), expected[:, :50, :70])

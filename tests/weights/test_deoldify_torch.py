@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from torch_helpers import assert_close
+from torch_helpers import arrays_of, assert_close, outputs_of
 
 from jaxcolor import color, models
 from jaxcolor.errors import UserError
@@ -12,8 +12,8 @@ from jaxcolor.weights.published import deoldify, recognize
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip('torch')
-unet_twins = pytest.importorskip('unet_twins')
-DeOldifyTwin = pytest.importorskip('deoldify_twin').DeOldifyTwin
+randomize = pytest.importorskip('jaxcolor.benchmark.torch_published').randomize
+DeOldifyTwin = pytest.importorskip('jaxcolor.benchmark.torch_deoldify').DeOldifyTwin
 
 WIDTH = 1 / 16
 # Of the published files: parameters of the layers that have any, entries, bytes.
@@ -44,14 +44,14 @@ LAST = {'artistic': 'bn2.weight', 'stable': 'bn3.weight'}
 
 
 def random_twin(variant, width):
-    return unet_twins.randomize(DeOldifyTwin(variant, width), LAST[variant])
+    return randomize(DeOldifyTwin(variant, width), LAST[variant])
 
 
 @pytest.fixture(scope='module')
 def small():
     """(a narrow twin, its arrays)"""
     twin = random_twin('artistic', WIDTH)
-    return twin, unet_twins.arrays_of(twin)
+    return twin, arrays_of(twin)
 
 
 @pytest.mark.parametrize('variant', FILES)
@@ -74,7 +74,7 @@ def test_the_twin_is_as_large_as_the_published_files(variant):
 def test_every_block_equals_the_twin_s(variant, width, sizes):
     """80 and 144 are odd at 1/16, as 560 of the published program is; 72 and 50 are no multiples of 16."""
     twin = random_twin(variant, width)
-    arrays = unet_twins.arrays_of(twin)
+    arrays = arrays_of(twin)
     assert recognize(arrays) == 'deoldify'
     converted = deoldify.convert(arrays, None if width == 1 else DeOldify(variant, width))
     assert converted.model['variant'] == variant
@@ -86,7 +86,7 @@ def test_every_block_equals_the_twin_s(variant, width, sizes):
     )
     for size in sizes:
         image = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
-        expected, blocks = unet_twins.outputs_of(twin, image, BLOCKS)
+        expected, blocks = outputs_of(twin, image, BLOCKS)
         assert any(block.resized for block in twin.layers[4:8]) is (size != (64, 96))
         assert np.abs(expected[0] - expected[1]).max() > 0.01 * np.abs(expected).max()
         given, state = run(variables, image)
@@ -103,7 +103,7 @@ def test_lightness_of_any_size_is_padded_and_the_padding_cut_off(small):
     padded = np.pad(lightness, ((0, 0), (0, 14), (0, 9), (0, 0)), mode='edge')
     rgb = np.repeat(color.gray_luma(padded), 3, axis=-1)
     mean, deviation = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
-    predicted, _ = unet_twins.outputs_of(twin, (rgb - mean) / deviation, [])
+    predicted, _ = outputs_of(twin, (rgb - mean) / deviation, [])
     expected = color.rgb_to_lab(np.clip(predicted * deviation + mean, 0, 1))[:, :50, :71, 1:]
     network = models.build(converted.model)
     outputs = jax.jit(network.apply)({'params': converted.params, **converted.model_state}, lightness / 100)

@@ -12,7 +12,7 @@ from jaxcolor.weights.weight_files import read_weights
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip('torch')
-twins = pytest.importorskip('zhang_twins')
+twins = pytest.importorskip('jaxcolor.benchmark.torch_zhang')
 
 SIZES = [(64, 72), (60, 53)]
 PARAMETERS = {

@@ -16,7 +16,7 @@ def assert_close(given, expected):
 
 
 def channels_last(x):
-    return x.detach().numpy().transpose(0, 2, 3, 1)
+    return x.detach().numpy().transpose(0, 2, 3, 1) if x.ndim == 4 else x.detach().numpy()
 
 
 def randomize(network):
@@ -33,3 +33,23 @@ def randomize(network):
             nn.init.uniform_(module.running_mean, -0.2, 0.2)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
     return network.eval()
+
+
+def outputs_of(network, image, modules):
+    """(the output, {name: the output of that module}) for an image (B, H, W, C); maps are (B, H, W, C), too."""
+    found = {}
+
+    def keep(name):
+        return lambda _module, _inputs, output: found.update({name: output})
+
+    hooks = [network.get_submodule(name).register_forward_hook(keep(name)) for name in modules]
+    with torch.no_grad():
+        output = network(torch.from_numpy(image.transpose(0, 3, 1, 2).copy()))
+    for hook in hooks:
+        hook.remove()
+    return channels_last(output), {name: channels_last(each) for name, each in found.items()}
+
+
+def arrays_of(network):
+    """The state dict as the reader of weights files gives it."""
+    return {name: tensor.numpy() for name, tensor in network.state_dict().items()}

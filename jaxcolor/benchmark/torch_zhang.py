@@ -1,14 +1,15 @@
-"""Zhang et al.'s published networks in PyTorch, for tests: layers and names as their files have them."""
+"""Zhang et al.'s published networks in PyTorch: layers and names as their files have them. Importing it needs PyTorch.
+
+Activations are (B, C, H, W).
+"""
 
 import itertools
 
-import pytest
-
-torch = pytest.importorskip('torch')
-nn = torch.nn
+import torch
+from torch import nn
 
 
-def crb(*sizes, strides=1, dilation=1, norm=True):
+def crb(*sizes: int, strides: int = 1, dilation: int = 1, norm: bool = True) -> list[nn.Module]:
     """3x3 convolutions, each with a ReLU, the last with the stride; then batch norm."""
     layers = []
     for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
@@ -18,7 +19,9 @@ def crb(*sizes, strides=1, dilation=1, norm=True):
 
 
 class Encoder(nn.Module):
-    def __init__(self, inputs, strides, width):
+    """The seven blocks that both networks begin with."""
+
+    def __init__(self, inputs: int, strides: int, width: float) -> None:
         super().__init__()
         a, b, c, d = (round(width * features) for features in (64, 128, 256, 512))
         self.model1 = nn.Sequential(*crb(inputs, a, a, strides=strides))
@@ -29,19 +32,22 @@ class Encoder(nn.Module):
         self.model6 = nn.Sequential(*crb(d, d, d, d, dilation=2))
         self.model7 = nn.Sequential(*crb(d, d, d, d))
 
-    def blocks(self):
+    def blocks(self) -> list[nn.Module]:
+        """The blocks, in order."""
         return [getattr(self, f'model{i}') for i in range(1, 8)]
 
 
 class ECCV16(Encoder):
-    def __init__(self, width=1.0):
+    """Colorful Image Colorization."""
+
+    def __init__(self, width: float = 1.0) -> None:
         super().__init__(1, 2, width)
         c, d = (round(width * features) for features in (256, 512))
         up = [nn.ConvTranspose2d(d, c, 4, 2, 1), nn.ReLU()]
         self.model8 = nn.Sequential(*up, *crb(c, c, c, norm=False), nn.Conv2d(c, 313, 1))
         self.model_out = nn.Conv2d(313, 2, 1, bias=False)
 
-    def forward(self, lightness):
+    def forward(self, lightness: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """L* -> a*b*, and what comes out of each block."""
         x, seen = (lightness - 50) / 100, []
         for block in [*self.blocks(), self.model8]:
@@ -52,7 +58,9 @@ class ECCV16(Encoder):
 
 
 class SIGGRAPH17(Encoder):
-    def __init__(self, width=1.0):
+    """The network of local hints."""
+
+    def __init__(self, width: float = 1.0) -> None:
         super().__init__(4, 1, width)
         a, b, c, d = (round(width * features) for features in (64, 128, 256, 512))
         self.model8up = nn.Sequential(nn.ConvTranspose2d(d, c, 4, 2, 1))
@@ -67,7 +75,9 @@ class SIGGRAPH17(Encoder):
         self.model_class = nn.Sequential(nn.Conv2d(c, 529, 1))
         self.model_out = nn.Sequential(nn.Conv2d(b, 2, 1), nn.Tanh())
 
-    def forward(self, lightness, ab, mask):
+    def forward(
+        self, lightness: torch.Tensor, ab: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """L*, the hints' a*b*, where they are -> a*b*, and what comes out of each block."""
         x, seen = torch.cat([(lightness - 50) / 100, ab / 110, mask], dim=1), []
         for i, block in enumerate(self.blocks()):

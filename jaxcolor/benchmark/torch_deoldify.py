@@ -1,37 +1,45 @@
-"""A PyTorch twin of DeOldify, written from its published description; names are its files'."""
+"""DeOldify in PyTorch, written from its published description; names are its files'. Importing it needs PyTorch.
 
-import pytest
-from unet_twins import Shuffle, UNetBlock, conv_relu_norm, spectral
+Activations are (B, C, H, W).
+"""
 
-torch = pytest.importorskip('torch')
-nn = torch.nn
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from jaxcolor.benchmark.torch_unet import Shuffle, UNetBlock, conv_relu_norm, spectral
 
 
 class BasicBlock(nn.Module):
+    """A residual block of two 3x3 convolutions."""
+
     expansion = 1
 
-    def __init__(self, before, C, stride):
+    def __init__(self, before: int, C: int, stride: int) -> None:
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(before, C, 3, stride, 1, bias=False), nn.BatchNorm2d(C)
         self.conv2, self.bn2 = nn.Conv2d(C, C, 3, 1, 1, bias=False), nn.BatchNorm2d(C)
         self.downsample = _downsample(before, C, stride)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
         return torch.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
 class Bottleneck(nn.Module):
+    """A residual block of convolutions of 1x1, 3x3 and 1x1."""
+
     expansion = 4
 
-    def __init__(self, before, C, stride):
+    def __init__(self, before: int, C: int, stride: int) -> None:
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(before, C, 1, bias=False), nn.BatchNorm2d(C)
         self.conv2, self.bn2 = nn.Conv2d(C, C, 3, stride, 1, bias=False), nn.BatchNorm2d(C)
         self.conv3, self.bn3 = nn.Conv2d(C, 4 * C, 1, bias=False), nn.BatchNorm2d(4 * C)
         self.downsample = _downsample(before, 4 * C, stride)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = torch.relu(self.bn1(self.conv1(x)))
         y = self.bn3(self.conv3(torch.relu(self.bn2(self.conv2(y)))))
         return torch.relu(y + (x if self.downsample is None else self.downsample(x)))
@@ -43,7 +51,8 @@ def _downsample(before, after, stride):
     return nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
 
 
-def resnet(block, depths, width):
+def resnet(block: type[BasicBlock] | type[Bottleneck], depths: Sequence[int], width: float) -> nn.Sequential:
+    """A ResNet without its last layers."""
     C = round(64 * width)
     layers = [nn.Conv2d(3, C, 7, 2, 3, bias=False), nn.BatchNorm2d(C), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
     before = C
@@ -57,13 +66,15 @@ def resnet(block, depths, width):
 
 
 class SelfAttention(nn.Module):
-    def __init__(self, C):
+    """Each pixel adds what it sees of all others, times a gain."""
+
+    def __init__(self, C: int) -> None:
         super().__init__()
         self.query, self.key = (_conv1d(C, max(1, C // 8)) for _ in range(2))
         self.value = _conv1d(C, C)
         self.gamma = nn.Parameter(torch.zeros(1))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         pixels = x.flatten(2)  # (B, C, N)
         beta = torch.softmax(self.query(pixels).transpose(1, 2) @ self.key(pixels), dim=1)
         return (self.gamma * (self.value(pixels) @ beta) + pixels).reshape(x.shape)
@@ -76,30 +87,32 @@ def _conv1d(in_channels, out_channels):
 class WeightNormConv(nn.Module):
     """A 1x1 convolution whose kernels are directions and lengths."""
 
-    def __init__(self, in_channels, out_channels):
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.weight_v = nn.Parameter(torch.randn(out_channels, in_channels, 1, 1))
         self.weight_g = nn.Parameter(1 + torch.rand(out_channels, 1, 1, 1))
         self.bias = nn.Parameter(torch.zeros(out_channels))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         length = torch.linalg.vector_norm(self.weight_v, dim=(1, 2, 3), keepdim=True)
         return nn.functional.conv2d(x, self.weight_v * self.weight_g / length, self.bias)
 
 
 class Residual(nn.Module):
-    def __init__(self, C):
+    """Two 3x3 convolutions beside the identity."""
+
+    def __init__(self, C: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Sequential(spectral(C, C, 3, bias=True), nn.ReLU()) for _ in range(2))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.layers[1](self.layers[0](x))
 
 
 class DeOldifyTwin(nn.Module):
     """Gray RGB as ImageNet's networks expect it (B, 3, H, W) -> RGB of that kind."""
 
-    def __init__(self, variant='artistic', width=1.0):
+    def __init__(self, variant: str = 'artistic', width: float = 1.0) -> None:
         super().__init__()
         is_deep = variant == 'artistic'
         body = resnet(BasicBlock, (3, 4, 6, 3), width) if is_deep else resnet(Bottleneck, (3, 4, 23, 3), width)
@@ -133,7 +146,7 @@ class DeOldifyTwin(nn.Module):
             ]
         )
 
-    def forward(self, image):
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
         body, norm, relu, middle, *blocks, up, _, residual, last = self.layers
         x, skips = image, []
         for i, layer in enumerate(body):
