@@ -39,6 +39,7 @@ CPU_KERNELS = (
     'depthwise',
     'batch_norm',
     'attention',
+    'bands',
 )
 
 _enabled = contextvars.ContextVar('cpu_kernels', default=frozenset(CPU_KERNELS))

@@ -58,7 +58,7 @@ def test_they_are_not_trained_by_name(cli):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize('name', NARROW)
+@pytest.mark.parametrize('name', sorted(NARROW.keys() - {'deoldify-stable'}))  # its 101 layers take a minute
 def test_pytorch_predicts_the_same_colors(narrow, name, monkeypatch):
     timed = workload.Workload(workload.Case(name, mode='infer', batch=2, size=64))
     # torch.compile takes a minute.

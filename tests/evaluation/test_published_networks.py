@@ -37,6 +37,7 @@ def test_figures_are_of_published_names_alone():
     assert report.published_figures(['ltbc', 'eccv16', 'siggraph17', 'eccv16']) == [SENTENCE]
 
 
+@pytest.mark.slow
 def test_comparison_with_a_run(trained, eccv16, tmp_path):
     run = shutil.copytree(trained, tmp_path / 'run')
     page = compare_runs([run, eccv16], '', 'validation', photos=2)

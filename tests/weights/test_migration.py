@@ -14,6 +14,7 @@ from PIL import Image
 from jaxcolor import config as fields
 from jaxcolor import models, tasks
 from jaxcolor.errors import UserError
+from jaxcolor.inference import recompose
 from jaxcolor.inference.colorizer import Colorizer
 from jaxcolor.recipes import load_recipe
 from jaxcolor.runtime.checkpoint import Checkpoints
@@ -86,7 +87,7 @@ def recipe_of(name):
 
 
 @pytest.mark.parametrize('name', [*RUNS, *EXPORTED])
-def test_predictions_are_those_of_then(name, legacy):
+def test_predictions_are_those_of_then(name, legacy, monkeypatch):
     colorizer = Colorizer(legacy / name)
     with np.load(LEGACY / f'{name}.npz') as then:
         ab = jax.jit(colorizer.task.predict)(colorizer.state, then['lightness'], jax.random.PRNGKey(0))
@@ -94,6 +95,7 @@ def test_predictions_are_those_of_then(name, legacy):
         np.testing.assert_allclose(ab, then['ab'], rtol=0, atol=2e-5 * np.abs(then['ab']).max())
         if 'gray' not in then:
             return  # at that time photos were shrunk by another filter
+        monkeypatch.setattr(recompose, '_EDGE_NOISE', np.float32(np.inf))  # at that time no edges were followed
         colored = np.asarray(colorizer(Image.fromarray(then['gray']).convert('RGB')), np.int32)
         # Colors outside sRGB were clipped at that time.
         inside = ((then['colored'] > 0) & (then['colored'] < 255)).all(axis=-1)
