@@ -21,6 +21,7 @@ from jaxcolor.models.layers import (
     Conv,
     attention,
     by_pixel,
+    check_variant,
     depthwise_conv2d,
     pad_to_multiple,
     scaled,
@@ -258,8 +259,7 @@ class DDColor(nn.Module):
     output_space = 'lab'
 
     def __post_init__(self) -> None:
-        if self.variant not in VARIANTS:
-            raise UserError(f'model.variant: there is no ddcolor {self.variant!r}; there are {", ".join(VARIANTS)}.')
+        check_variant('ddcolor', self.variant, VARIANTS)
         if scaled(256, self.width) % HEADS:
             raise UserError(f'model.width: {scaled(256, self.width)} features of ddcolor are no multiple of {HEADS} heads.')
         super().__post_init__()

@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcolor import color
-from jaxcolor.errors import UserError
-from jaxcolor.models.layers import IMAGENET_DEVIATION, IMAGENET_MEAN, BatchNorm, Conv, pad_to_multiple, scaled
+from jaxcolor.models.layers import IMAGENET_DEVIATION, IMAGENET_MEAN, BatchNorm, Conv, check_variant, pad_to_multiple, scaled
 from jaxcolor.models.unet import ConvNorm, Gain, UNetBlock, blur, shuffle
 
 MULTIPLE = 16  # pixels: the published program gives the network squares of such sides
@@ -137,8 +136,7 @@ class DeOldify(nn.Module):
     output_space = 'lab'
 
     def __post_init__(self) -> None:
-        if self.variant not in VARIANTS:
-            raise UserError(f'model.variant: there is no deoldify {self.variant!r}; there are {", ".join(VARIANTS)}.')
+        check_variant('deoldify', self.variant, VARIANTS)
         super().__post_init__()
 
     def setup(self) -> None:

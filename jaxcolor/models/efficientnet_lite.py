@@ -15,8 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxcolor.errors import UserError
-from jaxcolor.models.layers import BatchNorm, conv2d, depthwise_conv2d
+from jaxcolor.models.layers import BatchNorm, check_variant, conv2d, depthwise_conv2d
 
 
 class Variant(NamedTuple):
@@ -134,8 +133,7 @@ class EfficientNetLite(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        if self.variant not in VARIANTS:
-            raise UserError(f'EfficientNet: there is no variant {self.variant!r}; there are {", ".join(VARIANTS)}.')
+        check_variant('EfficientNet', self.variant, VARIANTS)
         super().__post_init__()
 
     def setup(self) -> None:

@@ -17,6 +17,7 @@ from jaxcolor.models.layers import (
     ConvBlock,
     DeconvBlock,
     Fusion,
+    check_variant,
     pad_to_multiple,
     scaled,
 )
@@ -52,8 +53,7 @@ class DeepColor(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        if self.variant not in DEEPCOLOR:
-            raise UserError(f'model.variant: there is no variant {self.variant!r}; there are {", ".join(DEEPCOLOR)}.')
+        check_variant('deepcolor', self.variant, DEEPCOLOR)
         super().__post_init__()
 
     @nn.compact

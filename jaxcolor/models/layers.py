@@ -4,7 +4,7 @@ Parameters are float32; a layer computes in its `dtype`. `on_cpus` names the ker
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxcolor.errors import UserError
 from jaxcolor.models import cpu_kernels
 from jaxcolor.models.cpu_kernels import on_cpus
 
@@ -22,6 +23,12 @@ MOMENTUM, EPSILON = 0.9, 1e-5
 # Of ImageNet's RGB in [0, 1] (torchvision): what networks that have seen it expect is (RGB - mean) / deviation.
 IMAGENET_MEAN, IMAGENET_DEVIATION = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32)
 ACTIVATIONS = {'relu': nn.relu, 'sigmoid': nn.sigmoid, 'tanh': nn.tanh, 'linear': lambda x: x}
+
+
+def check_variant(network: str, variant: str, variants: Collection[str]) -> None:
+    """Raises UserError if a network has no such variant."""
+    if variant not in variants:
+        raise UserError(f'model.variant: there is no {network} {variant!r}; there are {", ".join(variants)}.')
 
 
 def scaled(features: int, width: float) -> int:

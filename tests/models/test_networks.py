@@ -372,7 +372,7 @@ def test_kernel_l2_covers_all_convolutions_but_the_encoder_s_last(variant):
 @pytest.mark.parametrize(
     ('name', 'change', 'words'),
     [
-        ('deepcolor', {'variant': '4'}, "model.variant: there is no variant '4'; there are base, 1, 2, 3, koalarization"),
+        ('deepcolor', {'variant': '4'}, "model.variant: there is no deepcolor '4'; there are base, 1, 2, 3, koalarization"),
         ('vgg_fusion', {'encoder_widths': (64, 128)}, 'model.encoder_widths: 2 .* six'),
         ('cgan', {'output_activation': 'linear'}, 'model.output_activation: the cgan.s is sigmoid or tanh, not linear'),
         ('cgan', {'generator_layers': 8}, 'model.generator_layers must lie between 6 and 7, not 8'),
