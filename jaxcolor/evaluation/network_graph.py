@@ -26,6 +26,7 @@ _KINDS = {
     'LayerNorm': 'layer norm',
     'Gain': 'learned gain',
     'Learned': 'learned vectors',
+    'Enlarge': 'convolution, mixed by color',
 }
 # Equations by their names in a trace.
 _ACTIVATIONS = {'relu': 'relu', 'leaky relu': 'leaky relu', 'tanh': 'tanh', 'sigmoid': 'sigmoid', 'logistic': 'sigmoid'}

@@ -198,43 +198,44 @@ def sine_positions(h: int, w: int, features: int) -> jax.Array:
     return both.reshape(h * w, features)
 
 
-class Enlarge(nn.Module):
-    """The weights of a dense layer from C channels: kernel (C, features) and bias (features,), both in `dtype`."""
-
-    features: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, C: int) -> tuple[jax.Array, jax.Array]:
-        kernel = self.param('kernel', nn.initializers.he_normal(), (1, 1, C, self.features), jnp.float32)
-        bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
-        return kernel[0, 0].astype(self.dtype), bias.astype(self.dtype)
-
-
 class Refine(nn.Module):
-    """The product of each pixel's features with each color, and the pixel itself, through a dense layer: its a*b*.
+    """The dense layer behind the product of each pixel's features with each color, ahead of that product.
 
-    x (B, h, w, C), of which `enlarge` makes the features of 16 pixels (C, 16 * C); colors (B, Q, C); the photo
-    (B, 4h, 4w, 3) -> (B, 4h, 4w, 2).
+    Colors (B, Q, C) and the photo (B, H, W, 3) -> what the layer makes of the colors, (B, C, 2), and of the photo,
+    (B, H, W, 2).
 
-    The paper enlarges the features and takes Q products for each pixel (section 3.2.2). As all of that is linear, so that
-    the order does not matter, here the dense layer comes first, and only its two channels are enlarged.
+    The paper enlarges the features fourfold and takes Q products for each pixel (section 3.2.2). All of that is linear, so
+    the order does not matter: here the dense layer comes first, and only its two channels are enlarged.
     """
 
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, enlarge: tuple[jax.Array, jax.Array], colors: jax.Array, image: jax.Array) -> jax.Array:
+    def __call__(self, colors: jax.Array, image: jax.Array) -> tuple[jax.Array, jax.Array]:
         Q = colors.shape[1]
         kernel = self.param('kernel', nn.initializers.lecun_normal(), (Q + image.shape[-1], 2), jnp.float32)
         bias = self.param('bias', nn.initializers.zeros, (2,), jnp.float32).astype(self.dtype)
         kernel = kernel.astype(self.dtype)
-        mixed = jnp.einsum('bqc,qo->bco', colors, kernel[:Q])  # (B, C, 2)
-        x = blur(shuffle(by_pixel(x, *enlarge, mixed, function=_mix_enlarged), 4))  # (B, 4h, 4w, 2)
-        return x + image @ kernel[Q:] + bias
+        return jnp.einsum('bqc,qo->bco', colors, kernel[:Q]), image @ kernel[Q:] + bias
 
 
-def _mix_enlarged(x, kernel, bias, mixed):
+class Enlarge(nn.Module):
+    """The features of 16 pixels for each pixel (a 1x1 convolution, ReLU), and the products of each with mixed colors.
+
+    (B, h, w, C) and (B, C, 2) -> (B, h, w, 16 * 2), not yet shuffled.
+    """
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
+        C = x.shape[-1]
+        kernel = self.param('kernel', nn.initializers.he_normal(), (1, 1, C, 16 * C), jnp.float32)
+        bias = self.param('bias', nn.initializers.zeros, (16 * C,), jnp.float32)
+        return by_pixel(x, kernel[0, 0].astype(self.dtype), bias.astype(self.dtype), mixed, function=_enlarge)
+
+
+def _enlarge(x, kernel, bias, mixed):
     """(B, h, w, C), (C, 16 * C), (16 * C,), (B, C, 2) -> (B, h, w, 16 * 2)"""
     B, h, w, C = x.shape
     features = nn.relu(x @ kernel + bias)  # (B, h, w, 16 * C)
@@ -270,7 +271,7 @@ class DDColor(nn.Module):
         wide, narrow = scaled(512, self.width), scaled(256, self.width)
         self.encoder = ConvNeXt(depths, tuple(scaled(C, self.width) for C in dims), self.dtype)
         self.decoder = [UNetBlock(C, (C,), **shared) for C in (wide, wide, narrow)]
-        self.enlarge = Enlarge(16 * narrow, self.dtype)
+        self.enlarge = Enlarge(self.dtype)
         self.color_decoder = ColorDecoder(narrow, self.queries, self.layers, self.dtype)
         self.refine = Refine(self.dtype)
 
@@ -298,7 +299,9 @@ class DDColor(nn.Module):
             x = block(x, skip, train)  # (B, H/16, W/16, 512), (B, H/8, W/8, 512), (B, H/4, W/4, 256)
             maps.append(x)
         colors = self.color_decoder(maps)  # (B, Q, 256)
-        return self.refine(x, self.enlarge(x.shape[-1]), colors, image).astype(jnp.float32)
+        mixed, of_image = self.refine(colors, image)  # (B, 256, 2), (B, H, W, 2)
+        ab = blur(shuffle(self.enlarge(x, mixed), 4))  # (B, H, W, 2)
+        return (ab + of_image).astype(jnp.float32)
 
 
 def _layer_norm(epsilon, dtype, name):

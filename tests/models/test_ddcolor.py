@@ -11,7 +11,7 @@ from helpers import count, network_shapes
 from jaxcolor import config as base
 from jaxcolor import models
 from jaxcolor.errors import UserError
-from jaxcolor.models.ddcolor import Refine, sine_positions
+from jaxcolor.models.ddcolor import Enlarge, Refine, sine_positions
 from jaxcolor.models.unet import blur, shuffle
 
 # Of the published files: encoder, color decoder, all; and how many of the encoder are of a norm that nothing uses.
@@ -42,15 +42,16 @@ def test_refining_before_enlarging_changes_nothing():
     """As the paper has it: every pixel's features, its product with each color, then the dense layer."""
     rng = np.random.default_rng(0)
     h, w, C, Q = 3, 5, 8, 7
-    shapes = (2, h, w, C), (C, 16 * C), (16 * C,), (2, Q, C), (2, 4 * h, 4 * w, 3)
-    x, kernel, bias, colors, image = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
-    refine = Refine()
-    variables = refine.init(jax.random.key(0), x, (kernel, bias), colors, image)
-    params = {**variables['params'], 'bias': jnp.asarray([0.5, -1.0])}
-    given = refine.apply({'params': params}, x, (kernel, bias), colors, image)
-    features = jnp.maximum(x @ kernel + bias, 0)
+    shapes = (2, h, w, C), (1, 1, C, 16 * C), (16 * C,), (2, Q, C), (2, 4 * h, 4 * w, 3), (Q + 3, 2), (2,)
+    x, kernel, bias, colors, image, last_kernel, last_bias = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes
+    )
+    mixed, of_image = Refine().apply({'params': {'kernel': last_kernel, 'bias': last_bias}}, colors, image)
+    enlarged = Enlarge().apply({'params': {'kernel': kernel, 'bias': bias}}, x, mixed)
+    given = blur(shuffle(enlarged, 4)) + of_image
+    features = jnp.maximum(x @ kernel[0, 0] + bias, 0)
     maps = jnp.einsum('bqc,bhwc->bhwq', colors, blur(shuffle(features, 4)))
-    expected = jnp.concatenate([maps, image], axis=-1) @ params['kernel'] + params['bias']
+    expected = jnp.concatenate([maps, image], axis=-1) @ last_kernel + last_bias
     np.testing.assert_allclose(given, expected, rtol=0, atol=1e-5 * float(jnp.abs(expected).max()))
 
 
