@@ -79,5 +79,5 @@ def test_training_normalizes_by_the_batch_and_keeps_its_statistics():
 
 
 def test_unknown_variant_is_refused():
-    with pytest.raises(UserError, match=r"no variant 'lite5'; there are lite0, lite1, lite2, lite3, lite4"):
+    with pytest.raises(UserError, match=r"no EfficientNet 'lite5'; there are lite0, lite1, lite2, lite3, lite4"):
         EfficientNetLite('lite5')
