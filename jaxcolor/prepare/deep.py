@@ -195,4 +195,4 @@ def _in_srgb(pixels, profile):
 
 def encode_png(image: DeepImage) -> bytes:
     """A PNG file of 16 bits a channel."""
-    return imagecodecs.png_encode(image.pixels)
+    return bytes(imagecodecs.png_encode(image.pixels))
