@@ -42,7 +42,7 @@ class CGAN(nn.Module):
             'dtype': self.dtype,
         }
         self.generator = Generator(self.size, self.generator_layers, self.output_activation, **shared)
-        self.discriminator = Discriminator(self.hidden_width, self.leaky_slope, **shared)
+        self.discriminator = Discriminator(hidden_width=self.hidden_width, leaky_slope=self.leaky_slope, **shared)
 
     def __call__(self, luma: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Runs both, to initialize all parameters -> the results of `generate` and `discriminate`."""
@@ -106,9 +106,9 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Four convolutions at stride 2 with batch norm and leaky ReLU, then two dense layers without activation."""
 
+    width: float = 1.0
     hidden_width: int = 64
     leaky_slope: float = 0.2
-    width: float = 1.0
     momentum: float = MOMENTUM
     epsilon: float = EPSILON
     axis_name: str | None = None
