@@ -40,8 +40,8 @@ FALLS = {
 }
 
 
-# test_train.py does the same with `ltbc`, and `vgg_fusion` is DeepColor's module with other layers.
-_NIGHTLY = ('ltbc_pytorch', 'ltbc_deconv', 'vgg_fusion', 'eccv16')
+# test_train.py does the same with `ltbc`.
+_NIGHTLY = ('ltbc_pytorch', 'ltbc_deconv', 'vgg_fusion', 'deepcolor', 'eccv16')
 
 
 @pytest.mark.parametrize('name', [pytest.param(n, marks=pytest.mark.slow) if n in _NIGHTLY else n for n in FALLS])

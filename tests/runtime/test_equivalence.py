@@ -18,7 +18,7 @@ from jaxcolor.recipes import recipes_folder
 from jaxcolor.runtime.parallel import DataParallel
 
 # Others have what these have (`ltbc` is in test_parallel.py, in more variants; `ltbc_compact` in test_color_classes.py).
-_ALWAYS = ('ltbc_deconv', 'deepcolor', 'cgan')
+_ALWAYS = ('deepcolor', 'cgan')
 RECIPES = [name if name in _ALWAYS else pytest.param(name, marks=pytest.mark.slow) for name in SMALL]
 
 

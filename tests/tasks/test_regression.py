@@ -154,7 +154,7 @@ def test_an_evaluation_knows_nothing_of_the_discriminator(adversarial, lab):
     np.testing.assert_array_equal(ab, ab_alone)
 
 
-@pytest.mark.parametrize('accumulation', [1, 2])
+@pytest.mark.parametrize('accumulation', [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_eight_devices_equal_one_with_a_discriminator(adversarial, accumulation):
     """Gradients of both networks and the discriminator's statistics; batch norm is over all devices."""
     _, state = adversarial
