@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from jaxcolor.config import OPTIMIZER_FIELDS
+from jaxcolor.allowed import OPTIMIZER_FIELDS
 from jaxcolor.errors import UserError
 
 

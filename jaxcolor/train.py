@@ -11,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxcolor import tasks
-from jaxcolor.config import check_section
+from jaxcolor.allowed import check_section
 from jaxcolor.data import device, pipeline
 from jaxcolor.data.shards import ShardSet, open_shards
 from jaxcolor.errors import UserError

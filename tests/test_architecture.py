@@ -12,7 +12,7 @@ PACKAGE = ROOT / 'jaxcolor'
 # From the bottom up. A room imports from rooms of lower levels only, and rooms of one level do not know each other.
 LEVELS = (
     {'errors', 'files'},
-    {'color', 'config'},
+    {'color', 'config', 'allowed'},
     {'runtime', 'data', 'models', 'recipes'},
     {'tasks'},
     {'weights'},

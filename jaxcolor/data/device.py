@@ -12,7 +12,7 @@ import numpy as np
 from flax import struct
 from ml_collections import ConfigDict
 
-from jaxcolor.config import check_section
+from jaxcolor.allowed import check_section
 from jaxcolor.data import order
 from jaxcolor.data.augment import ASPECT, BOX_DRAWS, Draw, brighten, enlarge_to, random_box
 from jaxcolor.data.order import UInt32

@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from jaxcolor.config import check_section
+from jaxcolor.allowed import check_section
 from jaxcolor.data import augment, order
 from jaxcolor.data.shards import Records, ShardSet
 from jaxcolor.errors import UserError

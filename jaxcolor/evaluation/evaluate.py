@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from jaxcolor import color
-from jaxcolor.config import check_section
+from jaxcolor.allowed import check_section
 from jaxcolor.data.shards import SIDECAR, ShardSet, open_shards
 from jaxcolor.errors import UserError
 from jaxcolor.evaluation import baselines, report

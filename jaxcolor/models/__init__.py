@@ -10,7 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxcolor.config import check_section
+from jaxcolor.allowed import check_section
 from jaxcolor.errors import UserError
 from jaxcolor.models.cgan import CGAN, Discriminator
 from jaxcolor.models.ddcolor import DDColor

@@ -15,7 +15,7 @@ from jax import lax
 from jax.experimental.multihost_utils import global_array_to_host_local_array
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxcolor.config import check_section
+from jaxcolor.allowed import check_section
 from jaxcolor.errors import UserError
 
 AXIS = 'data'

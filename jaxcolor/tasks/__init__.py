@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from jaxcolor import config as fields
 from jaxcolor import models
+from jaxcolor.allowed import check_section
 from jaxcolor.errors import UserError
 from jaxcolor.runtime.parallel import AXIS
 from jaxcolor.tasks import degrade, optimizers
@@ -31,14 +32,14 @@ def build(config: ConfigDict, length: Length | None = None) -> Task:
         length: of the training, where learning rates depend on it; None without one: train.steps, if set.
 
     Raises:
-        config.FieldError: the section `task` or `optimizer` lacks a field or has an unknown one.
+        allowed.FieldError: the section `task` or `optimizer` lacks a field or has an unknown one.
         UserError: no such task, network or optimizer, or a value that one of them refuses.
     """
     name, train = config.task.name, config.train
     if name not in TASKS:
         raise UserError(f'task.name: there is no task {name!r}; there are {", ".join(sorted(TASKS))}.')
-    fields.check_section('task', config.task, fields.TASK_SECTIONS[name]())
-    fields.check_section('optimizer', config.optimizer, fields.optimizer())
+    check_section('task', config.task, fields.TASK_SECTIONS[name]())
+    check_section('optimizer', config.optimizer, fields.optimizer())
     axis_name = AXIS if train.cross_device_batch_norm else None
     network = models.build(config.model, axis_name)
     length = length or Length(train.steps or 1, Fraction(1))

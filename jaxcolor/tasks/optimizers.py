@@ -6,7 +6,7 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from jaxcolor.config import OPTIMIZER_DEFAULTS, OPTIMIZER_FIELDS, check_section
+from jaxcolor.allowed import OPTIMIZER_DEFAULTS, OPTIMIZER_FIELDS, check_section
 from jaxcolor.errors import UserError
 from jaxcolor.tasks.length import Length
 

@@ -12,7 +12,8 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from jaxcolor import files, tasks
-from jaxcolor.config import DEFAULT_MODEL, FieldError
+from jaxcolor.allowed import FieldError
+from jaxcolor.config import DEFAULT_MODEL
 from jaxcolor.data.shards import ShardSet
 from jaxcolor.errors import UserError
 from jaxcolor.models import extractors
