@@ -113,7 +113,7 @@ def check_same_colors(workload: Workload, theirs: 'PublishedInference', toleranc
     """
     converted = theirs.converted()
     state = workload.state.replace(params=converted.params, model_state=converted.model_state)
-    workload.state = workload.parallel.replicate(state)
+    workload.state = workload.parallel.replicate(workload.task.folded(state))
     workload.run(1)
     ours, their_ab = np.asarray(workload.result, np.float32), theirs.predict_ab()
     error = float(np.abs(ours - their_ab).max() / np.abs(their_ab).max())

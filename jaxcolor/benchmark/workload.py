@@ -106,6 +106,8 @@ class Workload:
             self.state = self.parallel.create(self.task.init, jax.random.PRNGKey(0))
             self.parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
             self._make_batch()
+            if case.mode == 'infer':
+                self.state = self.task.folded(self.state)
             self._compile()
 
     def __enter__(self) -> 'Workload':

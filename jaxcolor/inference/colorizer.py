@@ -64,6 +64,7 @@ class Colorizer:
             self.faithful = Faithful(self.task, self.state, render_factor, self.config.data.crop // 16)
         elif render_factor:
             raise UserError('--render-factor is for --faithful; --size is what others take.')
+        self._folded = self.task.folded(self.state)
         self._predict = jax.jit(self.task.predict, compiler_options=compiler_options())
         self._global_features = jax.jit(self.task.global_features) if hasattr(self.task, 'global_features') else None
 
@@ -122,7 +123,7 @@ class Colorizer:
         ab, mask = hints.on_grid(image.size, *lightness.shape[1:3])
         ab = ab / np.float32(max(self.chroma, 0.1))  # the gain follows
         given = np.concatenate([ab, mask[..., None]], axis=-1, dtype=np.float32)[None]
-        return np.float32(self.chroma) * np.asarray(self._predict(self.state, lightness, hints=given))[0]
+        return np.float32(self.chroma) * np.asarray(self._predict(self._folded, lightness, hints=given))[0]
 
     def predict_ab(self, lightness: np.ndarray, style: np.ndarray | None = None, variant: int = 0) -> np.ndarray:
         """Predicts the colors of photos of one shape.
@@ -136,14 +137,14 @@ class Colorizer:
             a*b* times the gain, float32 (B, h, w, 2).
         """
         features = {} if style is None else {'global_features': np.repeat(style, len(lightness), axis=0)}
-        ab = self._predict(self.state, lightness, jax.random.PRNGKey(variant), **features)
+        ab = self._predict(self._folded, lightness, jax.random.PRNGKey(variant), **features)
         return np.float32(self.chroma) * np.asarray(ab)
 
     def global_features(self, image: Image.Image) -> jax.Array:
         """The global features of a photo, float32 (1, G). Raises UserError if the network has none."""
         if self._global_features is None:
             raise UserError('--style: this network has no global features.')
-        return self._global_features(self.state, self.preprocess(image))
+        return self._global_features(self._folded, self.preprocess(image))
 
     def preprocess(self, image: Image.Image | DeepImage, size: int = 0) -> np.ndarray:
         """The network's input: L* of the photo, the shorter side `size` pixels (`self.size`), float32 (1, h, w, 1)."""

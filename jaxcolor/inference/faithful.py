@@ -54,7 +54,7 @@ class Faithful:
         self.render_factor = render_factor or default_factor
         if network is DeOldify and not _MIN_FACTOR <= self.render_factor <= _MAX_FACTOR:
             raise UserError(f'--render-factor must lie between {_MIN_FACTOR} and {_MAX_FACTOR}, not {render_factor}.')
-        state = state.for_inference()
+        state = task.folded(state)
         self._variables = {'params': state.params, **state.model_state}
         apply = functools.partial(task.network.apply, method='published')
         self._published = jax.jit(apply, compiler_options=compiler_options())

@@ -7,7 +7,7 @@ with the variant. The drop-connect of its training is left out.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -86,6 +86,7 @@ class ConvBN(nn.Module):
     relu6: bool = True
     axis_name: str | None = None
     dtype: Any = jnp.float32
+    normalized: ClassVar[tuple[str, ...]] = ()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:

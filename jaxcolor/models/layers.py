@@ -5,7 +5,7 @@ Parameters are float32; a layer computes in its `dtype`. `on_cpus` names the ker
 
 import functools
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -169,6 +169,8 @@ def scale_and_shift(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Arr
 class BatchNorm(nn.Module):
     """Batch normalization (Ioffe, Szegedy 2015) over all axes but the last: of the device's batch, or of all devices'
     where `axis_name` is given. Statistics are float32, named as `nn.BatchNorm` names them.
+
+    Without statistics, it was folded into the layer ahead of it (`folding`): it adds its bias, if there is one.
     """
 
     train: bool
@@ -180,6 +182,8 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         C = x.shape[-1:]
+        if not self.is_initializing() and not self.has_variable('batch_stats', 'mean'):
+            return x + self.get_variable('params', 'bias', np.float32(0)).astype(self.dtype)
         scale = self.param('scale', nn.initializers.ones, C, jnp.float32)
         bias = self.param('bias', nn.initializers.zeros, C, jnp.float32)
         running_mean = self.variable('batch_stats', 'mean', jnp.zeros, C, jnp.float32)
@@ -275,6 +279,7 @@ class ConvBlock(nn.Module):
     momentum: float = MOMENTUM
     epsilon: float = EPSILON
     residual: bool = False
+    normalized: ClassVar[tuple[str, ...]] = ('conv',)  # the layer that batch norm directly follows
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -295,6 +300,7 @@ class DeconvBlock(nn.Module):
     axis_name: str | None = None
     dtype: Any = jnp.float32
     residual: bool = False
+    normalized: ClassVar[tuple[str, ...]] = ('deconv',)
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -317,6 +323,7 @@ class DenseBlock(nn.Module):
     activation: str = 'relu'
     axis_name: str | None = None
     dtype: Any = jnp.float32
+    normalized: ClassVar[tuple[str, ...]] = ('dense',)
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -339,6 +346,7 @@ class Fusion(nn.Module):
     dtype: Any = jnp.float32
     batch_norm: bool = False
     axis_name: str | None = None
+    normalized: ClassVar[tuple[str, ...]] = ()
 
     @nn.compact
     def __call__(self, local: jax.Array, vector: jax.Array, train: bool = False) -> jax.Array:

@@ -57,6 +57,11 @@ class ConvNorm(nn.Module):
     axis_name: str | None = None
     dtype: Any = jnp.float32
 
+    @property
+    def normalized(self) -> tuple[str, ...] | None:
+        """The layer that batch norm directly follows; None where ReLU is between them."""
+        return None if self.relu == 'before' else ('conv',)
+
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         shared: dict[str, Any] = {'kernel_init': nn.initializers.he_normal(), 'dtype': self.dtype}

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxcolor import color
 from jaxcolor.errors import UserError
+from jaxcolor.models.folding import fold_batch_norms
 from jaxcolor.models.layers import upsample
 from jaxcolor.runtime.parallel import mean_over_batch
 from jaxcolor.tasks import losses
@@ -150,6 +151,12 @@ class AbTask(Task):
         averaged = state.for_inference()
         ab = self._predict_ab(averaged, lightness, *features)
         return self._average_with_mirror_image(ab, averaged, lightness, *features)
+
+    def folded(self, state: TrainState) -> TrainState:
+        """As of `Task`."""
+        state = state.for_inference()
+        variables = fold_batch_norms(self.network, _variables(state), *self.network_inputs())
+        return state.replace(params=variables.pop('params'), model_state=variables)
 
     def global_features(self, state: TrainState, lightness: jax.Array) -> jax.Array:
         """L* (B, H, W, 1) in [0, 100] -> the vector (B, G) that is joined to every pixel at the fusion.

@@ -71,6 +71,10 @@ class Task(abc.ABC):
     def eval_step(self, state: TrainState, batch: Batch) -> tuple[Metrics, jax.Array]:
         """Metrics of each photo of a batch, {name: (B,)} with 'loss', and its predicted a*b*, float32 (B, H, W, 2)."""
 
+    def folded(self, state: TrainState) -> TrainState:
+        """The state for `predict` alone: the moving average where one is kept, batch norms folded into the layers before."""
+        return state.for_inference()
+
     @abc.abstractmethod
     def predict(self, state: TrainState, lightness: jax.Array, rng: jax.Array) -> jax.Array:
         """L* (B, H, W, 1) in [0, 100] -> a*b* float32 (B, H, W, 2); rng, uint32 (2,), matters where `takes_noise`."""

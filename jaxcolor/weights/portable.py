@@ -1,6 +1,7 @@
 """Trained networks for other programs: StableHLO, ONNX, and one safetensors file in full precision.
 
-The first two hold the function L* (B, H, W, 1) in [0, 100] -> a*b* (B, H, W, 2), weights and inference settings included.
+The first two hold the function L* (B, H, W, 1) in [0, 100] -> a*b* (B, H, W, 2), weights and inference settings included,
+batch norms folded into the convolutions before them.
 """
 
 import importlib.util
@@ -76,7 +77,7 @@ def write(
 
 def _function(task, state):
     """L* -> a*b*, as plain operations: other programs know no kernels of ours, and those need to know the size."""
-    state = jax.device_get(state)
+    state = jax.device_get(task.folded(state))
     seed = {'rng': np.zeros(2, np.uint32)} if task.takes_noise else {}
 
     def predict(lightness):
