@@ -261,6 +261,7 @@ def train() -> ConfigDict:
     train.accumulation_steps = 1  # sequential parts of a device's photos; the same numbers as with more devices
     train.devices = 0  # of all processes, which use equally many each; 0: as many as divide the batch evenly
     train.mapping = 'shard_map'  # how a device's step is mapped over all devices; the numbers are the same
+    train.deterministic = False  # on GPUs: the same bits in every run, so that resuming is exact; slower. CPUs always are so
     train.cross_device_batch_norm = False  # batch statistics over all devices' photos, not each device's own
     train.ema = 0.0  # decay of the moving average of the parameters used for inference; 0 uses the parameters themselves
     train.heartbeat = 30  # seconds without a sign of life after which a process of several counts as dead

@@ -52,7 +52,8 @@ def train(config: ConfigDict, run: str | Path) -> dict[str, dict[str, float]]:
     run, hp = Path(run), config.train
     is_main = jax.process_index() == 0
     _check(config)
-    parallel = DataParallel(hp.mapping, choose_devices(hp.batch_size, hp.accumulation_steps, hp.devices))
+    devices = choose_devices(hp.batch_size, hp.accumulation_steps, hp.devices)
+    parallel = DataParallel(hp.mapping, devices, hp.deterministic)
     shards, length = _setup_run(config, run)
     task = tasks.build(config, length)
     data = _setup_data(config, shards, task, parallel)

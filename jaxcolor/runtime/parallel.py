@@ -21,20 +21,22 @@ from jaxcolor.errors import UserError
 AXIS = 'data'
 _REPLICATED, _SPLIT = PartitionSpec(), PartitionSpec(AXIS)
 _OPTIMIZATION_LEVEL = 'xla_backend_optimization_level'
+_DETERMINISTIC = 'xla_gpu_deterministic_ops'
 
 
 @functools.cache
-def compiler_options(fast_compile: bool = False) -> dict[str, Any] | None:
-    """Options for `jax.jit`: on CPUs, those that this jaxlib knows; None on other devices.
+def compiler_options(fast_compile: bool = False, deterministic: bool = False) -> dict[str, Any] | None:
+    """Options for `jax.jit`: on CPUs, those that this jaxlib knows; on other devices none, but for determinism.
 
     On CPUs, jaxlib 0.10 gives single convolutions to YNNPACK, which takes a third longer than XLA's own code.
 
     Args:
         fast_compile: optimize less, for a program that runs once, such as the initialization of the parameters: on CPUs it
             compiles in a third of the time and runs as fast.
+        deterministic: on GPUs, the same bits in every run; XLA then does not choose kernels by timing them.
     """
     if jax.default_backend() != 'cpu':
-        return None
+        return {_DETERMINISTIC: True} if deterministic and jax.default_backend() == 'gpu' else None
     options: dict[str, Any] = {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT'}
     if fast_compile and _OPTIMIZATION_LEVEL not in os.environ.get('XLA_FLAGS', ''):
         options[_OPTIMIZATION_LEVEL] = 1
@@ -108,15 +110,18 @@ class DataParallel:
     Args:
         mapping: 'shard_map' (under jit) or 'pmap'; the numbers are the same.
         devices: all by default.
+        deterministic: as for `compiler_options`.
 
     Raises:
         UserError: there is no such mapping.
     """
 
-    def __init__(self, mapping: str = 'shard_map', devices: Sequence[jax.Device] | None = None) -> None:
+    def __init__(
+        self, mapping: str = 'shard_map', devices: Sequence[jax.Device] | None = None, deterministic: bool = False
+    ) -> None:
         check_section('train', {'mapping': mapping})
         devices = jax.devices() if devices is None else devices
-        self.mapping = mapping
+        self.mapping, self.deterministic = mapping, deterministic
         self.mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
         self.replicated = NamedSharding(self.mesh, _REPLICATED)
         self.split = NamedSharding(self.mesh, _SPLIT)
@@ -164,7 +169,7 @@ class DataParallel:
             devices=list(self.mesh.devices.flat),
             donate_argnums=donated,
         )
-        n, compiled = self.device_count, {}
+        n, compiled, options = self.device_count, {}, compiler_options(deterministic=self.deterministic)
         in_rows = jax.jit(
             lambda tree: jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), tree), out_shardings=self.split
         )
@@ -177,7 +182,7 @@ class DataParallel:
             if kind not in compiled:
                 # pmap takes and returns what this process holds; what it compiles, with options, takes global arrays.
                 local = global_array_to_host_local_array(arguments, self.mesh, (_REPLICATED, _SPLIT, _REPLICATED))
-                compiled[kind] = mapped.lower(*local).compile(compiler_options=compiler_options())
+                compiled[kind] = mapped.lower(*local).compile(compiler_options=options)
             results = compiled[kind](*arguments)
             return tuple(joined(result) if is_split else result for result, is_split in zip(results, outputs, strict=True))
 
@@ -195,5 +200,5 @@ class DataParallel:
         return jax.jit(
             lambda state, batch, *replicated: mapped(state, batch, replicated),
             donate_argnums=donated,
-            compiler_options=compiler_options(),
+            compiler_options=compiler_options(deterministic=self.deterministic),
         )

@@ -53,6 +53,7 @@ _ADDED: dict[tuple[str, str], dict[str, Any]] = {
         'accumulation_steps': 1,
         'devices': 0,
         'heartbeat': 30,
+        'deterministic': False,
         'init_from': '',
         'encoder_weights': 'random',
         'init_redraw': [],

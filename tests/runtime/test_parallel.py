@@ -12,7 +12,7 @@ from helpers import batch_of, norm
 from jaxcolor import config as base
 from jaxcolor import tasks
 from jaxcolor.errors import UserError
-from jaxcolor.runtime.parallel import DataParallel
+from jaxcolor.runtime.parallel import DataParallel, compiler_options
 
 
 @pytest.fixture(scope='module')
@@ -77,11 +77,22 @@ def test_split_outputs_keep_the_order_of_the_batch(mapping):
 
 @pytest.mark.parametrize('mapping', ['shard_map', 'pmap'])
 def test_steps_are_compiled_with_the_options(mapping, monkeypatch):
-    monkeypatch.setattr('jaxcolor.runtime.parallel.compiler_options', lambda: {'no_such_option': True})
+    monkeypatch.setattr('jaxcolor.runtime.parallel.compiler_options', lambda **_: {'no_such_option': True})
     parallel = DataParallel(mapping)
     mapped = parallel.map(lambda state, x: (state, x), outputs=(False, True))
     with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match='no_such_option'):
         mapped(parallel.replicate(np.float32(1)), parallel.shard(np.ones(8, np.float32)))
+
+
+def test_determinism_is_an_option_of_gpus_that_jaxlib_knows(monkeypatch):
+    compiler_options.cache_clear()
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    assert compiler_options() is None
+    options = compiler_options(deterministic=True)
+    monkeypatch.undo()
+    compiler_options.cache_clear()
+    jax.jit(lambda x: x + 1, compiler_options=options).lower(0.0).compile()  # refuses names that it does not know
+    assert options == {'xla_gpu_deterministic_ops': True}
 
 
 def test_unknown_mapping_is_refused():
