@@ -187,6 +187,7 @@ def test_later_fields_mean_as_before(legacy):
         'data.degraded': 0.5,
         **{f'data.{each.field}': 0 for each in Degradation},
         'train.devices': 0,
+        'train.deterministic': False,
         'train.epochs': None,
         'train.epoch_steps': None,
         'train.eval_every_epochs': None,
