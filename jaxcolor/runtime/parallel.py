@@ -104,6 +104,12 @@ def choose_devices(batch_size: int, accumulation_steps: int = 1, count: int = 0)
     return [device for process in range(processes) for device in jax.local_devices(process)[: total // processes]]
 
 
+def has_fast_bfloat16(device: jax.Device) -> bool:
+    """Whether a device is an NVIDIA GPU whose tensor cores take bfloat16: Ampere and later, compute capability 8.0."""
+    major = str(getattr(device, 'compute_capability', '')).split('.')[0]  # of AMD's: 'gfx942'
+    return device.platform == 'gpu' and major.isdigit() and int(major) >= 8
+
+
 class DataParallel:
     """Maps per-device steps over devices: the state is replicated, batches are split along their first axis.
 

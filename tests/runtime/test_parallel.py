@@ -1,6 +1,7 @@
 """A step gives the same gradients, statistics and metrics on any number of devices."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from helpers import batch_of, norm
 from jaxcolor import config as base
 from jaxcolor import tasks
 from jaxcolor.errors import UserError
-from jaxcolor.runtime.parallel import DataParallel, compiler_options
+from jaxcolor.runtime.parallel import DataParallel, compiler_options, has_fast_bfloat16
 
 
 @pytest.fixture(scope='module')
@@ -93,6 +94,21 @@ def test_determinism_is_an_option_of_gpus_that_jaxlib_knows(monkeypatch):
     compiler_options.cache_clear()
     jax.jit(lambda x: x + 1, compiler_options=options).lower(0.0).compile()  # refuses names that it does not know
     assert options == {'xla_gpu_deterministic_ops': True}
+
+
+@pytest.mark.parametrize(
+    ('device', 'expected'),
+    [
+        ({'platform': 'gpu', 'compute_capability': '9.0'}, True),
+        ({'platform': 'gpu', 'compute_capability': '10.3'}, True),
+        ({'platform': 'gpu', 'compute_capability': '7.5'}, False),
+        ({'platform': 'gpu', 'compute_capability': 'gfx942'}, False),
+        ({'platform': 'gpu'}, False),
+        ({'platform': 'cpu'}, False),
+    ],
+)
+def test_gpus_with_fast_bfloat16(device, expected):
+    assert has_fast_bfloat16(SimpleNamespace(**device)) == expected
 
 
 def test_unknown_mapping_is_refused():
