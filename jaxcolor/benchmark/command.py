@@ -10,6 +10,7 @@
     jaxcolor benchmark --model=RUN PHOTOS                              `colorize`, and its network alone
     jaxcolor benchmark --config=ltbc --trace=DIR                       a profile of three steps
     jaxcolor benchmark --budget=300                                    what is wanted of a GPU that is at hand for minutes
+    jaxcolor benchmark --target=h100 --config=ltbc --precision=bf16 --batch=128    compiled for a GPU that is not there
 
 All combinations of comma-separated values are measured. Results are printed, and written to --out as results.json,
 results.md and results.png; --compare=results.json compares them with earlier ones. Recipes set photo size and width.
@@ -26,10 +27,11 @@ from typing import Any
 
 import jax
 
-from jaxcolor.benchmark import budget_parts, input_pipeline, report
+from jaxcolor.benchmark import ahead, budget_parts, input_pipeline, report
 from jaxcolor.benchmark.coloring import time_colorize
+from jaxcolor.benchmark.targets import NAMES, load_target, write_target
 from jaxcolor.benchmark.torch_comparison import time_beside_torch
-from jaxcolor.benchmark.workload import Case, Workload, ceilings, measure
+from jaxcolor.benchmark.workload import MATMUL_PRECISION, Case, Workload, ceilings, measure
 from jaxcolor.errors import UserError
 from jaxcolor.models.cpu_kernels import CPU_KERNELS
 from jaxcolor.runtime.machine import processor
@@ -152,6 +154,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--trace', metavar='DIR', help='write a profile of three steps instead')
     add('--budget', type=float, metavar='SECONDS', help='all that is wanted of a GPU, most wanted first, within this time')
     add('--parts', type=several, default=[], metavar='NAME,...', help=f'of --budget: {", ".join(budget_parts.PARTS)} (all)')
+    add(
+        '--target',
+        metavar='NAME_OR_FILE',
+        help=f'compile for a device that is not there, without running: {", ".join(NAMES)}',
+    )
+    add('--describe', metavar='FILE', help="describe this machine's GPU for the --target of others")
     add('--out', metavar='DIR', help='folder for the results')
     add('--compare', metavar='JSON', help='earlier results to compare with')
     input_pipeline.add_arguments(parser)
@@ -170,6 +178,15 @@ def run(args: argparse.Namespace) -> None:
     if args.cpu_devices:
         jax.config.update('jax_num_cpu_devices', args.cpu_devices)
     earlier = report.read(args.compare) if args.compare else None
+    if args.describe:
+        if jax.default_backend() != 'gpu':
+            raise UserError('--describe: JAX sees no GPU here; run it on a machine that has one.')
+        write_target(args.describe, {p: ceilings(p) for p in MATMUL_PRECISION}, _memory_of(jax.devices()[0]))
+        return
+    if args.target:
+        args.batch = args.batch or [128]
+        ahead.run(cases(args), load_target(args.target), args.out, earlier)
+        return
     if args.model or args.photos:
         if not (args.model and args.photos):
             raise UserError('--model and PHOTOS need each other; give both.')
@@ -178,6 +195,10 @@ def run(args: argparse.Namespace) -> None:
         trace(cases(args)[0], args.trace)
     else:
         _run_cases(cases(args), args, earlier)
+
+
+def _memory_of(device):
+    return (device.memory_stats() or {}).get('bytes_limit', 0)
 
 
 def _run_colorize(args):

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxcolor import color, tasks
 from jaxcolor.benchmark import flops, published
@@ -66,10 +67,20 @@ class Case:
             if getattr(self, field) not in choices:
                 flag = 'input' if field == 'data' else field
                 raise UserError(f'--{flag.replace("_", "-")}: {getattr(self, field)!r} is none of {", ".join(choices)}.')
-        if self.precision == 'tf32' and jax.default_backend() != 'gpu':
-            raise UserError('--precision: tf32 needs a GPU.')
         if self.batch < 1 or self.batch % (self.devices or len(jax.devices())):
             raise UserError(f'--batch: {self.batch} photos cannot be divided evenly among {self.devices or "all"} devices.')
+
+
+def config_of(case: Case) -> ConfigDict:
+    """The config of a case's recipe or published network, changed as the case says. Raises UserError."""
+    config = published.find_config(case.recipe, case.mode)
+    config.extractor.cached = case.cached
+    config.train.batch_size = case.batch
+    config.data.crop = case.size or config.data.crop
+    config.data.placement = 'device' if case.data == 'device' else 'host'
+    if case.precision == 'bf16':
+        config.model.dtype = 'bfloat16'
+    return config
 
 
 class Workload:
@@ -91,15 +102,10 @@ class Workload:
 
     def __init__(self, case: Case) -> None:
         """Compiles the case and runs one step. Raises UserError."""
-        self.case = case
-        config = self.config = published.find_config(case.recipe, case.mode)
-        config.extractor.cached = case.cached
-        config.train.batch_size = case.batch
-        config.data.crop = case.size or config.data.crop
-        config.data.placement = 'device' if case.data == 'device' else 'host'
-        if case.precision == 'bf16':
-            config.model.dtype = 'bfloat16'
-        self.task = tasks.build(config)
+        if case.precision == 'tf32' and jax.default_backend() != 'gpu':
+            raise UserError('--precision: tf32 needs a GPU.')
+        self.case, self.config = case, config_of(case)
+        self.task = tasks.build(self.config)
         self.parallel = DataParallel(case.mapping, jax.devices()[: case.devices or None])
         self._context = contextlib.ExitStack()
         with self:
