@@ -72,8 +72,8 @@ def test_compiled_for_an_h100(recipe, mode, tmp_path):
         if len(array.shape) == 4 and array.shape[0] == case.batch and array.shape[1] * array.shape[2] >= photo // 16
     ]
     assert not [array for kind, array in maps if kind == 'transposition']
-    # In float32 stand only what goes in and out: L*, a*b*, the logits of colors.
-    assert not [array for _, array in maps if array.dtype == 'f32' and 3 < array.shape[3] < 250]
+    # Float32 are the logits of colors alone.
+    assert not [array for _, array in maps if array.dtype == 'f32' and array.shape[3] < 250]
     assert row['memory'] < load_target('h100').memory
 
 
