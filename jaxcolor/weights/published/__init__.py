@@ -9,7 +9,7 @@ from jaxcolor.errors import UserError
 from jaxcolor.weights.published import ddcolor, deoldify, iizuka, zhang
 from jaxcolor.weights.published.converted import Converted
 from jaxcolor.weights.published.table import PUBLISHED, Published
-from jaxcolor.weights.weight_files import read_weights
+from jaxcolor.weights.weight_files import brief, read_weights
 
 __all__ = ['CONVERTERS', 'PUBLISHED', 'Converted', 'Published', 'convert', 'recognize']
 
@@ -56,4 +56,4 @@ def convert(path: str | os.PathLike) -> Converted:
     try:
         return iizuka.convert(file.root) if file.kind == 'torch7' else CONVERTERS[recognize(file.arrays)](file.arrays)
     except UserError as error:
-        raise UserError(f'Weights file {path}: {error}') from None
+        raise UserError(f'Weights file {path}: {brief(error)}') from None
