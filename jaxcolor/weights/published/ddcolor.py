@@ -52,7 +52,7 @@ def convert(arrays: Mapping[str, np.ndarray], network: DDColor | None = None) ->
         if f'{_DECODER}.{name}.weight' in arrays:
             arrays[f'{_DECODER}.{name}.weight'] = arrays[f'{_DECODER}.{name}.weight'].T  # it is no dense layer's
     for name in [name for name in arrays if '.in_proj_' in name]:
-        stacked = arrays.pop(name)
+        stacked = np.atleast_1d(arrays.pop(name))
         arrays |= {f'{name}.{part}': rows for part, rows in zip(_PARTS, np.array_split(stacked, 3), strict=True)}
 
     params, model_state = from_state_dict(_names(network), arrays, variable_shapes(network, (1, 32, 32, 1)), _ERROR)
