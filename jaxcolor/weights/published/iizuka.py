@@ -143,7 +143,7 @@ def _kind(module):
 def _number(module, field, default):
     """A number among a module's fields; 0 for anything else."""
     value = module.get(field, default)
-    return value if isinstance(value, (int, float)) else 0
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
 
 
 def _items(table):
