@@ -1,5 +1,7 @@
 """Published networks: what their files are told by, what is refused of them, what the table says."""
 
+import functools
+
 import flax
 import jax
 import numpy as np
@@ -25,7 +27,7 @@ from jaxcolor.tasks.color_classes import class_centers
 from jaxcolor.train import train
 from jaxcolor.weights import published, runs
 from jaxcolor.weights.export import export
-from jaxcolor.weights.published import library, zhang
+from jaxcolor.weights.published import converted, library, zhang
 
 NAMES = ('eccv16', 'siggraph17')
 WIDTH = 1 / 16
@@ -148,7 +150,8 @@ def test_a_file_of_another_width_or_network_or_cut_short_is_refused(tmp_path):
     with pytest.raises(UserError, match='cut.pth is damaged or cut short'):
         published.convert(tmp_path / 'cut.pth')
     write_torch_zip({'conv1.weight': np.zeros((2, 2))}, tmp_path / 'other.pth')
-    with pytest.raises(UserError, match="other.pth: it is of no published network that is known here; .* 'conv1.weight'"):
+    words = r'of no published network .*: it holds 1 arrays, the first of which is conv1.weight of shape \(2, 2\)'
+    with pytest.raises(UserError, match=f'other.pth: it is {words}'):
         published.convert(tmp_path / 'other.pth')
 
 
@@ -168,6 +171,25 @@ def test_kinds_are_told_by_keys(key, kind):
             published.recognize(arrays)
     else:
         assert published.recognize(arrays) == kind
+
+
+@pytest.mark.parametrize('name', ['ddcolor', 'deoldify'])
+def test_files_of_unets_that_do_not_fit(name, monkeypatch):
+    """Without PyTorch; test_ddcolor_torch and test_deoldify_torch have more."""
+    network, convert = small_network(name, monkeypatch), small_converter(name, monkeypatch)
+    monkeypatch.setattr(published_files.CONVERTERS[name], 'variable_shapes', functools.cache(converted.variable_shapes))
+    arrays = published_files.state_dict(network)
+    assert convert(arrays).model['name'] == published.recognize(arrays) == name
+    first = next(iter(arrays))
+    spectral = next(key for key in arrays if key.endswith('weight_u'))
+    for changed, words in (
+        ({key: array for key, array in arrays.items() if key != first}, f'{first} .*: missing'),
+        ({key: array for key, array in arrays.items() if key != spectral}, f'{spectral} is missing'),
+        ({**arrays, 'layers.99.weight': np.zeros(3)}, r'it has layers.99.weight of shape \(3,\), which is no layer'),
+        ({**arrays, first: np.zeros((2, 2))}, rf'{first} .*: of shape \(2, 2\), not of'),
+    ):
+        with pytest.raises(UserError, match=f'it does not fit {name}: .*{words}'):
+            convert(changed)
 
 
 # -- The table --------------------------------------------------------------------------------------------------------

@@ -39,8 +39,11 @@ def recognize(arrays: Mapping[str, np.ndarray]) -> str:
         return 'ddcolor'
     if any(name.endswith('.layers.11.0.weight_orig') for name in names):
         return 'deoldify'
-    first = next(iter(arrays), '')
-    raise UserError(f'it is of no published network that is known here; its first array is {first!r}.')
+    name, array = next(iter(arrays.items()), ('none', np.zeros(0)))
+    raise UserError(
+        f'it is of no published network that is known here ({", ".join(CONVERTERS)}, iizuka): '
+        f'it holds {len(arrays)} arrays, the first of which is {name} of shape {array.shape}.'
+    )
 
 
 def convert(path: str | os.PathLike) -> Converted:
