@@ -57,6 +57,11 @@ def without_prefix(arrays: Mapping[str, np.ndarray], known: str) -> dict[str, np
     return {name.removeprefix(prefix): array for name, array in arrays.items()}
 
 
+def plain(arrays: Mapping[str, np.ndarray], known: str, error: str) -> dict[str, np.ndarray]:
+    """A state dict `without_prefix`, as by `fold_norms`."""
+    return fold_norms(without_prefix(arrays, known), error)
+
+
 def order_by_pixel(arrays: dict[str, np.ndarray], prefix: str, ratio: int) -> None:
     """Reorders the outputs of the layers whose names begin with a prefix, which a pixel shuffle follows, in place.
 
