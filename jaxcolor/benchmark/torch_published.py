@@ -20,10 +20,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from jaxcolor import color, models
+from jaxcolor.benchmark import torch_networks
 from jaxcolor.benchmark.torch_ddcolor import DDColorTwin
 from jaxcolor.benchmark.torch_deoldify import DeOldifyTwin
 from jaxcolor.benchmark.torch_layers import lab_to_rgb, rgb_to_lab
-from jaxcolor.benchmark.torch_networks import LTBC
 from jaxcolor.benchmark.torch_weights import fold_batch_norm, load_jax
 from jaxcolor.benchmark.torch_zhang import ECCV16, SIGGRAPH17
 from jaxcolor.errors import UserError
@@ -36,7 +36,7 @@ NETWORKS: dict[str, Callable[[ConfigDict], nn.Module]] = {
     'siggraph17': lambda model: SIGGRAPH17(model.width),
     'ddcolor': lambda model: DDColorTwin(model.variant, model.width, model.queries, model.layers),
     'deoldify': lambda model: DeOldifyTwin(model.variant, model.width),
-    'iizuka': lambda model: LTBC(models.build(model)),
+    'iizuka': torch_networks.build,
 }
 
 
@@ -140,8 +140,8 @@ def random_variables(config: ConfigDict) -> Converted:
             params[path[1:]] = array
         else:
             model_state[path] = array
-    nested = (flax.traverse_util.unflatten_dict(each) for each in (params, model_state))
-    return Converted(config.model.to_dict(), config.task.to_dict(), *nested, [])
+    unflatten = flax.traverse_util.unflatten_dict
+    return Converted(config.model.to_dict(), config.task.to_dict(), unflatten(params), unflatten(model_state), [])
 
 
 def fold_norms(network: nn.Module) -> nn.Module:
