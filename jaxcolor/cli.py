@@ -165,6 +165,7 @@ def _evaluate_arguments(parser):
     add('--protocol', default='', metavar='NAME', help='how PHOTOS are selected: val5k, val50k, ctest10k or native')
     add('--photo-list', dest='only', default='', metavar='FILE', help='with --protocol: the photos to take, one name a line')
     add('--compare', type=_names, default=[], metavar='RUN,...', help='write a page that compares --model with these')
+    add('--faithful', action='store_true', help="also evaluate a published network as its authors' program uses it")
     add('--lpips', action='store_true', help='also compute LPIPS (needs jaxcolor[lpips])')
     add('--fid', default='', metavar='FILE', help='also compute the FID, with these weights of Inception v3')
     add('--grid-photos', dest='grid', type=int, metavar='N', help='how many random photos to draw (train.grid_photos)')
@@ -192,11 +193,14 @@ def _evaluate(args):
         cluster.join(process, heartbeat=30)
     with cluster.abort_on_error(process):
         if args.compare:
-            print(compare_runs([args.model, *args.compare], args.data, args.splits[0], lpips=args.lpips, fid=args.fid))
-        elif args.protocol:
-            evaluate_protocol(args.model, args.protocol, args.photos, args.only, args.step, args.lpips, args.fid, args.grid)
+            options = {'lpips': args.lpips, 'fid': args.fid, 'faithful': args.faithful}
+            print(compare_runs([args.model, *args.compare], args.data, args.splits[0], **options))
         else:
-            evaluate_run(args.model, args.data, args.splits, args.step, args.lpips, args.fid, args.grid)
+            options = (args.step, args.lpips, args.fid, args.grid, args.faithful)
+            if args.protocol:
+                evaluate_protocol(args.model, args.protocol, args.photos, args.only, *options)
+            else:
+                evaluate_run(args.model, args.data, args.splits, *options)
 
 
 def _colorize(args):

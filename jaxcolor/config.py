@@ -124,12 +124,15 @@ def eccv16() -> ConfigDict:
     """Section model of the network `eccv16`."""
     model = _model('eccv16')
     model.color_classes = 313  # color classes of a pixel (task `color_classes`); 0: a*b*, the mean of 313 learned colors
+    model.encoder_norm = 'trained'  # batch norm of the first seven blocks, as above
     return model
 
 
 def siggraph17() -> ConfigDict:
     """Section model of the network `siggraph17`."""
-    return _model('siggraph17')
+    model = _model('siggraph17')
+    model.encoder_norm = 'trained'  # batch norm of the first seven blocks, as above
+    return model
 
 
 def iizuka() -> ConfigDict:
@@ -137,6 +140,7 @@ def iizuka() -> ConfigDict:
     model = ltbc()
     del model.members
     model.update({'name': 'iizuka', 'luma_mean': 0.0})  # of the training photos' luma in [0, 1]; it is subtracted
+    model.encoder_norm = 'trained'  # batch norm of the low-level and global features, as above
     model.repeat_output = False  # whether the published network itself repeats its output's pixels to the size of the photo
     return model
 

@@ -1,6 +1,7 @@
 """Where recipes are found, and how their configs are read."""
 
 import ast
+import json
 import os
 import runpy
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from jaxcolor import config as fields
 from jaxcolor.allowed import OPTIMIZER_FIELDS
 from jaxcolor.errors import UserError
 
@@ -55,18 +57,16 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """The config of a recipe.
 
     Args:
-        recipe: a path or a name, as `find_recipe` takes it.
+        recipe: a path or a name, as `find_recipe` takes it; or the folder of a run or an exported model, for its own config.
         overrides: '--config.SECTION.FIELD=VALUE', parsed by ml_collections.
 
     Raises:
         UserError: the recipe cannot be found or read; a field does not exist; a value is not of its type.
     """
-    path, variant = _split_variant(find_recipe(recipe))
-    # A recipe may import modules that lie beside it or in the working directory.
-    sys.path.extend(folder for folder in (str(Path(path).parent.resolve()), os.getcwd()) if folder not in sys.path)
     try:
-        get_config = runpy.run_path(path)['get_config']
-        config = get_config(variant) if variant else get_config()
+        config = _of_model(Path(recipe)) if Path(recipe, 'config.json').is_file() else _run(find_recipe(recipe))
+    except UserError:
+        raise
     except Exception as error:  # whatever a recipe of the user's raises
         raise UserError(f'the recipe {recipe} cannot be read ({type(error).__name__}: {error}).') from None
     for word in overrides:
@@ -85,6 +85,30 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> ConfigDict:
     _forget_other_optimizer(config, name, words)
     if len(rest) > 1:
         raise UserError(f'{rest[1]!r} is no argument here; fields are set by --config.SECTION.FIELD=VALUE.')
+    return config
+
+
+def _run(recipe):
+    """The config of a recipe's file."""
+    path, variant = _split_variant(recipe)
+    # A recipe may import modules that lie beside it or in the working directory.
+    sys.path.extend(folder for folder in (str(Path(path).parent.resolve()), os.getcwd()) if folder not in sys.path)
+    get_config = runpy.run_path(path)['get_config']
+    return get_config(variant) if variant else get_config()
+
+
+def _of_model(folder):
+    """The config of a trained model: fields of this version, with the values of its config.json."""
+    written = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+    config = fields.get_config()
+    for name in ('model', 'task'):
+        config[name] = getattr(fields, written[name]['name'])()
+    for name, section in written.items():
+        if isinstance(section, dict):
+            values = {field: tuple(value) if isinstance(value, list) else value for field, value in section.items()}
+            config[name].update({field: value for field, value in values.items() if field in config[name]})
+        else:
+            config[name] = section
     return config
 
 

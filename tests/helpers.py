@@ -83,7 +83,7 @@ SMALL = {
     'ltbc': ('', {'model': {'global_size': 32, 'classes': 3}}),
     'ltbc_compact': ('', {'model': {'global_size': 32}}),
     'eccv16': ('', {'optimizer': {'learning_rate': 3e-3}}),
-    'ddcolor': ('', {'model': {'layers': 3}, 'optimizer': {'learning_rate': 3e-3}}),
+    'ddcolor': ('', {'model': {'layers': 3}, 'task': {'adversarial': 0.0}, 'optimizer': {'learning_rate': 3e-3}}),
     'ltbc_lite': ('', {'train': {'encoder_weights': 'random'}, 'optimizer': {'encoder_rate': 1.0}}),
 }
 

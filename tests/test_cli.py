@@ -1,5 +1,6 @@
 """The command line: help whose examples parse, old and new spellings, mistakes in one sentence, recipes from anywhere."""
 
+import json
 import os
 import shlex
 import subprocess
@@ -167,6 +168,17 @@ def test_recipes_are_found_by_path_and_by_name(tmp_path, monkeypatch):
     assert load_recipe('ltbc:quickstart').name == 'ltbc-quickstart'
     with pytest.raises(UserError, match='there is no recipe'):
         find_recipe('elsewhere/ltbc.py')
+
+
+def test_a_model_s_own_config_is_a_recipe(tmp_path):
+    folder = ROOT / 'jaxcolor' / 'pretrained' / 'ltbc-lite'
+    config, written = load_recipe(str(folder), ['--config.train.epochs=2']), json.loads((folder / 'config.json').read_text())
+    assert config.model.to_dict() == written['model'] and config.task.name == 'color_classes'
+    assert (config.train.epochs, config.train.batch_size) == (2, written['train']['batch_size'])
+    assert config.train.eval_splits == tuple(written['train']['eval_splits'])
+    (tmp_path / 'config.json').write_text('{"model": {"name": "none"}}')
+    with pytest.raises(UserError, match=f'the recipe {tmp_path} cannot be read'):
+        load_recipe(str(tmp_path))
 
 
 def test_a_recipe_of_the_user_s(tmp_path, monkeypatch):

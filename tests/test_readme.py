@@ -171,7 +171,7 @@ def test_commands_and_fields_in_the_text_are_known(path, tmp_path):
 def fields_of(section):
     """The fields that a section of any kind can have."""
     kinds = {
-        'model': [fields.ltbc, fields.deepcolor, fields.vgg_fusion, fields.cgan],
+        'model': [fields.ltbc, fields.deepcolor, fields.vgg_fusion, fields.cgan, fields.deoldify],
         'task': list(fields.TASK_SECTIONS.values()),
     }
     return {field for kind in kinds.get(section) or [getattr(fields, section)] for field in kind()}

@@ -32,8 +32,8 @@ def build(config: ConfigDict) -> nn.Module:
     Raises:
         UserError: the network or a field is unknown, or the PyTorch side lacks it.
     """
-    network = models.build(config)
-    return {'ltbc': LTBC, 'deepcolor': DeepColor, 'vgg_fusion': VGGFusion, 'cgan': CGAN}[config.name](network)
+    networks = {'ltbc': LTBC, 'iizuka': LTBC, 'deepcolor': DeepColor, 'vgg_fusion': VGGFusion, 'cgan': CGAN}
+    return networks[config.name](models.build(config))
 
 
 def _require(net, **values):

@@ -7,29 +7,36 @@ theirs.infer()
 
 import copy
 import itertools
+import math
 from collections.abc import Callable
 
+import flax
 import numpy as np
 import torch
+import torch.nn.functional as F
 from ml_collections import ConfigDict
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from jaxcolor import color, models
+from jaxcolor.benchmark import torch_networks
 from jaxcolor.benchmark.torch_ddcolor import DDColorTwin
 from jaxcolor.benchmark.torch_deoldify import DeOldifyTwin
 from jaxcolor.benchmark.torch_layers import lab_to_rgb, rgb_to_lab
+from jaxcolor.benchmark.torch_weights import fold_batch_norm, load_jax
 from jaxcolor.benchmark.torch_zhang import ECCV16, SIGGRAPH17
 from jaxcolor.errors import UserError
 from jaxcolor.models.layers import IMAGENET_DEVIATION, IMAGENET_MEAN
 from jaxcolor.weights.published import CONVERTERS, Converted
+from jaxcolor.weights.published.converted import variable_shapes
 
 NETWORKS: dict[str, Callable[[ConfigDict], nn.Module]] = {
     'eccv16': lambda model: ECCV16(model.width),
     'siggraph17': lambda model: SIGGRAPH17(model.width),
     'ddcolor': lambda model: DDColorTwin(model.variant, model.width, model.queries, model.layers),
     'deoldify': lambda model: DeOldifyTwin(model.variant, model.width),
+    'iizuka': torch_networks.build,
 }
 
 
@@ -60,10 +67,14 @@ class PublishedInference:
         self.name, self.model, self.precision = name, config.model, precision
         self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         self.network = randomize(NETWORKS[name](config.model))
+        if name == 'iizuka':  # whose files are no state dicts
+            self._converted = random_variables(config)
+            load_jax(self.network, self._converted.params, self._converted.model_state)
         if name == 'eccv16':  # whose classes are of the paper's colors
             centers = torch.from_numpy(color.zhang_class_centers().T / 110)
             self.network.model_out.weight.data = centers[..., None, None].float()
-        folded = fold_norms(copy.deepcopy(self.network)).requires_grad_(False)
+        fold = fold_batch_norm if name == 'iizuka' else fold_norms
+        folded = fold(copy.deepcopy(self.network)).requires_grad_(False)
         self._folded = folded.to(self.device, memory_format=torch.channels_last)
         x = torch.from_numpy(lightness.transpose(0, 3, 1, 2).copy()).to(self.device)
         self.lightness = x.contiguous(memory_format=torch.channels_last)
@@ -74,7 +85,9 @@ class PublishedInference:
         self._predict = torch.compile(self._compute_ab, dynamic=False) if compile else self._compute_ab
 
     def converted(self) -> Converted:
-        """The network's weights as jaxcolor's, by the reader of the published files."""
+        """The network's weights as jaxcolor's, by the reader of the published files, where those are of PyTorch."""
+        if self.name == 'iizuka':
+            return self._converted
         arrays = {name: tensor.numpy() for name, tensor in self.network.state_dict().items()}
         network = models.build(self.model)
         return CONVERTERS[self.name](arrays, network.width if self.name in ('eccv16', 'siggraph17') else network)
@@ -106,8 +119,29 @@ class PublishedInference:
         rgb = lab_to_rgb(torch.cat([lightness, zeros, zeros], dim=1).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         if self.name == 'ddcolor':
             return self._folded(rgb)
+        if self.name == 'iizuka':
+            values = self._folded(rgb[:, :1] - self.model.luma_mean)[0]  # (B, 2, H/2, W/2)
+            return F.interpolate(200 * (values - 0.5), scale_factor=2, mode='bilinear')
         rgb = self._folded((rgb - self._mean) / self._deviation) * self._deviation + self._mean
         return rgb_to_lab(rgb.clamp(0, 1).permute(0, 2, 3, 1))[..., 1:].permute(0, 3, 1, 2)
+
+
+def random_variables(config: ConfigDict) -> Converted:
+    """Random weights and statistics of a config's network, as a converter gives them."""
+    rng = np.random.default_rng(0)
+    params: dict[tuple[str, ...], np.ndarray] = {}
+    model_state: dict[tuple[str, ...], np.ndarray] = {}
+    for path, shape in variable_shapes(models.build(config.model), (1, 32, 32, 1)).items():
+        if path[-1] == 'kernel':
+            array = rng.standard_normal(shape, np.float32) * np.float32((2 / math.prod(shape[:-1])) ** 0.5)
+        else:
+            array = rng.uniform(-0.1, 0.1, shape).astype(np.float32) + np.float32(path[-1] in ('scale', 'var'))
+        if path[0] == 'params':
+            params[path[1:]] = array
+        else:
+            model_state[path] = array
+    unflatten = flax.traverse_util.unflatten_dict
+    return Converted(config.model.to_dict(), config.task.to_dict(), unflatten(params), unflatten(model_state), [])
 
 
 def fold_norms(network: nn.Module) -> nn.Module:

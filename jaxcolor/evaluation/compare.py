@@ -23,6 +23,7 @@ from jaxcolor.evaluation.grids import save_grid
 from jaxcolor.evaluation.metrics import METRICS
 from jaxcolor.evaluation.perceptual import load_perceptual_metrics
 from jaxcolor.inference.colorizer import Colorizer
+from jaxcolor.inference.faithful import is_published
 from jaxcolor.runtime.parallel import DataParallel
 from jaxcolor.weights import runs
 
@@ -34,7 +35,13 @@ _GRID_PHOTOS = 8
 
 
 def compare_runs(
-    run_paths: Sequence[str | Path], data: str, split: str, photos: int = 64, lpips: bool = False, fid: str = ''
+    run_paths: Sequence[str | Path],
+    data: str,
+    split: str,
+    photos: int = 64,
+    lpips: bool = False,
+    fid: str = '',
+    faithful: bool = False,
 ) -> Path:
     """Compares runs on a split of a shard set; writes FIRST_RUN/evaluation/compare_SPLIT.html, .md and .png.
 
@@ -48,13 +55,14 @@ def compare_runs(
         photos: how many of the split's first photos the page shows; the metrics are of all.
         lpips: whether to compute LPIPS.
         fid: weights of Inception v3, to compute the FID; '' skips it.
+        faithful: whether to compare pictures, those of published networks as their authors' programs make them, too.
 
     Returns:
         Path of the page.
 
     Raises:
         UserError: there are fewer than two runs, or the same one twice; a run, the shard set or the split is missing; LPIPS
-            or FID is not available.
+            or FID is not available; `faithful`, and none is a published network.
     """
     names = _names(run_paths)
     colorizers = dict(zip(names, map(Colorizer, run_paths), strict=True))
@@ -63,7 +71,9 @@ def compare_runs(
     parallel = DataParallel(devices=jax.devices()[:1])
     evaluator = Evaluator(colorizers[names[0]].task, parallel, shards, config, load_perceptual_metrics(lpips, fid))
 
-    predictors = {name: predictor(colorizer) for name, colorizer in colorizers.items()}
+    predictors = {name: predictor(colorizer, of_pictures=faithful) for name, colorizer in colorizers.items()}
+    if faithful:
+        predictors |= _faithful_predictors(dict(zip(names, run_paths, strict=True)), colorizers)
     measurements = {
         name: evaluator.per_photo_metrics((), evaluator.batches(split), predict_ab)
         for name, predict_ab in {**predictors, **load_baselines(run_paths[0], config)}.items()
@@ -78,7 +88,7 @@ def compare_runs(
     title = f'{", ".join(names)} on {shards.path}, {split}'
     intervals = {name: report.intervals(values) for name, values in per_photo.items()}
     columns = {name: aggregate(*measurement) for name, measurement in measurements.items()}
-    gains = _gain_sentences(per_photo, names)
+    gains = _gain_sentences(per_photo, list(predictors))
     gains += report.published_figures(colorizer.config.name for colorizer in colorizers.values())
     path = runs.evaluation_folder(run_paths[0]) / f'compare_{split}'
     curves = _draw_curves(lab[..., 1:], outputs)
@@ -112,6 +122,13 @@ def _names(run_paths):
         if len(set(names)) == len(names):
             return names
     raise UserError('--compare: a run directory is named twice.')
+
+
+def _faithful_predictors(paths, colorizers):
+    published = [name for name, colorizer in colorizers.items() if is_published(colorizer.task.network)]
+    if not published:
+        raise UserError('--faithful: none of these is a published network (`jaxcolor models` lists them).')
+    return {f'{name}, faithful': predictor(Colorizer(paths[name], faithful=True), of_pictures=True) for name in published}
 
 
 def _gain_sentences(per_photo, names):

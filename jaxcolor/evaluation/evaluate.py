@@ -34,6 +34,7 @@ def evaluate_run(
     lpips: bool = False,
     fid: str = '',
     grid_photos: int | None = None,
+    faithful: bool = False,
 ) -> dict[str, dict[str, Means]]:
     """Evaluates a model and the baselines on splits of a shard set.
 
@@ -48,13 +49,15 @@ def evaluate_run(
         lpips: whether to compute LPIPS, which takes longer than all other metrics.
         fid: weights of Inception v3, to compute the FID; '' skips it.
         grid_photos: photos in each picture of examples, drawn at random; None for the config's train.grid_photos.
+        faithful: whether to evaluate the pictures of a published network, too, as `colorize` makes them and as its authors'
+            program does.
 
     Returns:
         {split: {'network', 'gray', ...: {name: value}}}.
 
     Raises:
         UserError: the run, checkpoint, shard set or split is missing; the set has other classes; LPIPS or FID is not
-            available.
+            available, or the network is no published one.
     """
     perceptual_metrics = load_perceptual_metrics(lpips, fid)
     parallel = DataParallel(runs.read_config(model).train.mapping)
@@ -65,6 +68,7 @@ def evaluate_run(
         shards.records(split)  # a missing split is reported before the first is evaluated
     evaluator = Evaluator(task, parallel, shards, config, perceptual_metrics)
     predictors, folder = load_baselines(model, config, shards), runs.evaluation_folder(model)
+    predictors |= by_both_ways(model, step) if faithful else {}
     results = {}
     for split in splits:
         measurements = {'network': evaluator.per_photo_metrics(state, evaluator.batches(split))}
@@ -87,6 +91,7 @@ def evaluate_protocol(
     lpips: bool = False,
     fid: str = '',
     grid_photos: int | None = None,
+    faithful: bool = False,
 ) -> dict[str, Means]:
     """Evaluates a model and the baselines on a folder of photos by a protocol.
 
@@ -102,13 +107,14 @@ def evaluate_protocol(
         lpips: as in `evaluate_run`.
         fid: as in `evaluate_run`.
         grid_photos: as in `evaluate_run`.
+        faithful: as in `evaluate_run`.
 
     Returns:
         {'network', 'gray', ...: {name: value}}.
 
     Raises:
         UserError: the run, checkpoint, protocol or folder is missing; the folder has no photos; a file is not a photo; LPIPS
-            or FID is not available.
+            or FID is not available, or the network is no published one.
     """
     photo_set = PhotoSet(photos, protocol, photo_list)
     perceptual_metrics = load_perceptual_metrics(lpips, fid)
@@ -121,7 +127,7 @@ def evaluate_protocol(
     with config.unlocked():
         trained_size, config.data.crop = config.data.crop, photo_set.protocol.size or config.data.crop
     evaluator = Evaluator(task, parallel, photo_set, config, perceptual_metrics, losses=False)
-    predictors = load_baselines(model, config)
+    predictors = load_baselines(model, config) | (by_both_ways(model, step) if faithful else {})
     if is_native:
         predictors.pop('nearest photo', None)  # its colors have the shape of the crop
         batches = photo_set.batches_of_one
@@ -147,17 +153,35 @@ def _set_grid_photos(config, count):
         config.train.grid_photos = count
 
 
-def predictor(colorizer: Colorizer) -> PredictAb:
-    """A Colorizer as a function from a batch of photos of any size to a*b*, float32 (B, H, W, 2)."""
+def predictor(colorizer: Colorizer, of_pictures: bool = False) -> PredictAb:
+    """A Colorizer as a function from a batch of photos of any size to a*b*, float32 (B, H, W, 2).
+
+    of_pictures: takes them from the pictures that it makes, in 8 bits, which is all that a published program gives.
+    """
 
     def predict_one(lab):
         H, W = lab.shape[:2]
         gray = color.lab_to_rgb(color.gray_lab(color.decode_lab(lab)[..., :1]))
-        ab = colorizer.predict_ab(colorizer.preprocess(Image.fromarray(color.to_uint8(gray))))[0]
+        image = Image.fromarray(color.to_uint8(gray))
+        if of_pictures:
+            return color.rgb_to_lab(np.asarray(colorizer(image)))[..., 1:]
+        ab = colorizer.predict_ab(colorizer.preprocess(image))[0]
         planes = [Image.fromarray(np.ascontiguousarray(ab[..., i])) for i in range(2)]
         return np.stack([np.asarray(plane.resize((W, H), Image.Resampling.BICUBIC)) for plane in planes], axis=-1)
 
     return lambda batch: np.stack([predict_one(lab) for lab in batch['lab']])
+
+
+def by_both_ways(model: str | Path, step: int | None = None) -> dict[str, PredictAb]:
+    """The pictures of a published network, as `colorize` makes them and as its authors' program does, {name: batch -> a*b*}.
+
+    Raises:
+        UserError: as for `Colorizer`; the network is no published one.
+    """
+    return {
+        name: predictor(Colorizer(model, step, faithful=name == 'faithful'), of_pictures=True)
+        for name in ('colorize', 'faithful')
+    }
 
 
 def training_shards(model: str | Path, config: ConfigDict) -> Path:

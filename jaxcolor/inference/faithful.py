@@ -91,6 +91,11 @@ class Faithful:
         return self._network
 
 
+def is_published(network: Any) -> bool:
+    """Whether there is a published program for a Flax module, which `Faithful` does the same as."""
+    return type(network) in _PROGRAMS
+
+
 def _zhang(faithful, photo, hints):
     """eccv16 and siggraph17: squeezed by Pillow's bicubic filter, a*b* enlarged linearly, the photo's own L*."""
     side = _ZHANG_SIDE

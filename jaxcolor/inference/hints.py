@@ -30,7 +30,7 @@ _MAX_ASPECT_ERROR = 0.02  # of strokes beside the photo's
 # A point is a disc of this radius, a part of the shorter side, at least one cell.
 _POINT_RADIUS = 0.01
 _MAX_CELLS = 3 * 2**15  # of the grid on which hints spread; 256x384
-# Chosen on the bundled photos, with hints of the true colors where ltbc-lite errs.
+# Chosen on the bundled photos, with hints of the true colors where ltbc-lite errs; the README has figures of others.
 _SIMILAR = 1.5  # units of L*, standard deviation: neighbors of this difference still change much alike
 _LEAST_WEIGHT = 1e-6  # between neighbors, so that the system has one solution
 _REACH = 0.8  # shorter sides over which a hint fades on an even surface

@@ -21,6 +21,7 @@ from jaxcolor.models.ensemble import Ensemble
 from jaxcolor.models.iizuka import Iizuka
 from jaxcolor.models.ltbc import LTBC
 from jaxcolor.models.ltbc_lite import LTBCLite
+from jaxcolor.models.patch_discriminator import PatchDiscriminator
 from jaxcolor.models.siggraph17 import SIGGRAPH17
 
 MODELS: dict[str, type[nn.Module]] = {
@@ -65,6 +66,10 @@ def build(config: Mapping[str, Any], axis_name: str | None = None) -> nn.Module:
     return MODELS[name](**fields)
 
 
-def build_discriminator(config: Mapping[str, Any], axis_name: str | None = None) -> Discriminator:
-    """The discriminator of `cgan` for photos of another network's size, width and dtype; arguments as for `build`."""
-    return Discriminator(width=config['width'], axis_name=axis_name, dtype=jnp.dtype(config['dtype']))
+def build_discriminator(config: Mapping[str, Any], axis_name: str | None = None) -> nn.Module:
+    """The discriminator for photos of a network's size, width and dtype: DDColor's own, of `cgan` for all others.
+
+    Arguments as for `build`. It maps photos (B, H, W, C) and whether it is trained to logits, (B,) or more for a photo.
+    """
+    discriminator = PatchDiscriminator if config['name'] == 'ddcolor' else Discriminator
+    return discriminator(width=config['width'], axis_name=axis_name, dtype=jnp.dtype(config['dtype']))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxcolor import color
 from jaxcolor.errors import UserError
 from jaxcolor.models.layers import Conv, scaled
-from jaxcolor.models.zhang_layers import AB_SCALE, Convs, Doubling, encoder
+from jaxcolor.models.zhang_layers import AB_SCALE, ENCODER, Convs, Doubling, encoder
 
 CLASSES = len(color.zhang_class_centers())
 TEMPERATURE = 0.38  # of the annealed mean: the paper's T (section 2.3); the published file has it in its last kernel
@@ -24,12 +24,14 @@ class ECCV16(nn.Module):
 
     width: float = 1.0
     color_classes: int = CLASSES
+    encoder_norm: str = 'trained'
     axis_name: str | None = None
     dtype: Any = jnp.float32
 
     decoder = 'nearest'  # what the tasks ask of a network of this kind
     output_space = 'lab'
     output_activation = 'linear'
+    encoder_layers = ENCODER
 
     def setup(self) -> None:
         shared: dict[str, Any] = {'axis_name': self.axis_name, 'dtype': self.dtype}
@@ -77,7 +79,9 @@ class ECCV16(nn.Module):
         """(L* - 50) / 100 (B, H, W, 1) -> float32 (B, 2 H/8, 2 W/8, classes), H/8 and W/8 rounded up."""
         x = x.astype(self.dtype)
         for block in self.block:
-            x = block(x, train)  # (B, H/2, W/2, 64), (B, H/4, W/4, 128), (B, H/8, W/8, 256), then 512
+            x = block(
+                x, train and self.encoder_norm == 'trained'
+            )  # (B, H/2, W/2, 64), (B, H/4, W/4, 128), (B, H/8, W/8, 256), then 512
         x = nn.relu(self.up(x))  # (B, H/4, W/4, 256)
         x = self.last(x, train)  # (B, H/4, W/4, 256)
         return self.classes(x).astype(jnp.float32)  # (B, H/4, W/4, 313)

@@ -115,16 +115,7 @@ class VGGFusion(nn.Module):
 
     @nn.compact
     def __call__(self, lightness: jax.Array, features: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
-        """Predicts a*b* at the size of the photo.
-
-        Args:
-            lightness: L*/100, float (B, H, W, 1).
-            features: the extractor's output, float (B, 1000).
-            train: training mode.
-
-        Returns:
-            {'ab': float32 (B, H, W, 2) in the range of `output_activation`}.
-        """
+        """As `DeepColor`, but 'ab' has the size of the photo: float32 (B, H, W, 2)."""
         H, W = lightness.shape[1:3]
         x = pad_to_multiple(lightness.astype(self.dtype), 64)
         for i, layer in enumerate(self.encoder_widths):

@@ -17,6 +17,7 @@ class Iizuka(LTBC):
     """
 
     luma_mean: float = 0.0
+    encoder_norm: str = 'trained'
     repeat_output: bool = False
 
     def __call__(
@@ -39,6 +40,15 @@ class Iizuka(LTBC):
         vector, _ = self.global_features(global_luma, self._low(global_luma, False))
         ab = self._colors(self._low(luma, False), vector, False).astype(jnp.float32)
         return upsample(ab) if self.repeat_output else ab
+
+    def global_features(
+        self, lightness: jax.Array, low: jax.Array | None = None, *, train: bool = False
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """As `LTBC`."""
+        return super().global_features(lightness, low, train=train and self.encoder_norm == 'trained')
+
+    def _low(self, x, train):
+        return super()._low(x, train and self.encoder_norm == 'trained')
 
     def _input(self, lightness):
         return color.gray_luma(100 * lightness) - self.luma_mean

@@ -38,6 +38,10 @@ class LTBC(nn.Module):
     axis_name: str | None = None
     dtype: Any = jnp.float32
 
+    encoder_layers = tuple(
+        f'{part}_{i}' for part, count in {'low': 6, 'global_conv': 4, 'global_dense': 3}.items() for i in range(count)
+    )
+
     def setup(self) -> None:
         shared: dict[str, Any] = {'batch_norm': self.batch_norm, 'axis_name': self.axis_name, 'dtype': self.dtype}
         normalize_dense, normalize_fusion, normalize_output = (

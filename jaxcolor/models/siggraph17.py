@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcolor.models.layers import Conv, pad_to_multiple, scaled
-from jaxcolor.models.zhang_layers import AB_SCALE, Convs, Doubling, encoder
+from jaxcolor.models.zhang_layers import AB_SCALE, ENCODER, Convs, Doubling, encoder
 
 MULTIPLE = 8  # pixels, the coarsest stride: sides are padded to multiples of it
 
@@ -29,6 +29,7 @@ class SIGGRAPH17(nn.Module):
     """
 
     width: float = 1.0
+    encoder_norm: str = 'trained'
     axis_name: str | None = None
     dtype: Any = jnp.float32
 
@@ -36,6 +37,7 @@ class SIGGRAPH17(nn.Module):
     output_space = 'lab'
     output_activation = 'tanh'
     takes_hints = True
+    encoder_layers = ENCODER
 
     def setup(self) -> None:
         shared: dict[str, Any] = {'axis_name': self.axis_name, 'dtype': self.dtype}
@@ -84,7 +86,8 @@ class SIGGRAPH17(nn.Module):
         """(B, H, W, 4) -> float32 (B, H, W, 2) in (-1, 1); H and W are multiples of MULTIPLE."""
         x, maps = x.astype(self.dtype), []
         for i, block in enumerate(self.block):
-            x = block(x, train)  # (B, H, W, 64), (B, H/2, W/2, 128), (B, H/4, W/4, 256), then (B, H/8, W/8, 512)
+            # (B, H, W, 64), (B, H/2, W/2, 128), (B, H/4, W/4, 256), then (B, H/8, W/8, 512)
+            x = block(x, train and self.encoder_norm == 'trained')
             if i < 3:
                 maps.append(x)
                 x = x[:, ::2, ::2]

@@ -11,6 +11,7 @@ from jaxcolor.models.cpu_kernels import interleave
 from jaxcolor.models.layers import BatchNorm, Conv, conv2d, scaled
 
 AB_SCALE = 110.0  # units of a*b*: what both networks divide a*b* by
+ENCODER = tuple(f'block_{i}' for i in range(7))  # what `encoder` makes, by the names of the parameters
 _HE = nn.initializers.he_normal()
 
 

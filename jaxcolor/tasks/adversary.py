@@ -6,11 +6,11 @@ Translation with Conditional Adversarial Networks*, CVPR 2017.
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxcolor.models.cgan import Discriminator
 from jaxcolor.runtime.parallel import mean_over_batch
 from jaxcolor.tasks import losses
 
@@ -22,11 +22,11 @@ class Adversary:
 
     Args:
         weight: of the network's loss for not fooling it.
-        network: the discriminator.
+        network: the discriminator, as `models.build_discriminator` gives it.
         optimizer: Optax's, the same as the network's, with a state of its own.
     """
 
-    def __init__(self, weight: float, network: Discriminator, optimizer: optax.GradientTransformation):
+    def __init__(self, weight: float, network: nn.Module, optimizer: optax.GradientTransformation):
         self.weight, self.network, self.optimizer = weight, network, optimizer
 
     def init(self, rng: jax.Array, shape: tuple[int, ...]) -> dict[str, Any]:
@@ -69,10 +69,11 @@ class Adversary:
     def loss(self, state: dict[str, Any], predictions: jax.Array) -> jax.Array:
         """The network's loss for not fooling it: predictions (B, h, w, C) -> (B,), weighted."""
         logits, _ = self._run(state['params'], state['model_state'], predictions)
-        return self.weight * losses.fooling_loss(logits)
+        each = losses.fooling_loss(logits)  # (B,), or of each patch
+        return self.weight * jnp.mean(each.reshape(each.shape[0], -1), axis=1)
 
     def _run(self, params, statistics, photos):
-        """-> (logits (B,), the new statistics), in training mode"""
+        """-> (logits (B, ...), the new statistics), in training mode"""
         variables = {'params': params, 'batch_stats': statistics}
         logits, new = self.network.apply(variables, photos, True, mutable=['batch_stats'])
         return logits, new['batch_stats']

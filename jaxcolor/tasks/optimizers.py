@@ -1,6 +1,7 @@
 """Optimizers and learning-rate schedules by name, from Optax."""
 
 import math
+from collections.abc import Collection
 
 import jax
 import optax
@@ -84,8 +85,12 @@ def schedule(config: ConfigDict, length: Length, batch_size: int) -> optax.Sched
     return jax.numpy_dtype_promotion('standard')(rate)
 
 
-def build(config: ConfigDict, rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+def build(
+    config: ConfigDict, rate: optax.ScalarOrSchedule, encoder: Collection[str] = ('encoder',)
+) -> optax.GradientTransformation:
     """The gradient transformation that section `optimizer` describes, at a learning rate by step, as `schedule` gives it.
+
+    encoder: the layers that the field encoder_rate is for, by name.
 
     Raises:
         UserError: no such optimizer.
@@ -93,7 +98,7 @@ def build(config: ConfigDict, rate: optax.ScalarOrSchedule) -> optax.GradientTra
     config = resolve(config)
     optimizer = OPTIMIZERS[config.name](config, rate)
     if config.encoder_rate != 1:
-        optimizer = optax.chain(optimizer, _scale_encoder(config.encoder_rate))
+        optimizer = optax.chain(optimizer, _scale_encoder(config.encoder_rate, encoder))
     if config.clip_norm:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     # Optax mixes dtypes where JAX's strict promotion, which the tests ask for, allows none.
@@ -105,13 +110,11 @@ def _are_kernels(params):
     return jax.tree.map(lambda x: x.ndim > 1, params)
 
 
-def _scale_encoder(factor):
+def _scale_encoder(factor, encoder):
     """Multiplies the updates of the network's encoder, as another learning rate would."""
 
     def are_encoder(params):
-        return {
-            name: jax.tree.map(lambda _, is_encoder=name == 'encoder': is_encoder, part) for name, part in params.items()
-        }
+        return {name: jax.tree.map(lambda _, slow=name in encoder: slow, part) for name, part in params.items()}
 
     return optax.masked(optax.scale(factor), are_encoder)
 

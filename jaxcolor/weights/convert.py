@@ -75,7 +75,8 @@ def torch_to_flax(
         UserError: as `to_flax`.
     """
     first = next(iter(names.values()))
-    prefix = next((name.removesuffix(first) for name in arrays if f'.{name}'.endswith(f'.{first}')), '')
+    prefixes = ['', *(name.removesuffix(first) for name in arrays if f'.{name}'.endswith(f'.{first}'))]
+    prefix = max(prefixes, key=lambda prefix: sum(f'{prefix}{name}' in arrays for name in names.values()))
     arrays = {
         name.removeprefix(prefix): array
         for name, array in arrays.items()

@@ -26,6 +26,7 @@ _ADDED: dict[tuple[str, str], dict[str, Any]] = {
         'batch_norm_eps': 1e-5,
     },
     ('model', 'deepcolor'): {'use_features': True},
+    **{('model', name): {'encoder_norm': 'trained'} for name in ('eccv16', 'siggraph17', 'iizuka')},
     ('extractor', ''): {'name': '', 'weights': '', 'cached': False},
     ('task', 'regression'): {
         'adversarial': 0.0,

@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from jaxcolor.errors import UserError
+from jaxcolor.errors import UserError, printable
 from jaxcolor.weights.torch7 import is_torch7, read_torch7, strided_view
 
 # The beginning of PyTorch's older files: the pickled number 0x1950a86a20f9469cfc6c, under pickle protocol 2.
@@ -55,13 +55,19 @@ def read_weights(path: str | os.PathLike) -> WeightFile:
         with open(path, 'rb') as file:
             return _read(path, file)
     except UserError as error:
-        raise UserError(f'Weights file {path}: {error}') from error
+        raise UserError(f'Weights file {path}: {brief(error)}') from error
     except OSError as error:
         if error.errno is not None:
             raise UserError(f'Weights file {path} cannot be read: {error.strerror}.') from error
-        raise UserError(f'Weights file {path} is damaged or cut short ({error}); fetch it again.') from error
+        raise UserError(f'Weights file {path} is damaged or cut short ({brief(error, 200)}); fetch it again.') from error
     except Exception as error:  # on damaged files the libraries raise all kinds of errors
-        raise UserError(f'Weights file {path} is damaged or cut short ({error}); fetch it again.') from error
+        raise UserError(f'Weights file {path} is damaged or cut short ({brief(error, 200)}); fetch it again.') from error
+
+
+def brief(error: Exception, letters: int = 2000) -> str:
+    """An error's sentence in one line of so many letters at most, since it may quote a damaged file."""
+    text = printable(str(error))
+    return text if len(text) <= letters else f'{text[:letters]}...'
 
 
 def _read(path: str | os.PathLike, file: IO[bytes]) -> WeightFile:

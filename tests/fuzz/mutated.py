@@ -2,12 +2,15 @@
 
     python tests/fuzz/mutated.py TARGET [--files=10000] [--seed=0]
 
-TARGET is colorize, prepare or weights. A crash ends with a traceback; the file at fault is kept, and named.
+TARGET is colorize, prepare, a kind of weight files (torch_zip, torch_stream, torch7, safetensors, keras), or a published
+network, whose files are read and converted: their arrays or modules are changed, and half of the files as bytes, too.
+A crash ends with a traceback; the file at fault is kept, and named.
 """
 
 import argparse
 import csv
 import faulthandler
+import functools
 import hashlib
 import io
 import os
@@ -16,6 +19,7 @@ import shutil
 import sys
 import tempfile
 import types
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -97,21 +101,21 @@ def photo_seeds():
     return seeds
 
 
-def weight_seeds():
-    """{suffix: [file, ...]} of the kinds of weight files."""
+def weight_seeds(kind):
+    """{suffix: [file, ...]} of a kind of weight files."""
     import h5py
     import safetensors.numpy
-    from torch_files import write_torch_stream, write_torch_zip
+    from test_damaged_files import WRITERS
 
     arrays = {'conv.weight': np.ones((4, 3, 3, 3), np.float32), 'conv.bias': np.zeros(4, np.float32)}
-    seeds = {'.safetensors': [safetensors.numpy.save(arrays, {'format': 'pt'})]}
+    if kind == 'safetensors':
+        return {'.safetensors': [safetensors.numpy.save(arrays, {'format': 'pt'}), safetensors.numpy.save(arrays)]}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'a'
-        seeds['.pth'] = []
-        for write in (write_torch_zip, write_torch_stream):
-            write(arrays, path)
-            seeds['.pth'].append(path.read_bytes())
-        seeds['.h5'] = []
+        if kind != 'keras':
+            WRITERS[kind](path)
+            return {'.t7' if kind == 'torch7' else '.pth': [path.read_bytes()]}
+        seeds = {'.h5': [], '.keras': []}
         for named in (True, False):
             with h5py.File(path, 'w') as file:
                 if named:
@@ -121,6 +125,9 @@ def weight_seeds():
                 else:
                     file['layers/conv2d/vars/0'] = arrays['conv.weight']
             seeds['.h5'].append(path.read_bytes())
+        with zipfile.ZipFile(path, 'w') as archive:
+            archive.writestr('model.weights.h5', seeds['.h5'][1])
+        seeds['.keras'].append(path.read_bytes())
     return seeds
 
 
@@ -175,6 +182,104 @@ def files_of(seeds, count, generator):
         yield f'{number:05}{suffix}', mutated(data, others, generator)
 
 
+def network_files(network, count, generator):
+    """Yields (name, file) of a narrow published network, with changes of what the file holds."""
+    make = torch7_files() if network == 'iizuka' else functools.partial(array_files, network_arrays(network))
+    everything = []
+    for number in range(count):
+        suffix, data = make(generator)
+        everything = [*everything[-9:], data]
+        yield f'{number:05}{suffix}', mutated(data, everything, generator) if generator.random() < 0.5 else data
+
+
+def network_arrays(network):
+    """The arrays of a file; the converter is that of the narrow network from then on, and computes shapes once."""
+    import published_files
+    import pytest
+    from zhang_files import state_dict
+
+    from jaxcolor.weights import published
+    from jaxcolor.weights.published import converted, ddcolor, deoldify, zhang
+
+    for module in (ddcolor, deoldify, zhang):
+        module.variable_shapes = functools.cache(converted.variable_shapes)
+    patch, width = pytest.MonkeyPatch(), 1 / 32
+    published.CONVERTERS[network] = published_files.small_converter(network, patch, width)
+    if network in published_files.CONVERTERS:
+        return published_files.state_dict(published_files.small_network(network, patch, width))
+    return state_dict(network, width)
+
+
+def array_files(arrays, generator):
+    """(suffix, file) with up to two of the arrays left out, renamed, of another shape or type, or with other values."""
+    import safetensors.numpy
+    from torch_files import write_torch_stream, write_torch_zip
+
+    arrays, names = dict(arrays), list(arrays)
+    for _ in range(generator.integers(3)):
+        name = names[generator.integers(len(names))]
+        array = arrays.pop(name, np.zeros(3, np.float32))
+        match generator.integers(7):
+            case 0:
+                pass
+            case 1:
+                arrays[names[generator.integers(len(names))]] = array
+            case 2:
+                arrays[f'{name}{generator.choice(["", ".0", "_orig", "_v", "_u", ".weight"])}'] = array[..., None]
+            case 3:
+                arrays[name] = array[: generator.integers(max(1, len(array)))] if array.ndim else array
+            case 4:
+                arrays[name] = array.T
+            case 5:
+                arrays[name] = array * np.float32(generator.choice([0, np.nan, np.inf, 1e30, -1]))
+            case 6:
+                arrays[name] = np.zeros([(), (0,), (1,), (3, 0), (1,) * 5][generator.integers(5)], np.float32)
+    kind = generator.integers(3)
+    with tempfile.TemporaryDirectory() as folder, np.errstate(all='ignore'):
+        path = Path(folder) / 'a'
+        if kind == 0:
+            kept = {name: np.array(array, generator.choice(['f4', 'f2', 'f8', 'i8'])) for name, array in arrays.items()}
+            return '.safetensors', safetensors.numpy.save(kept)
+        wrapping = ('', 'params', 'params_ema', 'model', 'state_dict')[generator.integers(5)]
+        arrays = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
+        content = {wrapping: arrays, 'opt': {}} if wrapping else arrays
+        (write_torch_zip if kind == 1 else write_torch_stream)(content, path)
+        return '.pth', path.read_bytes()
+
+
+def torch7_files():
+    """A function that makes (suffix, file) of Iizuka's network, with up to two entries of its tables changed."""
+    from iizuka_files import graph_of
+    from test_iizuka import CLASSES, VALUES, network_of, tables_of, variables_of
+    from torch7_files import write_torch7
+
+    from jaxcolor.weights.published import converted, iizuka
+
+    iizuka.variable_shapes = functools.cache(converted.variable_shapes)
+    variables = variables_of(network_of(width=1 / 64, dense_widths=(64, 64, 64), global_size=32, classes=3))
+
+    def make(generator):
+        options = ('matrix', 'inverse', 'copied', 'global_first', 'vector_first', 'up')
+        root = graph_of(variables, **{name: bool(generator.integers(2)) for name in options})
+        for _ in range(generator.integers(3)):
+            tables = tables_of(root)
+            changed = tables[generator.integers(len(tables))]
+            key = list(changed)[generator.integers(len(changed))]
+            match generator.integers(4):
+                case 0:
+                    del changed[key]
+                case 1:
+                    changed.class_name = str(generator.choice(CLASSES))
+                case _:
+                    changed[key] = VALUES[generator.integers(len(VALUES))]
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / 'a'
+            write_torch7(root, path)
+            return '.t7', path.read_bytes()
+
+    return make
+
+
 # What reads them. Each takes a folder of files and an empty one, and returns how many files became something.
 
 
@@ -223,25 +328,44 @@ def run_prepare(folder, out):
     return photos
 
 
-def run_weights(folder, out):
+def run_reader(read, folder, out):
     from jaxcolor.errors import UserError
-    from jaxcolor.weights.weight_files import read_weights
 
     count = 0
     for path in sorted(folder.iterdir()):
         try:
-            read_weights(path)
+            read(path)
         except UserError as error:
-            assert str(path) in str(error)
+            assert str(path) in str(error) and '\n' not in str(error) and len(str(error)) < 2500, str(error)[:500]
         else:
             count += 1
     return count
 
 
+def run_weights(folder, out):
+    from jaxcolor.weights.weight_files import read_weights
+
+    return run_reader(read_weights, folder, out)
+
+
+def run_networks(folder, out):
+    from jaxcolor.weights import published
+
+    return run_reader(published.convert, folder, out)
+
+
+# Makes files, (count, generator) -> (name, file); reads them.
 TARGETS = {
-    'colorize': (photo_seeds, run_colorize),
-    'prepare': (photo_seeds, run_prepare),
-    'weights': (weight_seeds, run_weights),
+    'colorize': (lambda: functools.partial(files_of, photo_seeds()), run_colorize),
+    'prepare': (lambda: functools.partial(files_of, photo_seeds()), run_prepare),
+    **{
+        kind: (lambda kind=kind: functools.partial(files_of, weight_seeds(kind)), run_weights)
+        for kind in ('torch_zip', 'torch_stream', 'torch7', 'safetensors', 'keras')
+    },
+    **{
+        network: (lambda network=network: functools.partial(network_files, network), run_networks)
+        for network in ('eccv16', 'siggraph17', 'ddcolor', 'deoldify', 'iizuka')
+    },
 }
 
 
@@ -256,8 +380,8 @@ def main():
     parser.add_argument('--files', type=int, default=10_000)
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
-    make_seeds, read = TARGETS[args.target]
-    seeds, done, used = make_seeds(), 0, 0
+    prepare, read = TARGETS[args.target]
+    make_files, done, used = prepare(), 0, 0
     status = Path('/proc/self/statm')
     if status.exists():
         in_use = int(status.read_text().split()[0]) * resource.getpagesize()
@@ -267,7 +391,7 @@ def main():
         work = Path(tempfile.mkdtemp(prefix='jaxcolor-fuzz-'))
         folder, out = work / 'in', work / 'out'
         folder.mkdir()
-        for name, data in files_of(seeds, count, np.random.default_rng((args.seed, done))):
+        for name, data in make_files(count, np.random.default_rng((args.seed, done))):
             (folder / name).write_bytes(data)
         before = contents(work)
         os.chdir(work)  # what is written to a relative path is seen

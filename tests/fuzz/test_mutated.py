@@ -5,12 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mutated
 import pytest
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize('target', ['colorize', 'prepare', 'weights'])
+@pytest.mark.parametrize('target', mutated.TARGETS)
 def test_mutated_files(target):
     """In a process of its own: libraries may crash or hang in C."""
     count = os.environ.get('JAXCOLOR_FUZZ_FILES', '10000')

@@ -170,6 +170,7 @@ RECIPES = {
             'data.crop': 256,
             'task.error': 'absolute',
             'task.colorfulness': 0.5 / (128 * 0.1),
+            'task.adversarial': 1 / (128 * 0.1),
             'optimizer.learning_rate': 1e-4,
             'optimizer.beta1': 0.9,
             'optimizer.beta2': 0.99,

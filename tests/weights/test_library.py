@@ -139,6 +139,26 @@ def test_a_file_is_a_model(cache, file, tmp_path, cli):
     assert_one_sentence(code, err, 'text.pth', 'none of the kinds')
 
 
+def test_files_that_are_no_models(cache, file, tmp_path, cli):
+    """Cut short, with a layer too few or too many, or of no known network: one sentence each, and nothing is kept."""
+    arrays = {key: array for key, array in state_dict(NAME).items() if array.ndim}
+    (tmp_path / 'cut.pth').write_bytes(file.read_bytes()[:-3000])
+    for name, change, part in (
+        ('cut', None, 'is damaged or cut short'),
+        ('few', lambda: arrays.pop('model4.2.bias'), 'differs is model4.2.bias (block_3/conv_1/bias): missing'),
+        ('many', lambda: arrays.update({'model9.0.bias': np.zeros(2, np.float32)}), 'it has model9.0.bias of shape (2,)'),
+        ('other', lambda: arrays.pop('model1.0.weight'), 'the first of which is model1.0.bias of shape (4,)'),
+    ):
+        if change is not None:
+            change()
+            write_torch_zip(arrays, tmp_path / f'{name}.pth')
+        code, _, err = cli('colorize', FISH, f'--model={tmp_path / f"{name}.pth"}', f'--out={tmp_path / "out"}')
+        assert_one_sentence(code, err, f'{name}.pth', part)
+        if name == 'few':
+            arrays['model4.2.bias'] = state_dict(NAME)['model4.2.bias']
+    assert not list((cache / 'published').glob('[!.]*')) and not (tmp_path / 'out').exists()
+
+
 @pytest.mark.parametrize('precision', ['float16', 'float32'])
 def test_import_makes_an_exported_model(cache, file, tmp_path, cli, precision):
     out = tmp_path / 'mine'

@@ -284,6 +284,13 @@ def test_a_config_of_today_stays_as_it_is(recipe):
     assert migrate(migrate(config)) == config
 
 
+@pytest.mark.parametrize('name', ['eccv16', 'siggraph17', 'iizuka'])
+def test_encoders_of_published_networks_had_norms_as_others(name):
+    section = getattr(fields, name)().to_dict()
+    del section['encoder_norm']
+    assert migrate({'model': section})['model']['encoder_norm'] == 'trained'
+
+
 def test_the_models_of_the_package_are_up_to_date():
     for name in store.model_names():
         tasks.build(runs.read_config(name))

@@ -1,12 +1,17 @@
 """Published networks: what their files are told by, what is refused of them, what the table says."""
 
+import functools
+
+import flax
 import jax
 import numpy as np
+import published_files
 import pytest
 import safetensors.numpy
 from conftest import PHOTOS
 from iizuka_files import graph_of
 from PIL import Image
+from published_files import small_converter, small_network
 from test_iizuka import network_of, variables_of
 from torch7_files import write_torch7
 from torch_files import write_torch_stream, write_torch_zip
@@ -17,11 +22,12 @@ from jaxcolor import config as base
 from jaxcolor.errors import UserError
 from jaxcolor.inference.colorizer import Colorizer
 from jaxcolor.models.eccv16 import CLASSES
+from jaxcolor.recipes import load_recipe
 from jaxcolor.tasks.color_classes import class_centers
 from jaxcolor.train import train
-from jaxcolor.weights import published, store
+from jaxcolor.weights import published, runs
 from jaxcolor.weights.export import export
-from jaxcolor.weights.published import zhang
+from jaxcolor.weights.published import converted, library, zhang
 
 NAMES = ('eccv16', 'siggraph17')
 WIDTH = 1 / 16
@@ -144,7 +150,8 @@ def test_a_file_of_another_width_or_network_or_cut_short_is_refused(tmp_path):
     with pytest.raises(UserError, match='cut.pth is damaged or cut short'):
         published.convert(tmp_path / 'cut.pth')
     write_torch_zip({'conv1.weight': np.zeros((2, 2))}, tmp_path / 'other.pth')
-    with pytest.raises(UserError, match="other.pth: it is of no published network that is known here; .* 'conv1.weight'"):
+    words = r'of no published network .*: it holds 1 arrays, the first of which is conv1.weight of shape \(2, 2\)'
+    with pytest.raises(UserError, match=f'other.pth: it is {words}'):
         published.convert(tmp_path / 'other.pth')
 
 
@@ -164,6 +171,25 @@ def test_kinds_are_told_by_keys(key, kind):
             published.recognize(arrays)
     else:
         assert published.recognize(arrays) == kind
+
+
+@pytest.mark.parametrize('name', ['ddcolor', 'deoldify'])
+def test_files_of_unets_that_do_not_fit(name, monkeypatch):
+    """Without PyTorch; test_ddcolor_torch and test_deoldify_torch have more."""
+    network, convert = small_network(name, monkeypatch), small_converter(name, monkeypatch)
+    monkeypatch.setattr(published_files.CONVERTERS[name], 'variable_shapes', functools.cache(converted.variable_shapes))
+    arrays = published_files.state_dict(network)
+    assert convert(arrays).model['name'] == published.recognize(arrays) == name
+    first = next(iter(arrays))
+    spectral = next(key for key in arrays if key.endswith('weight_u'))
+    for changed, words in (
+        ({key: array for key, array in arrays.items() if key != first}, f'{first} .*: missing'),
+        ({key: array for key, array in arrays.items() if key != spectral}, f'{spectral} is missing'),
+        ({**arrays, 'layers.99.weight': np.zeros(3)}, r'it has layers.99.weight of shape \(3,\), which is no layer'),
+        ({**arrays, first: np.zeros((2, 2))}, rf'{first} .*: of shape \(2, 2\), not of'),
+    ):
+        with pytest.raises(UserError, match=f'it does not fit {name}: .*{words}'):
+            convert(changed)
 
 
 # -- The table --------------------------------------------------------------------------------------------------------
@@ -195,32 +221,60 @@ def test_numbers_of_parameters(name):
 
 # -- Training on ------------------------------------------------------------------------------------------------------
 
+# Of each network: its name in the table, and of its parameters the layers that a frozen encoder keeps.
+TUNED = {
+    'eccv16': ('eccv16', 'block_'),
+    'siggraph17': ('siggraph17', ('block_0', 'block_2', 'block_6')),
+    'ddcolor': ('ddcolor-paper-tiny', 'encoder'),
+    'deoldify': ('deoldify-artistic', 'encoder'),
+    'iizuka': ('iizuka-places', ('low_', 'global_')),
+}
+
+
+def write_small_file(name, folder, monkeypatch):
+    """A published file of a narrow network, which its converter takes for the whole one."""
+    if name == 'iizuka':
+        write_torch7(graph_of(variables_of(network_of(global_size=32))), folder / 'colornet.t7')
+        return folder / 'colornet.t7'
+    monkeypatch.setitem(published.CONVERTERS, name, small_converter(name, monkeypatch))
+    arrays = state_dict(name, WIDTH) if name in NAMES else published_files.state_dict(small_network(name, monkeypatch))
+    write_torch_stream({key: array for key, array in arrays.items() if array.ndim}, folder / 'weights.pth')
+    return folder / 'weights.pth'
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['eccv16', 'siggraph17', 'iizuka'])
-def test_a_published_network_is_trained_on_exported_and_colors(name, tmp_path, shards):
-    """`train.init_from` of what a file was converted to, a few steps of its own task, and all that follows a training."""
-    if name == 'iizuka':
-        network = network_of(global_size=32)
-        write_torch7(graph_of(variables_of(network)), tmp_path / 'colornet.t7')
-        converted = published.convert(tmp_path / 'colornet.t7')
-    else:
-        converted = zhang.convert(state_dict(name), WIDTH)
-    config = base.get_config()
-    config.model, config.task = type(config)(converted.model), type(config)(converted.task)
-    config.optimizer.update({'name': 'adam', 'learning_rate': 1e-4})
-    config.data.update({'shards': str(shards), 'crop': 32})
-    config.train.update({'batch_size': 4, 'steps': 3, 'log_every': 1, 'eval_every': 3, 'checkpoint_every': 3})
-    config.train.update({'grid_photos': 1})
-    _, state = state_of(converted)
-    store.write(tmp_path / 'published', config, state.replace(step=np.int32(0), opt_state=(), rng=np.zeros(2, np.uint32)))
+@pytest.mark.parametrize('encoder', ['free', 'frozen'])
+@pytest.mark.parametrize('name', TUNED)
+def test_a_published_network_is_trained_on_exported_and_colors(name, encoder, tmp_path, shards, monkeypatch):
+    """`train.init_from` of a name, with the config of an import: a few steps, and all that follows a training."""
+    called, layers = TUNED[name]
+    monkeypatch.setenv('JAXCOLOR_CACHE', str(tmp_path / 'cache'))
+    file = write_small_file(name, tmp_path, monkeypatch)
+    library.write_model(file, library._folder(called), 'float32')
+    library.write_model(file, tmp_path / 'imported')
+    fields = {'optimizer.learning_rate': 1e-3, 'data.shards': shards, 'data.crop': 32, 'train.init_from': called}
+    fields |= dict.fromkeys(('train.steps', 'train.eval_every', 'train.checkpoint_every'), 2)
+    fields |= {'train.batch_size': 4, 'train.log_every': 1, 'train.grid_photos': 1}
+    if encoder == 'frozen':
+        fields['optimizer.encoder_rate'] = 0.0
+        fields |= {} if name == 'ddcolor' else {'model.encoder_norm': 'frozen'}
+    config = load_recipe(str(tmp_path / 'imported'), [f'--config.{field}={value}' for field, value in fields.items()])
+    assert (config.name, config.optimizer.name, config.model.name) == ('imported', 'adam', name)
     photo = Image.open(PHOTOS / 'train' / 'fish1.jpg').convert('L').resize((37, 33))
-    before = np.asarray(Colorizer(tmp_path / 'published')(photo), np.float32)
+    before = runs.load(called)[2]
+    assert np.asarray(Colorizer(called)(photo)).shape == (33, 37, 3)
 
-    config.train.init_from = str(tmp_path / 'published')
     results = train(config, tmp_path / 'run')
     assert np.isfinite(results['validation']['loss'])
     exported = export(tmp_path / 'run', tmp_path / 'exported')
-    after = np.asarray(Colorizer(exported)(photo), np.float32)
-    assert after.shape == (33, 37, 3)
-    assert 0 < np.abs(after - before).mean() < 40  # of 255: it has moved, but not far
+    assert np.asarray(Colorizer(exported)(photo)).shape == (33, 37, 3)
+    after = runs.load(tmp_path / 'run')[2]
+    for one, two in ((before.params, after.params), (before.model_state, after.model_state)):
+        old, new = (flax.traverse_util.flatten_dict(each) for each in (one, two))
+        moved = {next(part for part in path if part != 'batch_stats') for path in old if (old[path] != new[path]).any()}
+        of_encoder = {layer for layer in moved if layer.startswith(layers)}
+        assert moved - of_encoder
+        if encoder == 'frozen':
+            assert not of_encoder
+        elif one is before.params:
+            assert of_encoder

@@ -9,7 +9,7 @@ from jaxcolor.errors import UserError
 from jaxcolor.weights.published import ddcolor, deoldify, iizuka, zhang
 from jaxcolor.weights.published.converted import Converted
 from jaxcolor.weights.published.table import PUBLISHED, Published
-from jaxcolor.weights.weight_files import read_weights
+from jaxcolor.weights.weight_files import brief, read_weights
 
 __all__ = ['CONVERTERS', 'PUBLISHED', 'Converted', 'Published', 'convert', 'recognize']
 
@@ -39,8 +39,11 @@ def recognize(arrays: Mapping[str, np.ndarray]) -> str:
         return 'ddcolor'
     if any(name.endswith('.layers.11.0.weight_orig') for name in names):
         return 'deoldify'
-    first = next(iter(arrays), '')
-    raise UserError(f'it is of no published network that is known here; its first array is {first!r}.')
+    name, array = next(iter(arrays.items()), ('none', np.zeros(0)))
+    raise UserError(
+        f'it is of no published network that is known here ({", ".join(CONVERTERS)}, iizuka): '
+        f'it holds {len(arrays)} arrays, the first of which is {name} of shape {array.shape}.'
+    )
 
 
 def convert(path: str | os.PathLike) -> Converted:
@@ -56,4 +59,4 @@ def convert(path: str | os.PathLike) -> Converted:
     try:
         return iizuka.convert(file.root) if file.kind == 'torch7' else CONVERTERS[recognize(file.arrays)](file.arrays)
     except UserError as error:
-        raise UserError(f'Weights file {path}: {error}') from None
+        raise UserError(f'Weights file {path}: {brief(error)}') from None

@@ -9,15 +9,7 @@ from jaxcolor.errors import UserError
 from jaxcolor.models.ddcolor import VARIANTS, DDColor
 from jaxcolor.models.layers import IMAGENET_DEVIATION, IMAGENET_MEAN
 from jaxcolor.weights.published.converted import Converted, from_state_dict, variable_shapes
-from jaxcolor.weights.published.layers import (
-    Names,
-    drop_pixel_axes,
-    fold_norms,
-    layer,
-    order_by_pixel,
-    unet_block,
-    without_prefix,
-)
+from jaxcolor.weights.published.layers import Names, drop_pixel_axes, layer, order_by_pixel, plain, unet_block
 
 _ERROR = 'it does not fit ddcolor'
 _ENCODER, _DECODER = 'encoder.arch', 'decoder.color_decoder'
@@ -35,7 +27,7 @@ def convert(arrays: Mapping[str, np.ndarray], network: DDColor | None = None) ->
     Raises:
         UserError: the first layer that is missing, has another shape, or is not used.
     """
-    arrays = fold_norms(without_prefix(arrays, f'{_DECODER}.query_feat.weight'), _ERROR)
+    arrays = plain(arrays, f'{_DECODER}.query_feat.weight', _ERROR)
     network = network or DDColor(_variant(arrays))
     notes = [f'This is DDColor, {network.variant}.']
     for name, expected in (('mean', IMAGENET_MEAN), ('std', IMAGENET_DEVIATION)):
@@ -52,7 +44,7 @@ def convert(arrays: Mapping[str, np.ndarray], network: DDColor | None = None) ->
         if f'{_DECODER}.{name}.weight' in arrays:
             arrays[f'{_DECODER}.{name}.weight'] = arrays[f'{_DECODER}.{name}.weight'].T  # it is no dense layer's
     for name in [name for name in arrays if '.in_proj_' in name]:
-        stacked = arrays.pop(name)
+        stacked = np.atleast_1d(arrays.pop(name))
         arrays |= {f'{name}.{part}': rows for part, rows in zip(_PARTS, np.array_split(stacked, 3), strict=True)}
 
     params, model_state = from_state_dict(_names(network), arrays, variable_shapes(network, (1, 32, 32, 1)), _ERROR)

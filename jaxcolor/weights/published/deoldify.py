@@ -13,11 +13,10 @@ from jaxcolor.weights.published.layers import (
     batch_norm,
     conv_norm,
     drop_pixel_axes,
-    fold_norms,
     layer,
     order_by_pixel,
+    plain,
     unet_block,
-    without_prefix,
 )
 
 _ERROR = 'it does not fit deoldify'
@@ -34,7 +33,7 @@ def convert(arrays: Mapping[str, np.ndarray], network: DeOldify | None = None) -
     Raises:
         UserError: the first layer that is missing, has another shape, or is not used.
     """
-    arrays = fold_norms(without_prefix(arrays, 'layers.11.0.bias'), _ERROR)
+    arrays = plain(arrays, 'layers.11.0.bias', _ERROR)
     network = network or DeOldify(_variant(arrays))
     names = _names(network)
     for i in _BLOCKS:

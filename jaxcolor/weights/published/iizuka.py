@@ -52,12 +52,12 @@ class _Layer:
     def weight(self) -> np.ndarray:
         """(out, in) or (out, in, kernel, kernel)."""
         weight = self.module.get('weight')
-        if not isinstance(weight, np.ndarray) or weight.ndim not in (2, 4):
+        if not isinstance(weight, np.ndarray) or weight.ndim not in (2, 4) or not weight.size:
             raise UserError(f'{_ERROR}: a module {self.module.class_name} has no weights.')
         if self.is_dense or weight.ndim == 4:
             return weight
         size = self._number('kH'), self._number('kW')
-        if math.prod(size) < 1 or weight.shape[1] % math.prod(size):
+        if not all(isinstance(n, int) and n > 0 for n in size) or weight.shape[1] % math.prod(size):
             raise UserError(
                 f'{_ERROR}: a {self.module.class_name} has weights of shape {weight.shape} for a kernel of {size}.'
             )
@@ -143,7 +143,7 @@ def _kind(module):
 def _number(module, field, default):
     """A number among a module's fields; 0 for anything else."""
     value = module.get(field, default)
-    return value if isinstance(value, (int, float)) else 0
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
 
 
 def _items(table):

@@ -39,11 +39,11 @@ def fold_norms(arrays: Mapping[str, np.ndarray], error: str) -> dict[str, np.nda
     with np.errstate(all='ignore'):  # values that are not finite are refused later, by name
         for name, weight in arrays.items():
             shape, layer = weight.shape, name.rpartition('.')[0]
-            if name == f'{layer}.weight_orig' and weight.ndim > 1:
+            if name == f'{layer}.weight_orig' and weight.ndim > 1 and weight.size:
                 matrix = take(name, shape).reshape(shape[0], -1)
                 sigma = take(f'{layer}.weight_u', shape[:1]) @ (matrix @ take(f'{layer}.weight_v', matrix.shape[1:]))
                 folded[f'{layer}.weight'] = (matrix / sigma).reshape(shape)
-            elif name == f'{layer}.weight_v' and weight.ndim > 1:
+            elif name == f'{layer}.weight_v' and weight.ndim > 1 and weight.size:
                 direction = take(name, shape)
                 axes = tuple(range(1, weight.ndim))
                 length = np.sqrt(np.sum(direction**2, axis=axes, keepdims=True))
@@ -55,6 +55,11 @@ def without_prefix(arrays: Mapping[str, np.ndarray], known: str) -> dict[str, np
     """Removes what wrappers put before all names ('module.'), told by a name that every file has."""
     prefix = next((name.removesuffix(known) for name in arrays if f'.{name}'.endswith(f'.{known}')), '')
     return {name.removeprefix(prefix): array for name, array in arrays.items()}
+
+
+def plain(arrays: Mapping[str, np.ndarray], known: str, error: str) -> dict[str, np.ndarray]:
+    """A state dict `without_prefix`, as by `fold_norms`."""
+    return fold_norms(without_prefix(arrays, known), error)
 
 
 def order_by_pixel(arrays: dict[str, np.ndarray], prefix: str, ratio: int) -> None:

@@ -186,6 +186,9 @@ def write_model(
     config.name = out.name
     config.model, config.task = ConfigDict(converted.model), ConfigDict(converted.task)
     config.data.crop = _VIDEO_SIDE if out.name == 'deoldify-video' else SIDES[config.model.name]
+    # What `train --config=FOLDER` starts with, to go on from here.
+    config.optimizer.update({'name': 'adam', 'schedule': 'cosine', 'learning_rate': 1e-5})
+    config.train.update({'batch_size': 16, 'steps': 2_000, 'eval_every': 500, 'checkpoint_every': 500, 'log_every': 10})
     key = np.zeros(2, np.uint32)
     state = TrainState(np.int32(0), converted.params, converted.model_state, (), key)  # type: ignore[arg-type]
     try:

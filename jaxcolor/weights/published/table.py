@@ -45,6 +45,11 @@ def _ddcolor(name, title, parameters, bytes, sha256='', figures=''):
     return Published(name, title, url, sha256, bytes, 'Apache-2.0', _DDCOLOR, parameters, figures)
 
 
+def _ddcolor_figures(fid, colorfulness, psnr, fid_50k, colorfulness_50k):
+    val5k = f'ImageNet val5k, by its authors: FID {fid}, colorfulness {colorfulness}, PSNR {psnr} dB'
+    return f'{val5k}; val50k: FID {fid_50k}, colorfulness {colorfulness_50k}'
+
+
 def _deoldify(variant, url, parameters, bytes, figures=''):
     title = f'Antic: DeOldify, {variant}, 2019'
     return Published(f'deoldify-{variant}', title, url, '', bytes, 'MIT', _DEOLDIFY, parameters, figures)
@@ -95,14 +100,14 @@ _ALL = (
         55_006_640,
         220_204_100,
         '8a1277bc90a1bfbb6d2d83933a9a6bc821931879ca93e26e4fcec12165d41fce',
-        'ImageNet val5k, by its authors: FID 4.38, colorfulness 37.66, PSNR 23.54 dB',
+        _ddcolor_figures('4.38', '37.66', '23.54', '1.23', '37.72'),
     ),
     _ddcolor(
         'ddcolor-paper',
         'Kang et al.: DDColor, large, as in the paper, 2023',
         227_869_328,
         911_687_492,
-        figures='ImageNet val5k, by its authors: FID 3.92, colorfulness 38.26, PSNR 23.85 dB',
+        figures=_ddcolor_figures('3.92', '38.26', '23.85', '0.96', '38.65'),
     ),
     _ddcolor('ddcolor-modelscope', 'Kang et al.: DDColor, large, on cleaned photos, 2023', 227_869_328, 911_687_492),
     _ddcolor('ddcolor-artistic', 'Kang et al.: DDColor, large, on more photos, 2023', 227_869_328, 911_687_492),
