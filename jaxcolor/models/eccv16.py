@@ -79,9 +79,8 @@ class ECCV16(nn.Module):
         """(L* - 50) / 100 (B, H, W, 1) -> float32 (B, 2 H/8, 2 W/8, classes), H/8 and W/8 rounded up."""
         x = x.astype(self.dtype)
         for block in self.block:
-            x = block(
-                x, train and self.encoder_norm == 'trained'
-            )  # (B, H/2, W/2, 64), (B, H/4, W/4, 128), (B, H/8, W/8, 256), then 512
+            # (B, H/2, W/2, 64), (B, H/4, W/4, 128), (B, H/8, W/8, 256), then 512
+            x = block(x, train and self.encoder_norm == 'trained')
         x = nn.relu(self.up(x))  # (B, H/4, W/4, 256)
         x = self.last(x, train)  # (B, H/4, W/4, 256)
         return self.classes(x).astype(jnp.float32)  # (B, H/4, W/4, 313)
