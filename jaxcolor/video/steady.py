@@ -1,0 +1,92 @@
+"""Colors that do not flicker: what was predicted before is carried along the motion and blended with what is predicted now.
+
+After Lai et al., *Learning Blind Video Temporal Consistency*, ECCV 2018, section 3.2: the error of warping by optical flow is
+what flickers, and is weighted by how well the flow explains the picture. Here, a recursive filter takes the network's place.
+"""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+# Chosen on other clips than those of README.md.
+_FLOW_ERROR = 1.0  # pixels of the gray picture by which the flow there and back may miss
+_GRAY_ERROR = 12.0  # steps of 255 by which the picture and the carried one may differ
+_SMOOTHED = 5  # pixels over which the gray pictures' difference is averaged
+# A cut: the carried picture explains less than this share, and the pictures differ by this many steps of 255 on average.
+_CUT_TRUST, _CUT_DIFFERENCE = 0.4, 12.0
+
+
+class State(NamedTuple):
+    """What is carried from frame to frame."""
+
+    gray: np.ndarray  # uint8 (H, W)
+    ab: np.ndarray  # float32 (h, w, 2), what was shown
+    age: np.ndarray  # float32 (h, w), how many predictions are in it
+
+
+class Steady:
+    """Blends predictions of frames, one after the other.
+
+    Args:
+        strength: how much of the carried color stays, in [0, 1): 0.9 follows a change of the prediction in about 10 frames;
+            0 shows every frame as it was predicted.
+        state: of the frame before; None at a film's start.
+    """
+
+    def __init__(self, strength: float, state: State | None = None) -> None:
+        self.strength, self.state = strength, state
+        self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+
+    def __call__(self, gray: np.ndarray, ab: np.ndarray) -> tuple[np.ndarray, bool]:
+        """The next frame.
+
+        Args:
+            gray: the picture, uint8 (H, W), of the aspect of a*b*.
+            ab: predicted, float32 (h, w, 2).
+
+        Returns:
+            (what to show, float32 (h, w, 2); whether a scene starts here).
+        """
+        before, is_cut = self.state, True
+        age = np.zeros(ab.shape[:2], np.float32)
+        if before is not None:
+            flow, trust, difference = self._motion(before.gray, gray)
+            is_cut = float(trust.mean()) < _CUT_TRUST and difference > _CUT_DIFFERENCE
+            if not is_cut and self.strength > 0:
+                h, w = age.shape
+                flow = cv2.resize(flow, (w, h), interpolation=cv2.INTER_AREA)
+                flow *= np.array([w / gray.shape[1], h / gray.shape[0]], np.float32)
+                trust = cv2.resize(trust, (w, h), interpolation=cv2.INTER_AREA)
+                age = carry(before.age, flow) * trust
+                keep = np.minimum(age / (age + 1), np.float32(self.strength)) * trust
+                ab = ab + keep[..., None] * (carry(before.ab, flow, cv2.INTER_CUBIC) - ab)
+        self.state = State(gray, ab, age + 1)
+        return ab, is_cut
+
+    def _motion(self, before, gray):
+        """(flow from a picture to the one before, (H, W, 2); how far to trust it, in [0, 1]; mean difference of the pictures)."""
+        back, forth = self._flow.calc(gray, before, None), self._flow.calc(before, gray, None)
+        miss = np.square(back + carry(forth, back)).sum(axis=-1)
+        change = cv2.absdiff(gray, carry(before, back))
+        change = cv2.blur(change.astype(np.float32), (_SMOOTHED, _SMOOTHED))
+        trust = np.exp(-miss / np.float32(_FLOW_ERROR**2) - np.square(change / np.float32(_GRAY_ERROR)))
+        return back, trust * _is_inside(back), float(cv2.absdiff(gray, before).mean())
+
+
+def carry(picture: np.ndarray, flow: np.ndarray, interpolation: int = cv2.INTER_LINEAR) -> np.ndarray:
+    """A picture (H, W, ...) as it looks after the motion: `flow`, float32 (H, W, 2), leads from each pixel to where it was."""
+    return cv2.remap(picture, _places(flow), None, interpolation, borderMode=cv2.BORDER_REPLICATE)
+
+
+def _places(flow):
+    """Where each pixel was, (H, W, 2), in x and y."""
+    height, width = flow.shape[:2]
+    return flow + np.stack(np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)), axis=-1)
+
+
+def _is_inside(flow):
+    """Whether pixels were in the picture, float32 (H, W)."""
+    places, (height, width) = _places(flow), flow.shape[:2]
+    x, y = places[..., 0], places[..., 1]
+    return ((x > -1) & (x < width) & (y > -1) & (y < height)).astype(np.float32)
