@@ -16,8 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--step', type=int, help='checkpoint step (that of the lowest validation loss)')
     add('--size', type=int, default=0, help="shorter side of the network's input in pixels (that of training)")
     add('--chroma', type=float, default=1.0, metavar='GAIN', help='multiply the predicted a*b*: 1.2 is more colorful')
-    temporal = 'how much of a color is carried along the motion from frame to frame, from 0 (nothing) to below 1 (%(default)s)'
-    add('--temporal', type=float, default=0.9, metavar='SHARE', help=temporal)
+    temporal = (
+        'how much of a color is carried along the motion from frame to frame, from 0 (nothing) to below 1 (%(default)s)'
+    )
+    add('--temporal', type=float, default=0.95, metavar='SHARE', help=temporal)
     codec = "FFmpeg's name of an encoder (8 bits: libx264; more: libx265; .webm: libvpx-vp9, libsvtav1)"
     add('--codec', default='', metavar='NAME', help=codec)
     quality = "the encoder's constant rate factor; lower is better and larger (libx264: 17, libx265: 19, others: 24)"

@@ -70,7 +70,9 @@ def choose(source: Source, suffix: str, codec: str, quality: float | None, optio
         UserError: there is no such container, encoder or quality.
     """
     if suffix not in CONTAINERS:
-        raise UserError(f'{suffix or "a name without suffix"} is no container that films are written to: {", ".join(CONTAINERS)}.')
+        raise UserError(
+            f'{suffix or "a name without suffix"} is no container that films are written to: {", ".join(CONTAINERS)}.'
+        )
     first = source.first
     depth = max(8, *(each.bits for each in first.format.components))
     if not codec and suffix == '.webm':
@@ -78,7 +80,7 @@ def choose(source: Source, suffix: str, codec: str, quality: float | None, optio
     codec = codec or ('libx264' if depth == 8 else 'libx265')  # players know H.264 of 8 bits alone
     try:
         formats = [each.name for each in av.Codec(codec, 'w').video_formats or ()]
-    except av.error.FFmpegError:
+    except ValueError:
         raise UserError(f'{codec} is no encoder that this FFmpeg has; libx264, libx265, libsvtav1 or ffv1 are.') from None
     is_even = codec not in _EVEN or not (first.width % 2 or first.height % 2)
     name, kept = _pixel_format(first.format, depth, formats, is_even)

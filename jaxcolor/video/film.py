@@ -1,5 +1,6 @@
 """Colors a film: decoding, the network, and encoding overlap; what is done stays done when the process is killed."""
 
+import functools
 import itertools
 import os
 import queue
@@ -64,7 +65,7 @@ def color_film(
     path: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    temporal: float = 0.9,
+    temporal: float = 0.95,
     codec: str = '',
     quality: float | None = None,
     options: Mapping[str, str] | None = None,
@@ -164,11 +165,17 @@ def _predict(colorizer, grays, temporal, state) -> Iterator[_Colored]:
     length, size = 0, colorizer.batch_size
     while batch := list(itertools.islice(grays, size)):
         lightness = [each.lightness for each in batch]
-        predicted = colorizer.predict_ab(np.concatenate(lightness + lightness[-1:] * (size - len(batch))))
-        for each, ab in zip(batch, predicted, strict=False):
+
+        @functools.cache
+        def predict_batch(lightness=tuple(lightness), missing=size - len(batch)):
+            return colorizer.predict_ab(np.concatenate([*lightness, *lightness[-1:] * missing]))
+
+        for i, each in enumerate(batch):
             state, is_cut = steady.state if steady else None, False
             if steady:
-                ab, is_cut = steady(np.asarray(each.small), ab)
+                ab, is_cut = steady(np.asarray(each.small), lambda: predict_batch()[i])
+            else:
+                ab = predict_batch()[i]
             starts = length == 0 or length == KEY_FRAME_EVERY or (is_cut and length >= _MIN_PART)
             length = 1 if starts else length + 1
             yield _Colored(each.number, each.frame, each.small, ab, starts, state if starts else None)

@@ -93,7 +93,13 @@ class Parts:
             state: what is carried to the next part.
         """
         with files.atomic(self.folder / f'{first:08d}.npz') as temporary, open(temporary, 'wb') as file:
-            np.savez(file, first=first, pts=np.array(pts, np.int64), duration=duration, **({} if state is None else state._asdict()))
+            np.savez(
+                file,
+                first=first,
+                pts=np.array(pts, np.int64),
+                duration=duration,
+                **({} if state is None else state._asdict()),
+            )
 
     def close(self, remove: bool = False) -> None:
         """Lets others work in the folder, or removes it; without parts it is of no use, either."""
@@ -110,7 +116,9 @@ class Parts:
                 pts, last = saved['pts'], int(saved['duration'])
             order = np.argsort(np.argsort([packet.pts for packet in _packets_of(path)]))
             if len(order) != len(pts):
-                raise UserError(f'{path} is damaged: it has {len(order)} of {len(pts)} frames; remove it to color them again.')
+                raise UserError(
+                    f'{path} is damaged: it has {len(order)} of {len(pts)} frames; remove it to color them again.'
+                )
             ranks.append(order + len(everything))
             everything += pts.tolist()
         decoding = np.concatenate(ranks)

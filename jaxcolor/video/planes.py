@@ -143,7 +143,8 @@ def paint(planes: Sequence[np.ndarray], small: Image.Image, ab: np.ndarray, layo
     model = turn.stored(np.concatenate(edge_model(small, cb_cr), axis=-1))  # (h, w, 4)
     height, width = chroma[0].shape
     enlarged = cv2.resize(model, (width, height), interpolation=cv2.INTER_CUBIC)  # (Hc, Wc, 4)
-    made = _chroma_planes(layout, _at_chroma(luma, (height, width)), enlarged)
+    codes = _at_chroma(luma, (height, width))
+    made = _chroma_planes(layout, codes, _lightness_of_codes(layout)[codes], enlarged)
     for plane, values in zip(chroma, made, strict=True):
         plane[:] = values
 
@@ -193,13 +194,20 @@ def _fit(weights, luma, cb, cr):
     return cb * factor, cr * factor
 
 
+@functools.cache
+def _lightness_of_codes(layout):
+    """L* of every stored luma, float32 (2**depth,)."""
+    black, white = layout.black_and_white
+    codes = np.arange(2**layout.depth, dtype=np.float32)
+    return _lightness(np.clip((codes - black) / np.float32(white - black), 0, 1).astype(np.float32))
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def _chroma_planes(layout, codes, model):
-    """The stored luma (H, W) and slopes and offsets (H, W, 4) of Cb and Cr -> the stored Cb and Cr."""
+def _chroma_planes(layout, codes, lightness, model):
+    """The stored luma and its L* (H, W) and slopes and offsets (H, W, 4) of Cb and Cr -> the stored Cb and Cr."""
     black, white = layout.black_and_white
     neutral, swing = layout.neutral_and_swing
     luma = jnp.clip((codes.astype(jnp.float32) - black) / (white - black), 0, 1)
-    lightness = _lightness(luma)
     pair = [model[..., i] * lightness + model[..., 2 + i] for i in range(2)]
     stored = [jnp.round(neutral + swing * plane) for plane in _fit(layout.weights, luma, *pair)]
     return [jnp.clip(plane, 0, 2**layout.depth - 1).astype(codes.dtype) for plane in stored]

@@ -4,15 +4,19 @@ After Lai et al., *Learning Blind Video Temporal Consistency*, ECCV 2018, sectio
 what flickers, and is weighted by how well the flow explains the picture. Here, a recursive filter takes the network's place.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 # Chosen on other clips than those of README.md.
-_FLOW_ERROR = 1.0  # pixels of the gray picture by which the flow there and back may miss
-_GRAY_ERROR = 12.0  # steps of 255 by which the picture and the carried one may differ
+_FLOW_ERROR = 3.0  # pixels of the gray picture by which the flow there and back may miss
+_GRAY_ERROR = 30.0  # steps of 255 by which the picture and the carried one may differ
 _SMOOTHED = 5  # pixels over which the gray pictures' difference is averaged
+# The network is asked every so many frames, and where the carried picture explains less than this share: asked for every
+# frame, it gave neither less flicker nor less error.
+_EVERY, _ASK_TRUST = 4, 0.9
 # A cut: the carried picture explains less than this share, and the pictures differ by this many steps of 255 on average.
 _CUT_TRUST, _CUT_DIFFERENCE = 0.4, 12.0
 
@@ -23,13 +27,14 @@ class State(NamedTuple):
     gray: np.ndarray  # uint8 (H, W)
     ab: np.ndarray  # float32 (h, w, 2), what was shown
     age: np.ndarray  # float32 (h, w), how many predictions are in it
+    since: int = 0  # frames since the network was asked
 
 
 class Steady:
     """Blends predictions of frames, one after the other.
 
     Args:
-        strength: how much of the carried color stays, in [0, 1): 0.9 follows a change of the prediction in about 10 frames;
+        strength: how much of the carried color stays, in [0, 1): 0.95 follows a change of the prediction in about 20 frames;
             0 shows every frame as it was predicted.
         state: of the frame before; None at a film's start.
     """
@@ -38,31 +43,37 @@ class Steady:
         self.strength, self.state = strength, state
         self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
 
-    def __call__(self, gray: np.ndarray, ab: np.ndarray) -> tuple[np.ndarray, bool]:
+    def __call__(self, gray: np.ndarray, predict: Callable[[], np.ndarray]) -> tuple[np.ndarray, bool]:
         """The next frame.
 
         Args:
             gray: the picture, uint8 (H, W), of the aspect of a*b*.
-            ab: predicted, float32 (h, w, 2).
+            predict: gives its a*b*, float32 (h, w, 2); it is asked where they are needed.
 
         Returns:
             (what to show, float32 (h, w, 2); whether a scene starts here).
         """
-        before, is_cut = self.state, True
-        age = np.zeros(ab.shape[:2], np.float32)
+        before = self.state
         if before is not None:
             flow, trust, difference = self._motion(before.gray, gray)
-            is_cut = float(trust.mean()) < _CUT_TRUST and difference > _CUT_DIFFERENCE
-            if not is_cut and self.strength > 0:
-                h, w = age.shape
+            share = float(trust.mean())
+            if share >= _CUT_TRUST or difference <= _CUT_DIFFERENCE:
+                h, w = before.age.shape
                 flow = cv2.resize(flow, (w, h), interpolation=cv2.INTER_AREA)
                 flow *= np.array([w / gray.shape[1], h / gray.shape[0]], np.float32)
                 trust = cv2.resize(trust, (w, h), interpolation=cv2.INTER_AREA)
-                age = carry(before.age, flow) * trust
+                age, carried = carry(before.age, flow) * trust, carry(before.ab, flow, cv2.INTER_CUBIC)
+                if before.since + 1 < _EVERY and share >= _ASK_TRUST:
+                    self.state = State(gray, carried, age, before.since + 1)
+                    return carried, False
+                ab = predict()
                 keep = np.minimum(age / (age + 1), np.float32(self.strength)) * trust
-                ab = ab + keep[..., None] * (carry(before.ab, flow, cv2.INTER_CUBIC) - ab)
-        self.state = State(gray, ab, age + 1)
-        return ab, is_cut
+                ab = ab + keep[..., None] * (carried - ab)
+                self.state = State(gray, ab, age + 1)
+                return ab, False
+        ab = predict()
+        self.state = State(gray, ab, np.ones(ab.shape[:2], np.float32))
+        return ab, True
 
     def _motion(self, before, gray):
         """(flow from a picture to the one before, (H, W, 2); how far to trust it, in [0, 1]; mean difference of the pictures)."""
