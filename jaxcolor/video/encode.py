@@ -103,7 +103,7 @@ def choose(source: Source, suffix: str, codec: str, quality: float | None, optio
 
 
 def _pixel_format(source, depth, formats, is_even):
-    """The planar YUV format, of those that an encoder takes, that is nearest to a source's, and its depth; ('', 0) if none."""
+    """The planar YUV format of an encoder that is nearest to a source's, and its depth; ('', 0) if there is none."""
     if len(source.components) < 3 and not source.has_palette:
         wanted = '420'  # gray
     elif source.is_rgb or source.has_palette:

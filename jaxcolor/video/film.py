@@ -17,7 +17,7 @@ from PIL import Image
 from jaxcolor.errors import UserError, printable
 from jaxcolor.inference.colorizer import Colorizer
 from jaxcolor.runtime.logs import Progress
-from jaxcolor.video.encode import KEY_FRAME_EVERY, Encoding, add_stream, choose, luma_of, painted
+from jaxcolor.video.encode import KEY_FRAME_EVERY, add_stream, choose, luma_of, painted
 from jaxcolor.video.parts import Parts, join
 from jaxcolor.video.planes import gray
 from jaxcolor.video.source import Source
@@ -164,21 +164,26 @@ def _predict(colorizer, grays, temporal, state) -> Iterator[_Colored]:
     steady = Steady(temporal, state) if temporal else None
     length, size = 0, colorizer.batch_size
     while batch := list(itertools.islice(grays, size)):
-        lightness = [each.lightness for each in batch]
-
-        @functools.cache
-        def predict_batch(lightness=tuple(lightness), missing=size - len(batch)):
-            return colorizer.predict_ab(np.concatenate([*lightness, *lightness[-1:] * missing]))
-
+        ask = functools.cache(functools.partial(_predict_batch, colorizer, batch, size))
         for i, each in enumerate(batch):
             state, is_cut = steady.state if steady else None, False
             if steady:
-                ab, is_cut = steady(np.asarray(each.small), lambda: predict_batch()[i])
+                ab, is_cut = steady(np.asarray(each.small), functools.partial(_nth, ask, i))
             else:
-                ab = predict_batch()[i]
+                ab = _nth(ask, i)
             starts = length == 0 or length == KEY_FRAME_EVERY or (is_cut and length >= _MIN_PART)
             length = 1 if starts else length + 1
             yield _Colored(each.number, each.frame, each.small, ab, starts, state if starts else None)
+
+
+def _predict_batch(colorizer, batch, size):
+    """a*b* of frames, (size, h, w, 2): all of them where one is asked for, since a GPU takes a batch in the time of one."""
+    lightness = [each.lightness for each in batch]
+    return colorizer.predict_ab(np.concatenate(lightness + lightness[-1:] * (size - len(batch))))
+
+
+def _nth(ask, i):
+    return ask()[i]
 
 
 def _encode(colored, source, encoding, parts, done, progress):

@@ -5,6 +5,7 @@ are, and their motion is found by another algorithm (Farnebäck's) than the one 
 """
 
 import argparse
+import itertools
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -85,7 +86,7 @@ def _film(path, limit):
         frames = [cv2.resize(frame, (_WIDTH, height), interpolation=cv2.INTER_AREA) for frame in frames]
     grays = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
     flows: list[np.ndarray | None] = [None]
-    for before, gray in zip(grays[:-1], grays[1:], strict=True):
+    for before, gray in itertools.pairwise(grays):
         back, forth = (
             cv2.calcOpticalFlowFarneback(*pair, None, 0.5, 5, 21, 3, 7, 1.5, 0) for pair in ((gray, before), (before, gray))
         )
@@ -244,19 +245,16 @@ def main() -> None:
     args = parser.parse_args()
     enable_compilation_cache()
     colorizer, lines, ratios = Colorizer(args.model), {}, []
-    print(
-        '| clip | frames | flicker, frame by frame | carried | ratio | error, frame by frame | carried | at cuts |\n|---|---|---|---|---|---|---|---|'
-    )
+    heads = ['clip', 'frames', 'flicker: frame by frame', 'carried', 'ratio', 'error: frame by frame', 'carried', 'at cuts']
+    print(f'| {" | ".join(heads)} |\n{"|---" * len(heads)}|')
     for clip in clips_of(args.files, args.frames):
         alone, carried = measure(colorizer, clip, 0), measure(colorizer, clip, args.temporal)
         means = np.nanmean(alone.flicker), np.nanmean(carried.flicker)
         ratios.append(means[1] / means[0])
         ghosts = [np.abs(a - b).mean() for a, b in zip(alone.after_cut, carried.after_cut, strict=True)][1:]
-        at_cuts = f'{max(ghosts):.2f}' if ghosts else ''
-        print(
-            f'| {clip.name} | {len(clip.frames)} | {means[0]:.2f} | {means[1]:.2f} | {ratios[-1]:.2f} | {alone.error:.2f} | {carried.error:.2f} | {at_cuts} |',
-            flush=True,
-        )
+        cells = [*means, ratios[-1], alone.error, carried.error, *([max(ghosts)] if ghosts else [])]
+        words = [clip.name, str(len(clip.frames)), *(f'{cell:.2f}' for cell in cells), *([] if ghosts else [''])]
+        print(f'| {" | ".join(words)} |', flush=True)
         lines[clip.name] = (alone.flicker, carried.flicker)
     print(f'\nThe mean of the ratios is {np.mean(ratios):.2f}.')
     draw(lines, args.picture)

@@ -1,11 +1,10 @@
-"""The parts of a film that is being colored: encoded, each whole or not there, in a folder beside the result; and joining."""
+"""The parts of a film that is being colored: encoded, whole or not there, in a folder beside the result; and joining."""
 
 import contextlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +73,7 @@ class Parts:
         if not self.paths:
             return 0, None
         with np.load(self.paths[-1].with_suffix('.npz')) as saved:
-            state = State(saved['gray'], saved['ab'], saved['age']) if 'gray' in saved else None
+            state = State(saved['gray'], saved['ab'], saved['age'], int(saved['since'])) if 'gray' in saved else None
             return int(saved['first']) + len(saved['pts']), state
 
     @contextlib.contextmanager
@@ -110,7 +109,8 @@ class Parts:
 
     def packets(self) -> Iterator[Any]:
         """Yields the encoded frames of all parts (`av.Packet`), with the film's timestamps, in the order of decoding."""
-        everything, ranks, last = [], [], 0
+        everything: list[int] = []  # timestamps in the order of showing
+        ranks, last = [], 0
         for path in self.paths:
             with np.load(path.with_suffix('.npz')) as saved:
                 pts, last = saved['pts'], int(saved['duration'])

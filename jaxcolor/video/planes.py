@@ -154,7 +154,7 @@ def _at_chroma(luma, shape):
     if luma.shape == shape:
         return luma
     (H, W), (height, width) = luma.shape, shape
-    if (H, W) != (H // height * height, W // width * width):  # odd sizes: the last row and column stand for two
+    if H % height or W % width:  # odd sizes: the last row and column stand for two
         luma = cv2.copyMakeBorder(luma, 0, H % 2, 0, W % 2, cv2.BORDER_REPLICATE)
     centered = cv2.resize(luma, (width, height), interpolation=cv2.INTER_AREA)
     if luma.shape[1] == width:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Generator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ class Source:
         """How many frames it says that it has, about."""
         return self.stream.frames or max(1, round(self.seconds * self.rate))
 
-    def frames(self) -> Iterator[Any]:
+    def frames(self) -> Generator[Any, None, None]:
         """Yields all frames (`av.VideoFrame`), with rising `pts` in the stream's time base; what is damaged is left out."""
         damaged, last = 0, None
         container, stream = _open(self.path)

@@ -1,7 +1,7 @@
 """Colors that do not flicker: what was predicted before is carried along the motion and blended with what is predicted now.
 
-After Lai et al., *Learning Blind Video Temporal Consistency*, ECCV 2018, section 3.2: the error of warping by optical flow is
-what flickers, and is weighted by how well the flow explains the picture. Here, a recursive filter takes the network's place.
+After Lai et al., *Learning Blind Video Temporal Consistency*, ECCV 2018, section 3.2: what flickers is the error of warping
+by optical flow, weighted by how well the flow explains the picture. Here, a recursive filter takes their network's place.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,7 @@ class Steady:
 
     def __init__(self, strength: float, state: State | None = None) -> None:
         self.strength, self.state = strength, state
-        self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+        self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
 
     def __call__(self, gray: np.ndarray, predict: Callable[[], np.ndarray]) -> tuple[np.ndarray, bool]:
         """The next frame.
@@ -76,7 +76,7 @@ class Steady:
         return ab, True
 
     def _motion(self, before, gray):
-        """(flow from a picture to the one before, (H, W, 2); how far to trust it, in [0, 1]; mean difference of the pictures)."""
+        """(flow to the picture before, (H, W, 2); how far to trust it, in [0, 1]; mean difference of the pictures)."""
         back, forth = self._flow.calc(gray, before, None), self._flow.calc(before, gray, None)
         miss = np.square(back + carry(forth, back)).sum(axis=-1)
         change = cv2.absdiff(gray, carry(before, back))
@@ -86,18 +86,17 @@ class Steady:
 
 
 def carry(picture: np.ndarray, flow: np.ndarray, interpolation: int = cv2.INTER_LINEAR) -> np.ndarray:
-    """A picture (H, W, ...) as it looks after the motion: `flow`, float32 (H, W, 2), leads from each pixel to where it was."""
-    return cv2.remap(picture, _places(flow), None, interpolation, borderMode=cv2.BORDER_REPLICATE)
+    """A picture (H, W, ...) as it looks after the motion; `flow`, float32 (H, W, 2), leads to where pixels were."""
+    return cv2.remap(picture, *_places(flow), interpolation, borderMode=cv2.BORDER_REPLICATE)
 
 
 def _places(flow):
-    """Where each pixel was, (H, W, 2), in x and y."""
+    """Where each pixel was: x and y, float32 (H, W) each."""
     height, width = flow.shape[:2]
-    return flow + np.stack(np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)), axis=-1)
+    return flow[..., 0] + np.arange(width, dtype=np.float32), flow[..., 1] + np.arange(height, dtype=np.float32)[:, None]
 
 
 def _is_inside(flow):
     """Whether pixels were in the picture, float32 (H, W)."""
-    places, (height, width) = _places(flow), flow.shape[:2]
-    x, y = places[..., 0], places[..., 1]
+    (x, y), (height, width) = _places(flow), flow.shape[:2]
     return ((x > -1) & (x < width) & (y > -1) & (y < height)).astype(np.float32)

@@ -1,5 +1,6 @@
 """Films: what a colored one keeps, what it is made of, and what becomes of broken ones, interrupted ones, and odd sizes."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -190,7 +191,7 @@ def test_carried_colors_flicker_less():
         shown.append(steady(np.ascontiguousarray(scene[:, 4 * t : 4 * t + 128]), lambda ab=ab: ab)[0])
 
     def flicker(frames):  # the camera moves by 4 pixels of the scene, 2 of the colors
-        return np.mean([np.abs(b[:, :-2] - a[:, 2:]).mean() for a, b in zip(frames[8:], frames[9:], strict=False)])
+        return np.mean([np.abs(b[:, :-2] - a[:, 2:]).mean() for a, b in itertools.pairwise(frames[8:])])
 
     def error(frames):
         return np.mean([np.abs(ab - truth[::2, 4 * t : 4 * t + 128 : 2]).mean() for t, ab in enumerate(frames)][8:])
