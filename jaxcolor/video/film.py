@@ -106,6 +106,10 @@ def color_film(
     try:
         count = _color(colorizer, source, encoding, parts, temporal, quiet)
         join(parts, source, out)
+    except (OSError, av.error.FFmpegError) as error:
+        parts.close()
+        reason = getattr(error, 'strerror', None) or error
+        raise UserError(f'{parts.folder} cannot be written ({reason}); what is there stays for the next run.') from None
     except BaseException:
         parts.close()
         raise
@@ -201,13 +205,13 @@ def _encode(colored, source, encoding, parts, done, progress):
                     container.mux(stream.encode(frame))
                     done += 1
                     progress.update()
+                    if done - progress.start == 1:
+                        progress.restart_clock()  # compilation is behind us
                     waiting = next(colored, None)
                     if waiting is None or waiting.starts:
                         break
                 container.mux(stream.encode())
             parts.write_note(first, pts, duration, None if waiting is None else waiting.state)
-        if first == 0:
-            progress.restart_clock()  # compilation is behind us
     return done
 
 

@@ -87,7 +87,8 @@ class Steady:
 
 def carry(picture: np.ndarray, flow: np.ndarray, interpolation: int = cv2.INTER_LINEAR) -> np.ndarray:
     """A picture (H, W, ...) as it looks after the motion; `flow`, float32 (H, W, 2), leads to where pixels were."""
-    return cv2.remap(picture, *_places(flow), interpolation, borderMode=cv2.BORDER_REPLICATE)
+    x, y = _places(flow)
+    return cv2.remap(picture, x, y, interpolation, borderMode=cv2.BORDER_REPLICATE)
 
 
 def _places(flow):

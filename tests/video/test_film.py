@@ -100,6 +100,40 @@ def test_rotation_aspect_chapters_metadata_and_subtitles(tmp_path):
         assert [(each['start'], each['metadata']) for each in out.chapters()] == [(0, {'title': 'One'})]
 
 
+def test_subtitles_and_fonts_are_kept(tmp_path):
+    text = [(b'Hello', 100), (b'World', 500)]
+
+    def prepare(container, stream):
+        container.add_attachment('a.ttf', 'application/x-truetype-font', b'a font')
+        words = container.add_mux_stream('subrip')
+        words.time_base = Fraction(1, 1000)
+        for line, time_ in text:
+            packet = av.Packet(line)
+            packet.pts, packet.dts, packet.duration, packet.time_base, packet.stream = (
+                time_,
+                time_,
+                300,
+                Fraction(1, 1000),
+                words,
+            )
+            container.mux_one(packet)
+
+    gray = write_film(tmp_path / 'gray.mkv', prepare=prepare)
+    assert not color_film(Painter(), gray, tmp_path / 'out.mkv', quiet=True).notes
+    assert packets_of(tmp_path / 'out.mkv', 'subtitle') == packets_of(gray, 'subtitle')
+    assert [line for line, _ in packets_of(gray, 'subtitle')] == [line for line, _ in text]
+    with av.open(str(tmp_path / 'out.mkv')) as out:
+        assert [bytes(each.data) for each in out.streams if each.type == 'attachment'] == [b'a font']
+
+
+def test_interlaced_films_are_said_and_stay_so(tmp_path):
+    options = {'flags': '+ildct+ilme', 'x264-params': 'tff=1'}
+    gray = write_film(tmp_path / 'gray.mkv', codec='libx264', pixel_format='yuv420p', options=options)
+    summary = color_film(Painter(), gray, tmp_path / 'out.mkv', quiet=True)
+    assert len(summary.notes) == 1 and 'is interlaced' in summary.notes[0]
+    assert all(frame.interlaced_frame for frame in frames_of(tmp_path / 'out.mkv'))
+
+
 @pytest.mark.parametrize(
     'matrix', [None, (0, -1, 0, 1, 0), (0, 1, 0, -1, 0), (-1, 0, 0, 0, -1), (-1, 0, 0, 0, 1), (0, 1, 0, 1, 0)]
 )
