@@ -24,6 +24,7 @@ from jaxcolor.errors import UserError, one_line_errors
 from jaxcolor.inference.colorizer import Colorizer
 from jaxcolor.runtime.cache import enable_compilation_cache
 from jaxcolor.video.film import color_film
+from jaxcolor.video.planes import MATRIX_601, Layout, view
 from jaxcolor.video.steady import carry
 
 _WIDTH, _HEIGHT, _FRAMES = 480, 270, 48  # of the films made of photos
@@ -187,11 +188,11 @@ def figures_of(clip: Clip, ab: Sequence[np.ndarray]) -> Figures:
 
 
 def write(clip: Clip, path: Path) -> None:
-    """Writes a clip as a film, without loss but for the rounding of its color space."""
+    """Writes a clip as a film of 10 bits, without loss: rounding is not to count as flicker."""
     with av.open(os.fspath(path), 'w') as container:
         stream = container.add_stream('ffv1', 25)
         stream.height, stream.width = clip.frames[0].shape[:2]
-        stream.pix_fmt = 'yuv444p'
+        stream.pix_fmt = 'yuv444p10le'
         for frame in clip.frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, 'rgb24')))
         container.mux(stream.encode())
@@ -199,17 +200,26 @@ def write(clip: Clip, path: Path) -> None:
 
 def colors_of(path: Path) -> list[np.ndarray]:
     """a*b* of a film's frames, float32 (H, W, 2) each."""
+    layout = Layout(10, False, MATRIX_601)  # of `write`
+    (black, white), (neutral, swing), (kr, kb) = layout.black_and_white, layout.neutral_and_swing, layout.weights
+    found = []
     with av.open(os.fspath(path)) as container:
-        frames = [frame.to_ndarray(format='rgb24') for frame in container.decode(container.streams.video[0])]
-    return [color.rgb_to_lab(frame)[..., 1:] for frame in frames]
+        for frame in container.decode(container.streams.video[0]):
+            luma, cb, cr = (view(plane, layout.depth).astype(np.float32) for plane in frame.planes)
+            luma = (luma - black) / (white - black)
+            red, blue = (luma + 2 * (1 - k) * (plane - neutral) / swing for k, plane in ((kr, cr), (kb, cb)))
+            green = (luma - kr * red - kb * blue) / (1 - kr - kb)
+            rgb = np.clip(np.stack([red, green, blue], axis=-1), 0, 1).astype(np.float32)
+            found.append(color.rgb_to_lab(rgb)[..., 1:])
+    return found
 
 
-def measure(colorizer: Colorizer, clip: Clip, temporal: float) -> Figures:
+def measure(colorizer: Colorizer, clip: Clip, temporal: float, codec: str = 'ffv1') -> Figures:
     """Colors a clip as `jaxcolor video` does, and measures what comes out."""
     with tempfile.TemporaryDirectory() as folder:
         film, out = Path(folder) / 'film.mkv', Path(folder) / 'colored.mkv'
         write(clip, film)
-        color_film(colorizer, film, out, temporal=temporal, quiet=True)
+        color_film(colorizer, film, out, temporal=temporal, codec=codec, quiet=True)
         return figures_of(clip, colors_of(out))
 
 
@@ -240,6 +250,7 @@ def main() -> None:
     parser.add_argument('files', nargs='+', metavar='FILE', help='photos and films, in color')
     parser.add_argument('--model', default='ltbc-lite', metavar='RUN_OR_NAME')
     parser.add_argument('--temporal', type=float, default=0.95, metavar='SHARE', help='as of `jaxcolor video` (%(default)s)')
+    parser.add_argument('--codec', default='ffv1', metavar='NAME', help='as of `jaxcolor video`, of 10 bits (%(default)s)')
     parser.add_argument('--frames', type=int, default=150, metavar='N', help='of a film at most (%(default)s)')
     parser.add_argument('--picture', default='flicker.png', metavar='FILE', help='flicker over time (%(default)s)')
     args = parser.parse_args()
@@ -248,7 +259,7 @@ def main() -> None:
     heads = ['clip', 'frames', 'flicker: frame by frame', 'carried', 'ratio', 'error: frame by frame', 'carried', 'at cuts']
     print(f'| {" | ".join(heads)} |\n{"|---" * len(heads)}|')
     for clip in clips_of(args.files, args.frames):
-        alone, carried = measure(colorizer, clip, 0), measure(colorizer, clip, args.temporal)
+        alone, carried = (measure(colorizer, clip, share, args.codec) for share in (0, args.temporal))
         means = np.nanmean(alone.flicker), np.nanmean(carried.flicker)
         ratios.append(means[1] / means[0])
         ghosts = [np.abs(a - b).mean() for a, b in zip(alone.after_cut, carried.after_cut, strict=True)][1:]

@@ -34,8 +34,8 @@ class Steady:
     """Blends predictions of frames, one after the other.
 
     Args:
-        strength: how much of the carried color stays, in [0, 1): 0.95 follows a change of the prediction in about 20 frames;
-            0 shows every frame as it was predicted.
+        strength: how much of the carried color stays from frame to frame, in [0, 1): 0.95 follows a change of the prediction
+            in about 20 frames, 0 shows every frame as it was predicted.
         state: of the frame before; None at a film's start.
     """
 
@@ -67,7 +67,8 @@ class Steady:
                     self.state = State(gray, carried, age, before.since + 1)
                     return carried, False
                 ab = predict()
-                keep = np.minimum(age / (age + 1), np.float32(self.strength)) * trust
+                most = np.float32(self.strength ** (before.since + 1))
+                keep = np.minimum(age / (age + 1), most) * trust
                 ab = ab + keep[..., None] * (carried - ab)
                 self.state = State(gray, ab, age + 1)
                 return ab, False
