@@ -12,16 +12,14 @@ from jaxcolor.errors import UserError
 from jaxcolor.video.planes import FULL, LIMITED, MATRIX_709, UNSPECIFIED, Layout, has_own_luma, matrix_of, paint, view
 from jaxcolor.video.source import Source
 
-# Containers by suffix, as FFmpeg names them.
+# Containers by suffix, as FFmpeg names them. Not AVI: it has no timestamps.
 CONTAINERS = {
-    '.avi': 'avi',
     '.m2ts': 'mpegts',
     '.m4v': 'mp4',
     '.mkv': 'matroska',
     '.mov': 'mov',
     '.mp4': 'mp4',
     '.mts': 'mpegts',
-    '.mxf': 'mxf',
     '.nut': 'nut',
     '.ts': 'mpegts',
     '.webm': 'webm',

@@ -46,7 +46,6 @@ class _Gray(NamedTuple):
     number: int
     frame: Any
     small: Image.Image
-    lightness: np.ndarray  # (1, h, w, 1)
 
 
 class _Colored(NamedTuple):
@@ -160,7 +159,7 @@ def _decode(colorizer, source, encoding, start) -> Iterator[_Gray]:
             width, height = colorizer.input_size(source.shown_size)
             size = (_FLOW_SCALE * width, _FLOW_SCALE * height)
         small = gray(luma, encoding.layout, source.turn, size)
-        yield _Gray(number, frame, small, colorizer.preprocess(small))
+        yield _Gray(number, frame, small)
 
 
 def _predict(colorizer, grays, temporal, state) -> Iterator[_Colored]:
@@ -182,7 +181,7 @@ def _predict(colorizer, grays, temporal, state) -> Iterator[_Colored]:
 
 def _predict_batch(colorizer, batch, size):
     """a*b* of frames, (size, h, w, 2): all of them where one is asked for, since a GPU takes a batch in the time of one."""
-    lightness = [each.lightness for each in batch]
+    lightness = [colorizer.preprocess(each.small) for each in batch]
     return colorizer.predict_ab(np.concatenate(lightness + lightness[-1:] * (size - len(batch))))
 
 

@@ -90,7 +90,8 @@ def packets_of(path, kind):
     """[(bytes, time in seconds)] of the packets of a film's streams of one kind."""
     with av.open(str(path)) as container:
         streams = [stream for stream in container.streams if stream.type == kind]
-        return [(bytes(p), float(p.pts * p.time_base)) for p in container.demux(streams) if p.size]
+        packets = container.demux(streams) if streams else []
+        return [(bytes(p), float(p.pts * p.time_base)) for p in packets if p.size]
 
 
 def times_of(path):
