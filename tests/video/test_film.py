@@ -258,6 +258,21 @@ def test_an_interrupted_film_goes_on_with_the_same_frames(tmp_path, monkeypatch)
     assert not (tmp_path / 'out.mkv.parts').exists()
 
 
+def test_a_still_film_asks_for_every_fourth_frame_also_after_an_interruption(tmp_path, monkeypatch):
+    gray = write_film(tmp_path / 'gray.mkv', [next(pictures(1))] * FRAMES)
+    monkeypatch.setattr(film_module, 'KEY_FRAME_EVERY', 6)
+    painter = Painter()
+    color_film(painter, gray, tmp_path / 'whole.mkv', **LOSSLESS)
+    assert painter.calls == 3  # frames 0, 4, 8
+    with pytest.raises(RuntimeError):
+        color_film(Painter(fail_after=2), gray, tmp_path / 'out.mkv', **LOSSLESS)
+    painter = Painter()
+    color_film(painter, gray, tmp_path / 'out.mkv', **LOSSLESS)
+    assert painter.calls == 1
+    for a, b in zip(frames_of(tmp_path / 'whole.mkv'), frames_of(tmp_path / 'out.mkv'), strict=True):
+        assert all(map(np.array_equal, planes_of(a), planes_of(b)))
+
+
 @pytest.mark.slow
 def test_a_killed_command_goes_on_with_the_same_frames(trained, tmp_path):
     gray = write_film(tmp_path / 'gray.mkv', list(pictures(1200)), audio='flac')
