@@ -73,7 +73,8 @@ class Parts:
         if not self.paths:
             return 0, None
         with np.load(self.paths[-1].with_suffix('.npz')) as saved:
-            state = State(saved['gray'], saved['ab'], saved['age'], int(saved['since'])) if 'gray' in saved else None
+            arrays = {name: saved[name] for name in State._fields if name in saved}
+            state = State(**{**arrays, 'since': int(arrays['since'])}) if arrays else None
             return int(saved['first']) + len(saved['pts']), state
 
     @contextlib.contextmanager

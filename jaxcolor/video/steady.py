@@ -26,7 +26,8 @@ class State(NamedTuple):
 
     gray: np.ndarray  # uint8 (H, W)
     ab: np.ndarray  # float32 (h, w, 2), what was shown
-    age: np.ndarray  # float32 (h, w), how many predictions are in it
+    goal: np.ndarray  # float32 (h, w, 2), the last prediction, carried along, too
+    age: np.ndarray  # float32 (h, w), for how many frames a pixel has been seen
     since: int = 0  # frames since the network was asked
 
 
@@ -62,18 +63,18 @@ class Steady:
                 flow = cv2.resize(flow, (w, h), interpolation=cv2.INTER_AREA)
                 flow *= np.array([w / gray.shape[1], h / gray.shape[0]], np.float32)
                 trust = cv2.resize(trust, (w, h), interpolation=cv2.INTER_AREA)
-                age, carried = carry(before.age, flow) * trust, carry(before.ab, flow, cv2.INTER_CUBIC)
-                if before.since + 1 < _EVERY and share >= _ASK_TRUST:
-                    self.state = State(gray, carried, age, before.since + 1)
-                    return carried, False
-                ab = predict()
-                most = np.float32(self.strength ** (before.since + 1))
-                keep = np.minimum(age / (age + 1), most) * trust
-                ab = ab + keep[..., None] * (carried - ab)
-                self.state = State(gray, ab, age + 1)
+                age = carry(before.age, flow) * trust
+                carried, goal = (carry(each, flow, cv2.INTER_CUBIC) for each in (before.ab, before.goal))
+                is_asked = before.since + 1 >= _EVERY or share < _ASK_TRUST
+                if is_asked:
+                    goal = predict()
+                # A prediction is approached in all frames up to the next one; at once, colors would pulse.
+                keep = np.minimum(age / (age + 1), np.float32(self.strength)) * trust
+                ab = goal + keep[..., None] * (carried - goal)
+                self.state = State(gray, ab, goal, age + 1, 0 if is_asked else before.since + 1)
                 return ab, False
         ab = predict()
-        self.state = State(gray, ab, np.ones(ab.shape[:2], np.float32))
+        self.state = State(gray, ab, ab, np.ones(ab.shape[:2], np.float32))
         return ab, True
 
     def _motion(self, before, gray):
