@@ -206,9 +206,9 @@ def colors_of(path: Path) -> list[np.ndarray]:
     with av.open(os.fspath(path)) as container:
         for frame in container.decode(container.streams.video[0]):
             luma, cb, cr = (view(plane, layout.depth).astype(np.float32) for plane in frame.planes)
-            luma = (luma - black) / (white - black)
-            red, blue = (luma + 2 * (1 - k) * (plane - neutral) / swing for k, plane in ((kr, cr), (kb, cb)))
-            green = (luma - kr * red - kb * blue) / (1 - kr - kb)
+            own = (luma - black) / (white - black)
+            red, blue = (own + 2 * (1 - k) * (plane - neutral) / swing for k, plane in ((kr, cr), (kb, cb)))
+            green = (own - kr * red - kb * blue) / (1 - kr - kb)
             rgb = np.clip(np.stack([red, green, blue], axis=-1), 0, 1).astype(np.float32)
             found.append(color.rgb_to_lab(rgb)[..., 1:])
     return found

@@ -234,6 +234,17 @@ def test_carried_colors_flicker_less():
     assert error(shown) < error(predicted)
 
 
+def test_batches_give_the_same_frames(tmp_path):
+    gray = cut_film(tmp_path / 'gray.mkv')
+    for size in (1, 5):
+        painter = Painter()
+        painter.batch_size = size
+        color_film(painter, gray, tmp_path / f'{size}.mkv', **LOSSLESS)
+        assert painter.calls == (3 if size == 5 else 12)
+    for a, b in zip(frames_of(tmp_path / '1.mkv'), frames_of(tmp_path / '5.mkv'), strict=True):
+        assert all(map(np.array_equal, planes_of(a), planes_of(b)))
+
+
 # -- Interruptions ----------------------------------------------------------------------------------------------------
 
 
