@@ -1,5 +1,7 @@
 """Encoders: which one, in which pixel format, at which quality; and frames with colors, as it takes them."""
 
+import io
+import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -80,6 +82,9 @@ def choose(source: Source, suffix: str, codec: str, quality: float | None, optio
         formats = [each.name for each in av.Codec(codec, 'w').video_formats or ()]
     except ValueError:
         raise UserError(f'{codec} is no encoder that this FFmpeg has; libx264, libx265, libsvtav1 or ffv1 are.') from None
+    if not is_taken(CONTAINERS[suffix], codec):
+        raise UserError(f'{suffix} does not take what {codec} encodes; .mkv takes most.')
+    os.environ.setdefault('SVT_LOG', '1')  # libsvtav1 prints what it does, unless told otherwise
     is_even = codec not in _EVEN or not (first.width % 2 or first.height % 2)
     name, kept = _pixel_format(first.format, depth, formats, is_even)
     if not name:
@@ -98,6 +103,16 @@ def choose(source: Source, suffix: str, codec: str, quality: float | None, optio
     if first.interlaced_frame and codec in ('libx264', 'mpeg2video', 'mpeg4'):
         chosen['flags'] = '+ildct+ilme'
     return Encoding(codec, name, {**chosen, **options}, _layout(first, kept))
+
+
+def is_taken(container: str, codec: str) -> bool:
+    """Whether a container, by FFmpeg's name, takes what an encoder makes."""
+    with av.open(io.BytesIO(), 'w', format=container) as probe:
+        try:
+            probe.add_stream(codec)
+        except ValueError:
+            return False
+    return True
 
 
 def _pixel_format(source, depth, formats, is_even):

@@ -17,7 +17,7 @@ from PIL import Image
 from jaxcolor.errors import UserError, printable
 from jaxcolor.inference.colorizer import Colorizer
 from jaxcolor.runtime.logs import Progress
-from jaxcolor.video.encode import KEY_FRAME_EVERY, add_stream, choose, luma_of, painted
+from jaxcolor.video.encode import KEY_FRAME_EVERY, add_stream, choose, is_taken, luma_of, painted
 from jaxcolor.video.parts import Parts, join
 from jaxcolor.video.planes import gray
 from jaxcolor.video.source import Source
@@ -191,11 +191,12 @@ def _nth(ask, i):
 
 def _encode(colored, source, encoding, parts, done, progress):
     """Writes the parts -> the number of all frames."""
+    part_format = 'nut' if is_taken('nut', encoding.codec) else 'matroska'  # that has thousandths of a second alone
     waiting = next(colored, None)
     while waiting is not None:
         first, pts = waiting.number, []
         with parts.writing(first) as temporary:
-            with av.open(os.fspath(temporary), 'w', format='nut') as container:
+            with av.open(os.fspath(temporary), 'w', format=part_format) as container:
                 stream = add_stream(container, source, encoding)
                 while True:
                     frame = painted(waiting.frame, encoding, waiting.small, waiting.ab, source)

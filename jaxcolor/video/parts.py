@@ -160,7 +160,7 @@ def join(parts: Parts, source: Source, out: Path) -> None:
         UserError: it cannot be written.
     """
     try:
-        with files.atomic(out) as temporary:
+        with files.atomic(out, parts.folder) as temporary:
             _join(parts, source, temporary, CONTAINERS[out.suffix.lower()])
     except (OSError, av.error.FFmpegError, ValueError) as error:
         raise UserError(f'{out} cannot be written ({getattr(error, "strerror", None) or error}).') from None

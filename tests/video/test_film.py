@@ -162,6 +162,17 @@ def test_ten_bits_keep_their_steps(tmp_path):
     assert {frame.format.name for frame in frames_of(tmp_path / 'out.mp4')} == {'yuv420p10le'}  # H.265
 
 
+def test_more_depth_and_chroma_than_the_film_has(tmp_path):
+    """ProRes takes 10 bits of 4:2:2 or 4:4:4 alone."""
+    gray = write_film(tmp_path / 'gray.mkv', list(pictures(3)), pixel_format='yuv420p')
+    color_film(Painter(), gray, tmp_path / 'out.mov', codec='prores_ks', quiet=True)
+    before, after = frames_of(gray), frames_of(tmp_path / 'out.mov')
+    assert times_of(tmp_path / 'out.mov') == pytest.approx(times_of(gray), abs=1e-3)
+    for a, b in zip(before, after, strict=True):
+        assert b.format.name == 'yuv422p10le'
+        assert np.abs(4.0 * planes_of(a)[0] - planes_of(b, np.uint16)[0]).mean() < 16  # what ProRes loses
+
+
 @pytest.mark.parametrize('pixel_format', ['gray', 'yuvj420p', 'yuv422p', 'yuv444p'])
 def test_pixel_formats_keep_luma_range_and_subsampling(pixel_format, tmp_path):
     images = list(pictures(3))
@@ -366,6 +377,7 @@ def refusals(tmp_path, gray):
         'container': ([gray, tmp_path / 'out.xyz'], ['.xyz is no container', '.mkv']),
         'codec': ([gray, out, '--codec=libx266'], ['libx266 is no encoder']),
         'codec of sound': ([gray, out, '--codec=flac'], ['flac takes none']),
+        'container and codec': ([gray, tmp_path / 'out.webm', '--codec=libx264'], ['.webm does not take']),
         'option': ([gray, out, '--option=presto=slow'], ['presto']),
         'no option': ([gray, out, '--option=slow'], ['NAME=VALUE']),
         'quality': ([gray, out, '--codec=ffv1', '--quality=3'], ['--quality is for']),
