@@ -213,6 +213,16 @@ def _colorize(args):
     _of_room('inference').run(args)
 
 
+def _video(args):
+    """Colors a film, without flicker; sound, subtitles, chapters and timestamps are kept.
+
+    jaxcolor video film.mp4 colored.mp4
+    jaxcolor video film.mkv colored.mkv --codec=libx265 --quality=16 --chroma=1.2
+    """
+    _setup_jax()
+    _of_room('video').run(args)
+
+
 def _export(args):
     """Writes a trained network as a small folder to hand on, or for other programs.
 
@@ -322,6 +332,7 @@ def _of_room(room):
 
 COMMANDS = {
     'colorize': Command(lambda parser: _of_room('inference').add_arguments(parser), _colorize),
+    'video': Command(lambda parser: _of_room('video').add_arguments(parser), _video),
     'train': Command(_train_arguments, _train),
     'evaluate': Command(_evaluate_arguments, _evaluate),
     'prepare': Command(lambda parser: _of_room('prepare').add_prepare_arguments(parser), _prepare),

@@ -1,6 +1,7 @@
 """Every test runs on 8 host devices and under strict dtype promotion."""
 
 import gc
+import importlib.util
 import os
 import tempfile
 
@@ -37,6 +38,9 @@ flags.FLAGS.mark_as_parsed()
 
 ROOT = Path(__file__).parent.parent
 PHOTOS = ROOT / 'jaxcolor' / 'data' / 'photos'
+# The extra [video] is not part of [test].
+has_video = importlib.util.find_spec('av') is not None and importlib.util.find_spec('cv2') is not None
+collect_ignore = [] if has_video else ['video/test_film.py']
 
 
 @pytest.fixture(scope='session')

@@ -18,6 +18,7 @@ LEVELS = (
     {'weights'},
     {'prepare'},
     {'inference'},
+    {'video'},
     {'evaluation'},
     {'train', 'sweep', 'benchmark'},
     {'cli'},

@@ -149,12 +149,16 @@ class Colorizer:
     def preprocess(self, image: Image.Image | DeepImage, size: int = 0) -> np.ndarray:
         """The network's input: L* of the photo, the shorter side `size` pixels (`self.size`), float32 (1, h, w, 1)."""
         size = size or self.size
-        shorter = min(image.size)
-        width, height = (max(1, round(min(side / shorter, _MAX_ASPECT) * size / MULTIPLE)) * MULTIPLE for side in image.size)
+        width, height = self.input_size(image.size, size)
         # The same filters as for training photos (prepare.decode, data.augment): sharper or softer inputs are colored
         # worse. Bicubic downscaling cost `ltbc_compact` 0.2 to 0.5 ab RMSE.
-        resampling = Image.Resampling.BOX if shorter > size else Image.Resampling.BILINEAR
+        resampling = Image.Resampling.BOX if min(image.size) > size else Image.Resampling.BILINEAR
         return color.rgb_to_lab(np.asarray(resized(image, (width, height), resampling)))[None, ..., :1]
+
+    def input_size(self, photo: tuple[int, int], size: int = 0) -> tuple[int, int]:
+        """The network's input (w, h) for a photo (W, H): its shorter side has about `size` pixels (`self.size`)."""
+        width, height = (min(side / min(photo), _MAX_ASPECT) * (size or self.size) for side in photo)
+        return max(1, round(width / MULTIPLE)) * MULTIPLE, max(1, round(height / MULTIPLE)) * MULTIPLE
 
     @functools.cached_property
     def digest(self) -> str:

@@ -1,0 +1,139 @@
+"""A film to color: what its streams are, and its frames."""
+
+import contextlib
+import os
+import struct
+from collections.abc import Generator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import av.error
+from av.sidedata.sidedata import Type
+from av.stream import Disposition
+
+from jaxcolor.errors import UserError
+from jaxcolor.video.planes import Turn
+
+# Transfer functions of high dynamic range (H.273): PQ and HLG.
+_HDR = (16, 18)
+
+
+class Source:
+    """A film, open for reading.
+
+    Args:
+        path: of the film.
+
+    Raises:
+        UserError: it cannot be read, or has no video.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.notes: list[str] = []  # a sentence each
+        self.container, self.stream = _open(self.path)
+        if (count := len(_films(self.container))) > 1:
+            self.notes.append(f'{path} has {count} video streams; the first is colored, the others are copied.')
+        with contextlib.closing(self.frames()) as frames:
+            self.first: Any = next(frames, None)
+        if self.first is None:
+            raise UserError(f'{path} has no frame that can be decoded.')
+        self.matrix = _display_matrix(self.first)
+        self.turn = Turn.of(self.matrix)
+        if self.first.interlaced_frame:
+            self.notes.append(f'{path} is interlaced: it stays so, and both fields of a frame are colored as one picture.')
+        if int(self.first.color_trc) in _HDR:
+            self.notes.append(f'{path} has a high dynamic range; its gray is shown to the network as if it had not.')
+
+    @property
+    def rate(self) -> Fraction:
+        """Frames per second, about; 25 where nothing is known."""
+        return self.stream.average_rate or self.stream.guessed_rate or Fraction(25)
+
+    @property
+    def shown_size(self) -> tuple[int, int]:
+        """(W, H) of the upright picture, of square pixels."""
+        aspect = self.stream.sample_aspect_ratio or Fraction(1)
+        width, height = max(1, round(self.first.width * aspect)), self.first.height
+        return (height, width) if self.turn.transpose else (width, height)
+
+    @property
+    def seconds(self) -> float:
+        """How long it says that it is; 0 where it says nothing."""
+        if self.stream.duration:
+            return float(self.stream.duration * self.stream.time_base)
+        return (self.container.duration or 0) / av.time_base
+
+    @property
+    def frame_count(self) -> int:
+        """How many frames it says that it has, about."""
+        return self.stream.frames or max(1, round(self.seconds * self.rate))
+
+    def frames(self) -> Generator[Any, None, None]:
+        """Yields all frames (`av.VideoFrame`), with rising `pts` in the stream's time base; what is damaged is left out."""
+        damaged, last = 0, None
+        container, stream = _open(self.path)
+        step = max(1, round(1 / (self.rate * stream.time_base)))
+        with container:
+            packets = container.demux(stream)
+            is_end = False
+            while not is_end:
+                try:
+                    packet = next(packets, None)
+                    is_end = packet is None
+                    frames = stream.decode(packet) if packet else []
+                except (av.error.FFmpegError, EOFError):
+                    damaged += 1
+                    continue
+                if is_end and damaged:  # a reader that fails does not empty the decoder
+                    with contextlib.suppress(av.error.FFmpegError, EOFError):
+                        frames = stream.codec_context.decode(None)
+                for frame in frames:
+                    if frame.pts is None:
+                        frame.pts = 0 if last is None else last + step
+                    if last is not None and frame.pts <= last:  # broken timestamps: encoders want rising ones
+                        frame.pts = last + 1
+                    last = frame.pts
+                    yield frame
+        self._say_what_lacks(damaged, last)
+
+    def _say_what_lacks(self, damaged, last):
+        """Notes what the film said that it has, and has not."""
+        if damaged:
+            self.notes.append(f'{self.path} is damaged: {damaged} of its packets cannot be decoded and are left out.')
+        start = self.stream.start_time or 0
+        there = 0 if last is None else float((last - start) * self.stream.time_base + 1 / self.rate)
+        if self.stream.duration and there < self.seconds - 1:
+            self.notes.append(f'{self.path} ends after {there:.1f} of {self.seconds:.1f} seconds; what is there is colored.')
+
+
+def _open(path):
+    """(a film's container, the video stream to color)."""
+    try:
+        container = av.open(os.fspath(path), metadata_errors='replace')
+    except av.error.FFmpegError as error:
+        raise UserError(f'{path} cannot be read as a film ({error.strerror}).') from None
+    except OSError as error:
+        raise UserError(f'{path} cannot be read ({error.strerror}).') from None
+    films = _films(container)
+    if not films:
+        container.close()
+        raise UserError(f'{path} has no video stream that can be decoded.')
+    films[0].codec_context.thread_type = 'AUTO'
+    return container, films[0]
+
+
+def _films(container):
+    """The video streams of a container that are no pictures of a cover."""
+    streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    return [stream for stream in streams if stream.codec_context is not None]
+
+
+def _display_matrix(frame):
+    """The display matrix of a frame, 9 integers as FFmpeg's; None where it has none."""
+    for data in frame.side_data:
+        if data.type == Type.DISPLAYMATRIX:
+            return struct.unpack('=9i', bytes(data)[:36])
+    return None
