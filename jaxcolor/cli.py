@@ -318,6 +318,16 @@ def _benchmark(args):
     _of_room('benchmark').run(args)
 
 
+def _serve(args):
+    """Serves a web page that colors photos, and an HTTP API beside it.
+
+    jaxcolor serve
+    jaxcolor serve --model=ltbc-lite --model=runs/ltbc --port=8080
+    """
+    _setup_jax()
+    _of_room('web').run(args)
+
+
 def _of_room(room):
     """A room's own command module, imported when it is needed."""
     return importlib.import_module(f'jaxcolor.{room}.command')
@@ -329,6 +339,7 @@ COMMANDS = {
     'evaluate': Command(_evaluate_arguments, _evaluate),
     'prepare': Command(lambda parser: _of_room('prepare').add_prepare_arguments(parser), _prepare),
     'inspect': Command(lambda parser: _of_room('prepare').add_inspect_arguments(parser), _inspect),
+    'serve': Command(lambda parser: _of_room('web').add_arguments(parser), _serve),
     'models': Command(lambda parser: None, _models),
     'export': Command(lambda parser: _of_room('weights').add_export_arguments(parser), _export),
     'import': Command(lambda parser: _of_room('weights').add_import_arguments(parser), _import),

@@ -19,7 +19,7 @@ LEVELS = (
     {'prepare'},
     {'inference'},
     {'evaluation'},
-    {'train', 'sweep', 'benchmark'},
+    {'train', 'sweep', 'benchmark', 'web'},
     {'cli'},
     {'main', '__main__', '__init__'},
 )

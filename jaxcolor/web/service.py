@@ -1,0 +1,104 @@
+"""What the server does with photos: the models that it offers, coloring, previews. It knows nothing of HTTP."""
+
+import io
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from jaxcolor.errors import UserError
+from jaxcolor.inference.api import ColoredFile, PhotoColorizer
+from jaxcolor.inference.hints import Hints, read_points
+from jaxcolor.inference.photos import read_photo
+from jaxcolor.prepare.decode import pillow_unguarded
+from jaxcolor.web.batches import Batches, QueuedColorizer
+
+# What is compiled before the server says that it is ready: the shape of most photos.
+_WARM_UP = (96, 128)
+_PREVIEW = 1600  # pixels of the longer side
+
+
+class Request(NamedTuple):
+    """What a client asks for."""
+
+    name: str  # of the photo's file
+    data: bytes  # of the photo's file
+    model: str  # '' for the default
+    chroma: float
+    hints: str  # as of `jaxcolor colorize --hints`, points only; '' for none
+    style: bytes  # another photo's file; empty for none
+
+
+class Service:
+    """Colors photos with the models that it was given. Threads share it."""
+
+    def __init__(self, models: Sequence[str], device: str | None = None, max_megapixels: float = 100.0) -> None:
+        """Loads the first model and compiles it for a common shape; the others follow when they are asked for.
+
+        Args:
+            models: as `Colorizer` takes them; clients name them by the last part of a path.
+            device: as of `Colorizer`.
+            max_megapixels: refuses larger photos.
+
+        Raises:
+            UserError: there is no such model or device, or two have the same name.
+        """
+        self.names = [Path(model).name or str(model) for model in models]
+        if len(set(self.names)) < len(self.names):
+            raise UserError(f'two of the models have the same name: {", ".join(self.names)}.')
+        self._paths, self._device = dict(zip(self.names, models, strict=True)), device
+        self.max_megapixels = max_megapixels
+        self.batches = Batches()
+        self._loaded: dict[str, PhotoColorizer] = {}
+        self._loading = threading.Lock()
+        self.colorizer(self.names[0])(np.zeros(_WARM_UP, np.uint8))
+
+    def colorizer(self, name: str) -> PhotoColorizer:
+        """A model, loaded the first time. '' is the first. Raises UserError: there is none of this name."""
+        name = name or self.names[0]
+        if name not in self._paths:
+            raise UserError(f'there is no model {name!r} here; there is {", ".join(self.names)}.')
+        with self._loading:
+            if name not in self._loaded:
+                network = QueuedColorizer(self.batches, self._paths[name], device=self._device)
+                self._loaded[name] = PhotoColorizer(network, self.max_megapixels)
+            return self._loaded[name]
+
+    def takes_style(self, name: str) -> bool:
+        """Whether a model has global features. Raises UserError: there is none of this name, or it cannot be loaded."""
+        return hasattr(self.colorizer(name).network.task.network, 'global_features')
+
+    def close(self) -> None:
+        """Ends the network's thread."""
+        self.batches.close()
+
+    def color(self, request: Request) -> ColoredFile:
+        """Colors a photo as `jaxcolor colorize` does, to the byte.
+
+        Raises:
+            UserError: the photo or an option cannot be used.
+        """
+        points = read_points(request.hints) if request.hints else ()
+        if points is None:
+            raise UserError('the hints are not points, which are written x,y,#rrggbb;x,y,#rrggbb.')
+        hints = Hints(points) if points else None
+        colorizer = self.colorizer(request.model)
+        with self.batches.coming(), pillow_unguarded():
+            style = read_photo('the style photo', self.max_megapixels, request.style) if request.style else None
+            return colorizer.color_file(request.data, request.name, style=style, hints=hints, chroma=request.chroma)
+
+    def preview(self, name: str, data: bytes) -> tuple[bytes, tuple[int, int]]:
+        """A photo as a JPEG that every browser shows, of at most 1600 pixels a side; and its own size (W, H), upright.
+
+        Raises:
+            UserError: the photo cannot be read.
+        """
+        with pillow_unguarded():
+            image = read_photo(name, self.max_megapixels, data)
+        size, file = image.size, io.BytesIO()
+        image.thumbnail((_PREVIEW, _PREVIEW), Image.Resampling.BOX)
+        image.convert('RGB').save(file, 'JPEG', quality=90)
+        return file.getvalue(), size
