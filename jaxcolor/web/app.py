@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jaxcolor.errors import UserError, printable
 from jaxcolor.web import service as coloring
+from jaxcolor.web.batches import MAX_BATCH
 from jaxcolor.web.document import document
 from jaxcolor.web.uploads import read_form
 
@@ -140,10 +141,11 @@ def make_app(
     Args:
         service: the models.
         limits: what a client may ask for.
-        workers: photos that are read and written at a time; 0 for one a core.
+        workers: photos that are read and written at a time; 0 for one a core, at least as many as a
+            batch has.
         hosts: names by which browsers may call this server, so that no page of another name can reach it; '*' is all.
     """
-    photos = _Photos(service, limits or Limits(), workers or os.cpu_count() or 1)
+    photos = _Photos(service, limits or Limits(), workers or max(MAX_BATCH, os.cpu_count() or 1))
     folder = importlib.resources.files('jaxcolor.web') / 'static'
 
     def file(name: str) -> Response:

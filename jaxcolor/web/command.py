@@ -21,7 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--max-mb', type=float, default=100, help='refuse larger uploads, in MB (%(default)s)')
     add('--max-megapixels', type=float, default=100, help='refuse larger photos (%(default)s)')
     add('--queue', type=int, default=32, metavar='N', help='requests at a time, the others are to come later (%(default)s)')
-    add('--workers', type=int, default=0, metavar='N', help='photos that are read and written at a time (one a core)')
+    add(
+        '--workers',
+        type=int,
+        default=0,
+        metavar='N',
+        help='photos that are worked on at a time (one a core, at least 8)',
+    )
     add('--upload-seconds', type=float, default=60, metavar='S', help='end uploads that take longer (%(default)s)')
     add('--color-seconds', type=float, default=120, metavar='S', help='give up on photos that take longer (%(default)s)')
 

@@ -1,6 +1,7 @@
 """Runs the application under uvicorn."""
 
 import ipaddress
+import logging
 import socket
 import sys
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ def serve(
         host: the address to listen on.
         port: 0 takes a free one.
         device: as of `Colorizer`.
-        workers: photos that are read and written at a time; 0 for one a core.
+        workers: photos that are read and written at a time; 0 for one a core, at least 8.
         max_megapixels: refuses larger photos.
         limits: what a client may ask for.
 
@@ -39,6 +40,7 @@ def serve(
         UserError: there is no such model or device, or the address cannot be listened on.
     """
     limits = limits or Limits()
+    logging.getLogger('python_multipart').setLevel(logging.ERROR)  # it warns of every form that it refuses
     listening = _listen(host, port)
     host, port = listening.getsockname()[:2]
     print('jaxcolor: loading and compiling the network ...', file=sys.stderr, flush=True)

@@ -1,5 +1,6 @@
 """What the server does with photos: the models that it offers, coloring, previews. It knows nothing of HTTP."""
 
+import contextlib
 import io
 import threading
 from collections.abc import Sequence
@@ -13,12 +14,14 @@ from jaxcolor.errors import UserError
 from jaxcolor.inference.api import ColoredFile, PhotoColorizer
 from jaxcolor.inference.hints import Hints, read_points
 from jaxcolor.inference.photos import read_photo
-from jaxcolor.prepare.decode import pillow_unguarded
+from jaxcolor.prepare.decode import FORMATS, pillow_unguarded
 from jaxcolor.web.batches import Batches, QueuedColorizer
 
 # What is compiled before the server says that it is ready: the shape of most photos.
 _WARM_UP = (96, 128)
 _PREVIEW = 1600  # pixels of the longer side
+# Of the photos that are worked on at a time; a single larger one is let through. It bounds the memory that they take.
+_MAX_PIXELS = 2**27
 
 
 class Request(NamedTuple):
@@ -30,6 +33,36 @@ class Request(NamedTuple):
     chroma: float
     hints: str  # as of `jaxcolor colorize --hints`, points only; '' for none
     style: bytes  # another photo's file; empty for none
+
+
+class _Room:
+    """Lets threads in as long as their photos together have no more than _MAX_PIXELS."""
+
+    def __init__(self):
+        self._taken, self._change = 0, threading.Condition()
+
+    @contextlib.contextmanager
+    def taken_by(self, *photos):
+        """photos: bytes of files."""
+        pixels = sum(map(_pixels, photos))
+        with self._change:
+            self._change.wait_for(lambda: not self._taken or self._taken + pixels <= _MAX_PIXELS)
+            self._taken += pixels
+        try:
+            yield
+        finally:
+            with self._change:
+                self._taken -= pixels
+                self._change.notify_all()
+
+
+def _pixels(data):
+    """The number of pixels in the headers of a photo's frames; 0 if they cannot be read."""
+    try:
+        with Image.open(io.BytesIO(data), formats=tuple(FORMATS)) as image:
+            return image.width * image.height * getattr(image, 'n_frames', 1)
+    except Exception:  # reading the photo reports what is wrong with it
+        return 0
 
 
 class Service:
@@ -53,7 +86,7 @@ class Service:
         self.max_megapixels = max_megapixels
         self.batches = Batches()
         self._loaded: dict[str, PhotoColorizer] = {}
-        self._loading = threading.Lock()
+        self._loading, self._room = threading.Lock(), _Room()
         self.colorizer(self.names[0])(np.zeros(_WARM_UP, np.uint8))
 
     def colorizer(self, name: str) -> PhotoColorizer:
@@ -86,7 +119,7 @@ class Service:
             raise UserError('the hints are not points, which are written x,y,#rrggbb;x,y,#rrggbb.')
         hints = Hints(points) if points else None
         colorizer = self.colorizer(request.model)
-        with self.batches.coming(), pillow_unguarded():
+        with pillow_unguarded(), self._room.taken_by(request.data, request.style), self.batches.coming():
             style = read_photo('the style photo', self.max_megapixels, request.style) if request.style else None
             return colorizer.color_file(request.data, request.name, style=style, hints=hints, chroma=request.chroma)
 
@@ -96,7 +129,7 @@ class Service:
         Raises:
             UserError: the photo cannot be read.
         """
-        with pillow_unguarded():
+        with pillow_unguarded(), self._room.taken_by(data):
             image = read_photo(name, self.max_megapixels, data)
         size, file = image.size, io.BytesIO()
         image.thumbnail((_PREVIEW, _PREVIEW), Image.Resampling.BOX)

@@ -33,8 +33,7 @@ function post(path, form, tell, signal) {
 
 async function sentence(blob, status) {
   try {
-    const text = JSON.parse(await blob.text()).error;
-    return text[0].toUpperCase() + text.slice(1);
+    return JSON.parse(await blob.text()).error;
   } catch {
     return `The server answered with code ${status}.`;
   }
@@ -111,7 +110,8 @@ function add(files) {
     part('retry').onclick = () => enqueue(photo);
     part('remove').onclick = () => remove(photo);
     // Browsers do not show all formats; then the gray of the result is shown when it comes.
-    part('gray').onerror = () => part('gray').removeAttribute('src');
+    part('gray').onerror = () => (part('gray').hidden = true);
+    part('gray').onload = () => (part('gray').hidden = false);
     setImage(photo, 'gray', file);
     photos.push(photo);
     get('photos').append(card);
@@ -206,7 +206,7 @@ function remove(photo) {
 function point(photo, on) {
   const { part } = photo;
   part('hint').setAttribute('aria-pressed', on);
-  part('hint').textContent = on ? 'Hints are done' : 'Hint a color';
+  part('hint').textContent = on ? 'Done' : 'Hint a color';
   part('compare').classList.toggle('pointing', on);
   part('hints').hidden = !on && !photo.hints.length;
   // By keyboard a hint starts in the middle.
