@@ -148,7 +148,7 @@ class QueuedColorizer(Colorizer):
         lightness[: len(photos)] = np.concatenate(photos)
         with self.on_device():
             if self.batch_size == 1:
-                ab = np.asarray(self._each(self.state, lightness, np.int32(len(photos))))
+                ab = np.asarray(self._each(self._folded, lightness, np.int32(len(photos))))
             else:
                 ab = self._run(lightness, jax.random.PRNGKey(0))
         return [ab[i : i + 1] for i in range(len(photos))]
