@@ -26,7 +26,6 @@ def test_outputs_are_kept_and_small(path):
     assert 'image/jpeg' in kinds
 
 
-@pytest.mark.slow
 @pytest.mark.web
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.name)
 def test_it_runs(path, tmp_path, monkeypatch):

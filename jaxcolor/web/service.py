@@ -38,13 +38,14 @@ class Request(NamedTuple):
 class _Room:
     """Lets threads in as long as their photos together have no more than _MAX_PIXELS."""
 
-    def __init__(self):
+    def __init__(self, most):
         self._taken, self._change = 0, threading.Condition()
+        self._most = most  # pixels of a photo; one of more is refused as soon as it is read
 
     @contextlib.contextmanager
     def taken_by(self, *photos):
         """photos: bytes of files."""
-        pixels = sum(map(_pixels, photos))
+        pixels = sum(min(_pixels(photo), self._most) for photo in photos)
         with self._change:
             self._change.wait_for(lambda: not self._taken or self._taken + pixels <= _MAX_PIXELS)
             self._taken += pixels
@@ -69,7 +70,7 @@ class Service:
     """Colors photos with the models that it was given. Threads share it."""
 
     def __init__(self, models: Sequence[str], device: str | None = None, max_megapixels: float = 100.0) -> None:
-        """Loads the first model and compiles it for a common shape; the others follow when they are asked for.
+        """Loads the models, and compiles the first for a common shape.
 
         Args:
             models: as `Colorizer` takes them; clients name them by the last part of a path.
@@ -82,26 +83,22 @@ class Service:
         self.names = [Path(model).name or str(model) for model in models]
         if len(set(self.names)) < len(self.names):
             raise UserError(f'two of the models have the same name: {", ".join(self.names)}.')
-        self._paths, self._device = dict(zip(self.names, models, strict=True)), device
-        self.max_megapixels = max_megapixels
-        self.batches = Batches()
-        self._loaded: dict[str, PhotoColorizer] = {}
-        self._loading, self._room = threading.Lock(), _Room()
-        self.colorizer(self.names[0])(np.zeros(_WARM_UP, np.uint8))
+        self.max_megapixels, self.batches, self._room = max_megapixels, Batches(), _Room(int(max_megapixels * 1e6))
+        networks = [QueuedColorizer(self.batches, model, device=device) for model in models]
+        self._colorizers = {
+            name: PhotoColorizer(network, max_megapixels) for name, network in zip(self.names, networks, strict=True)
+        }
+        self.colorizer('')(np.zeros(_WARM_UP, np.uint8))
 
     def colorizer(self, name: str) -> PhotoColorizer:
-        """A model, loaded the first time. '' is the first. Raises UserError: there is none of this name."""
-        name = name or self.names[0]
-        if name not in self._paths:
-            raise UserError(f'there is no model {name!r} here; there is {", ".join(self.names)}.')
-        with self._loading:
-            if name not in self._loaded:
-                network = QueuedColorizer(self.batches, self._paths[name], device=self._device)
-                self._loaded[name] = PhotoColorizer(network, self.max_megapixels)
-            return self._loaded[name]
+        """A model by its name; '' is the first. Raises UserError: there is none of this name."""
+        try:
+            return self._colorizers[name or self.names[0]]
+        except KeyError:
+            raise UserError(f'there is no model {name!r} here; there is {", ".join(self.names)}.') from None
 
     def takes_style(self, name: str) -> bool:
-        """Whether a model has global features. Raises UserError: there is none of this name, or it cannot be loaded."""
+        """Whether a model has global features. Raises UserError: there is none of this name."""
         return hasattr(self.colorizer(name).network.task.network, 'global_features')
 
     def close(self) -> None:

@@ -357,3 +357,32 @@ def test_the_example_of_the_readme_runs(trained, tmp_path, monkeypatch):
     Image.open(PHOTOS / 'train' / 'fish25.jpg').save('mood.jpg')
     exec(compile(example.replace("'ltbc-lite'", repr(str(trained))), 'README.md', 'exec'), {})
     assert Image.open('color.jpg').mode == 'RGB' and (tmp_path / 'kept.jpg').read_bytes()[:2] == b'\xff\xd8'
+
+
+@pytest.mark.slow
+def test_types_follow_from_the_kind(tmp_path):
+    """What a type checker makes of the kinds of photos: the last two lines are mistakes, and no others."""
+    lines = [
+        'import numpy as np',
+        'from PIL import Image',
+        'import jaxcolor',
+        "c = jaxcolor.load('a', device='cpu')",
+        "a: Image.Image = c('x.jpg')",
+        "b: bytes = c(b'x', chroma=1.0)",
+        "d: np.ndarray = c(np.zeros((2, 2)), hints='1,1,#ffffff')",
+        'e: list[np.ndarray] = c([np.zeros((2, 2))])',
+        "f: list[Image.Image] = c(['a', 'b'])",
+        "g: list[bytes] = c([b'a'])",
+        "h = c('x', variants=2, agreement=True)",
+        "jaxcolor.train('ltbc', data='x')",
+        "jaxcolor.prepare('a', 'b', size=4)",
+        "jaxcolor.evaluate('x')",
+        "i: bytes = c('x.jpg')",
+        "c('x', chrom=1)",
+    ]
+    (tmp_path / 'user.py').write_text('\n'.join(lines))
+    flags = ['--config-file=', '--ignore-missing-imports', '--follow-imports=silent', f'--cache-dir={tmp_path / "cache"}']
+    words = [sys.executable, '-m', 'mypy', *flags, tmp_path / 'user.py']
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env={**os.environ, 'MYPYPATH': str(ROOT)})
+    wrong = {int(line.split(':')[1]) for line in done.stdout.splitlines() if ': error: ' in line}
+    assert wrong == {len(lines) - 1, len(lines)}, done.stdout

@@ -15,6 +15,7 @@ from conftest import PHOTOS, assert_one_sentence
 from PIL import Image
 
 from jaxcolor.inference.colorize import colorize
+from jaxcolor.inference.colorizer import Colorizer
 from jaxcolor.inference.plan import plan_outputs
 
 pytest.importorskip('starlette')
@@ -132,6 +133,22 @@ def test_photos_that_wait_together_are_one_batch():
     batches.close()
     assert sizes == [(1, 32), (MAX_BATCH, 32), (2, 32), (3, 64)]
     assert batches.mean_batch == (MAX_BATCH + 6) / 4
+
+
+@pytest.mark.slow
+def test_batches_of_gpus_are_padded(service, monkeypatch):
+    """The way that a GPU takes, on a CPU: three photos in one call, beside a zero."""
+    network = service.colorizer('').network
+    photos = list(np.random.default_rng(0).uniform(0, 100, (3, 1, 64, 64, 1)).astype(np.float32))
+    one_by_one = network._predict_batch(photos)
+    for photo, ab in zip(photos, one_by_one, strict=True):
+        np.testing.assert_array_equal(ab, Colorizer.predict_ab(network, photo))
+    seen, run = [], network._run
+    monkeypatch.setattr(network, '_run', lambda lightness, *rest: (seen.append(lightness.shape), run(lightness, *rest))[1])
+    monkeypatch.setattr(Colorizer, 'batch_size', 8)
+    for ab, alone in zip(network._predict_batch(photos), one_by_one, strict=True):
+        np.testing.assert_allclose(ab, alone, atol=0.01)  # units of a*b*; float32, summed in another order
+    assert seen == [(4, 64, 64, 1)]
 
 
 def test_a_fault_of_the_network_reaches_who_waits_and_no_one_else():
