@@ -24,6 +24,16 @@ FILE = ROOT / 'launch' / 'Containerfile'
 MANIFEST = ROOT / 'launch' / 'k8s' / 'serve.yaml'
 
 
+def for_all(path):
+    """Whether other users than root can start a program."""
+    real = Path(path).resolve()
+    return real.exists() and all(each.stat().st_mode & 0o001 for each in (real, *real.parents))
+
+
+# An interpreter that the container's user can start; without one, or without being root, its commands run as this user.
+PYTHON = next((each for each in (sys.executable, '/usr/bin/python3') if os.getuid() == 0 and for_all(each)), None)
+
+
 def instructions():
     """[(keyword, the rest)] of the file, continued lines joined."""
     text = re.sub(r'^#.*\n', '', FILE.read_text(), flags=re.MULTILINE).replace('\\\n', ' ')
@@ -69,7 +79,7 @@ def fresh_root():
     root = Path(tempfile.mkdtemp(prefix='container-'))
     try:
         root.chmod(0o755)
-        subprocess.run([sys.executable, '-m', 'venv', root / 'python'], check=True)
+        subprocess.run([PYTHON or sys.executable, '-m', 'venv', root / 'python'], check=True)
         yield root
     finally:
         shutil.rmtree(root)
@@ -77,7 +87,6 @@ def fresh_root():
 
 def test_its_commands_run_in_order_and_the_server_answers(tmp_path):
     """COPY and RUN below a folder instead of `/`, then ENTRYPOINT and HEALTHCHECK, as the user that USER names."""
-    is_root = os.getuid() == 0
     with fresh_root() as root:
         variables = {'PATH': f'{root}/python/bin:{os.environ["PATH"]}', 'HOME': '/nonexistent', 'EXTRA': ''}
         variables |= {name: each for name, each in os.environ.items() if name.startswith('PIP_')}
@@ -96,7 +105,7 @@ def test_its_commands_run_in_order_and_the_server_answers(tmp_path):
                         assert f'--uid={value("USER")}' in command
                     elif command.split()[0] == 'install':
                         (root / cache_folder().strip('/')).mkdir(parents=True)
-                        if is_root:
+                        if PYTHON:
                             os.chown(root / cache_folder().strip('/'), int(value('USER')), -1)
                     else:
                         shell = ['sh', '-ec', below(command)]
@@ -110,7 +119,7 @@ def test_its_commands_run_in_order_and_the_server_answers(tmp_path):
             free.bind(('127.0.0.1', 0))
             port = free.getsockname()[1]
         command = [*json.loads(value('ENTRYPOINT')), *json.loads(value('CMD')), f'--port={port}']
-        user = {'user': int(value('USER')), 'group': int(value('USER')), 'extra_groups': []} if is_root else {}
+        user = {'user': int(value('USER')), 'group': int(value('USER')), 'extra_groups': []} if PYTHON else {}
         (tmp_path / 'log').touch()
         with open(tmp_path / 'log', 'w') as log:
             server = subprocess.Popen(command, env=variables, cwd='/', stderr=log, stdout=log, **user)
