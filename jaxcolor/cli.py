@@ -179,28 +179,31 @@ def _evaluate(args):
     jaxcolor evaluate --model=runs/ltbc --splits=validation,test
     jaxcolor evaluate --model=ltbc-lite --protocol=val5k PHOTOS
     """
-    if args.protocol and not args.photos:
-        raise UserError('--protocol needs a folder: jaxcolor evaluate --model=RUN --protocol=NAME PHOTOS.')
-    if args.photos and not args.protocol:
-        raise UserError('PHOTOS need --protocol=NAME; a shard set is given with --data=SHARDS.')
+    command = _of_room('evaluation')
+    command.check(args.photos, args.protocol)
     process = _detect_process(args)
     _setup_jax()
-    from jaxcolor.evaluation.compare import compare_runs
-    from jaxcolor.evaluation.evaluate import evaluate_protocol, evaluate_run
     from jaxcolor.runtime import cluster
 
     if process.count > 1:
         cluster.join(process, heartbeat=30)
     with cluster.abort_on_error(process):
-        if args.compare:
-            options = {'lpips': args.lpips, 'fid': args.fid, 'faithful': args.faithful}
-            print(compare_runs([args.model, *args.compare], args.data, args.splits[0], **options))
-        else:
-            options = (args.step, args.lpips, args.fid, args.grid, args.faithful)
-            if args.protocol:
-                evaluate_protocol(args.model, args.protocol, args.photos, args.only, *options)
-            else:
-                evaluate_run(args.model, args.data, args.splits, *options)
+        result = command.evaluate(
+            args.model,
+            args.photos or '',
+            data=args.data,
+            splits=args.splits,
+            protocol=args.protocol,
+            photo_list=args.only,
+            compare=args.compare,
+            lpips=args.lpips,
+            fid=args.fid,
+            grid_photos=args.grid,
+            step=args.step,
+            faithful=args.faithful,
+        )
+    if args.compare:
+        print(result)
 
 
 def _colorize(args):
@@ -325,6 +328,16 @@ def _benchmark(args):
     _of_room('benchmark').run(args)
 
 
+def _serve(args):
+    """Serves a web page that colors photos, and an HTTP API beside it.
+
+    jaxcolor serve
+    jaxcolor serve --model=ltbc-lite --model=runs/ltbc --port=8080
+    """
+    _setup_jax()
+    _of_room('web').run(args)
+
+
 def _of_room(room):
     """A room's own command module, imported when it is needed."""
     return importlib.import_module(f'jaxcolor.{room}.command')
@@ -337,6 +350,7 @@ COMMANDS = {
     'evaluate': Command(_evaluate_arguments, _evaluate),
     'prepare': Command(lambda parser: _of_room('prepare').add_prepare_arguments(parser), _prepare),
     'inspect': Command(lambda parser: _of_room('prepare').add_inspect_arguments(parser), _inspect),
+    'serve': Command(lambda parser: _of_room('web').add_arguments(parser), _serve),
     'models': Command(lambda parser: None, _models),
     'export': Command(lambda parser: _of_room('weights').add_export_arguments(parser), _export),
     'import': Command(lambda parser: _of_room('weights').add_import_arguments(parser), _import),

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxcolor import tasks
 from jaxcolor.allowed import check_section
+from jaxcolor.callables import make_callable
 from jaxcolor.data import device, pipeline
 from jaxcolor.data.shards import ShardSet, open_shards
 from jaxcolor.errors import UserError
@@ -21,7 +22,9 @@ from jaxcolor.evaluation.network_picture import draw_network
 from jaxcolor.evaluation.report import table
 from jaxcolor.prepare import bundled
 from jaxcolor.prepare.features import check_features
+from jaxcolor.recipes import load_recipe
 from jaxcolor.runtime import cluster
+from jaxcolor.runtime.cache import enable_compilation_cache
 from jaxcolor.runtime.checkpoint import Checkpoints, abstract
 from jaxcolor.runtime.logs import MetricsLog, Progress
 from jaxcolor.runtime.parallel import DataParallel, choose_devices, has_fast_bfloat16
@@ -318,3 +321,38 @@ def _farewell(run, splits, step, results) -> None:
     print(f'Curves: {run / "curves.png"}')
     print('Color a photo of yours with the network just trained:')
     print(f'  {sys.executable} -m jaxcolor colorize PHOTO.jpg --model={run} --out=colored', flush=True)
+
+
+def train_recipe(
+    config: ConfigDict | str,
+    workdir: str | Path | None = None,
+    *,
+    data: str | Path | None = None,
+    fields: Mapping[str, Any] | None = None,
+) -> dict[str, dict[str, float]]:
+    """Trains as `jaxcolor train` does; `jaxcolor.train(...)` is this. Resumes where the run directory has checkpoints.
+
+    Args:
+        config: a recipe's path or name, such as 'ltbc:quickstart', or its config.
+        workdir: the run directory; None for runs/NAME.
+        data: the shard set; None for the config's `data.shards`.
+        fields: of a recipe, {'train.steps': 100, ...}.
+
+    Returns:
+        The last evaluation, {split: {name: value}}.
+
+    Raises:
+        UserError: there is no such recipe or field, or as `train`.
+    """
+    if not isinstance(config, ConfigDict):
+        config = load_recipe(config, [f'--config.{name}={value}' for name, value in (fields or {}).items()])
+    elif fields:
+        raise UserError('fields are for recipes; set those of a config in it: config.train.steps = 100.')
+    config = config.copy_and_resolve_references()
+    if data is not None:
+        config.data.shards = str(data)
+    enable_compilation_cache()
+    return train(config, workdir or f'runs/{config.name}')
+
+
+make_callable(__name__, train_recipe)

@@ -27,10 +27,12 @@ PLACEHOLDER = re.compile(r'(?<![\w$])[A-Z][A-Z_]+(?![a-z])')
 OTHERS = {
     'apt-get',
     'bash',
+    'curl',
     'git',
     'kubectl',
     'mpirun',
     'pip',
+    'podman',
     'python',
     'python3',
     'ruff',

@@ -81,9 +81,7 @@ def colorize(
     batch_size, faithful = batch_size or colorizer.batch_size, colorizer.faithful
     progress = Progress(len(plan.pairs), 'photos', quiet=quiet)
     summary = Summary()
-    settings = hashlib.blake2b(f'{colorizer.digest} {variants}'.encode(), digest_size=16)
-    settings.update(b'' if style is None else np.asarray(style).tobytes())
-    settings.update(b'' if hints is None else hints.digest.encode())
+    settings = settings_digest(colorizer, style, hints, variants)
     pictures = agreement.picture_paths(target for _, target in plan.pairs) if with_agreement else {}
     waiting = collections.defaultdict[tuple[int, ...], list[_Photo]](list)  # by the shape of the network's input
     writing = _Queue()
@@ -106,7 +104,7 @@ def colorize(
         results = [*paths_of(target), *([pictures[target]] if with_agreement else [])]
         tags = [check_target(result, overwrite) for result in results]
         file = read_frames(path, max_megapixels)
-        tag = Tag(file.digest, settings.hexdigest())
+        tag = Tag(file.digest, settings)
         if not overwrite and all(found == tag for found in tags):
             return None
         return _Photo(file, target, tag, [colorizer.preprocess(image) for image in file.images])
@@ -208,6 +206,14 @@ def colorize(
     if summary.finished:
         note(f'{summary.finished} photos were finished by an earlier run; --overwrite colors them again.')
     return summary
+
+
+def settings_digest(colorizer: Colorizer, style: np.ndarray | None, hints: Hints | None, variants: int) -> str:
+    """Tells apart what colors a photo differently; the arguments are `colorize`'s. 32 hex digits."""
+    digest = hashlib.blake2b(f'{colorizer.digest} {variants}'.encode(), digest_size=16)
+    digest.update(b'' if style is None else np.asarray(style).tobytes())
+    digest.update(b'' if hints is None else hints.digest.encode())
+    return digest.hexdigest()
 
 
 def _sentence(path, error):

@@ -1,8 +1,11 @@
 """A trained network as a function that colors photos."""
 
+import contextlib
+import copy
 import functools
 import hashlib
 import os
+import threading
 
 import jax
 import numpy as np
@@ -38,6 +41,7 @@ class Colorizer:
         chroma: float = 1.0,
         faithful: bool = False,
         render_factor: int = 0,
+        device: str | jax.Device | None = None,
     ) -> None:
         """Loads the network.
 
@@ -48,14 +52,16 @@ class Colorizer:
             chroma: multiplies the predicted a*b*, in [0, 10].
             faithful: color as the network's authors do (`faithful`), without a size or gain of ours.
             render_factor: of DeOldify, with `faithful`: a sixteenth of the side of the square that it sees; 0 for its own.
+            device: 'cpu', 'gpu', 'gpu:1' or one of `jax.devices()`; None for JAX's default.
 
         Raises:
-            UserError: the run or the checkpoint is missing, `chroma` is outside its range, or `faithful` does not fit.
+            UserError: the run, the checkpoint or the device is missing, `chroma` is outside its range, or `faithful` does
+                not fit.
         """
-        if not 0 <= chroma <= _MAX_CHROMA:
-            raise UserError(f'the chroma must lie between 0 and {_MAX_CHROMA}, not {chroma}.')
-        self.chroma = chroma
-        self.config, self.task, self.state = runs.load(os.fspath(model), step)
+        self.chroma = _checked_chroma(chroma)
+        self.device = find_device(device) if isinstance(device, str) else device
+        sharding = None if self.device is None else jax.sharding.SingleDeviceSharding(self.device)
+        self.config, self.task, self.state = runs.load(os.fspath(model), step, sharding)
         self.size = size or self.config.data.crop
         self.faithful = None
         if faithful:
@@ -67,6 +73,29 @@ class Colorizer:
         self._folded = self.task.folded(self.state)
         self._predict = jax.jit(self.task.predict, compiler_options=compiler_options())
         self._global_features = jax.jit(self.task.global_features) if hasattr(self.task, 'global_features') else None
+        self._compiling, self._compiled = threading.RLock(), set[tuple]()
+
+    def on_device(self) -> contextlib.AbstractContextManager:
+        """Within it, this thread computes on the device of `__init__`."""
+        return contextlib.nullcontext() if self.device is None else jax.default_device(self.device)
+
+    def adjusted(self, chroma: float | None = None, size: int | None = None) -> 'Colorizer':
+        """The same network, with what it has compiled, at another gain or size of its input. None leaves as it is.
+
+        Raises:
+            UserError: `chroma` or `size` is outside its range, or this one is `faithful`, which has neither.
+        """
+        chroma, size = self.chroma if chroma is None else _checked_chroma(chroma), self.size if size is None else size
+        if (chroma, size) == (self.chroma, self.size):
+            return self
+        if self.faithful is not None:
+            raise UserError('a faithful network colors as its authors do; it takes neither a chroma nor a size.')
+        if size < MULTIPLE:
+            raise UserError(f'the size must be at least {MULTIPLE} pixels, not {size}.')
+        other = copy.copy(self)
+        other.chroma, other.size = chroma, size
+        vars(other).pop('digest', None)
+        return other
 
     def __call__(
         self,
@@ -123,7 +152,7 @@ class Colorizer:
         ab, mask = hints.on_grid(image.size, *lightness.shape[1:3])
         ab = ab / np.float32(max(self.chroma, 0.1))  # the gain follows
         given = np.concatenate([ab, mask[..., None]], axis=-1, dtype=np.float32)[None]
-        return np.float32(self.chroma) * np.asarray(self._predict(self._folded, lightness, hints=given))[0]
+        return np.float32(self.chroma) * self._run(lightness, hints=given)[0]
 
     def predict_ab(self, lightness: np.ndarray, style: np.ndarray | None = None, variant: int = 0) -> np.ndarray:
         """Predicts the colors of photos of one shape.
@@ -137,8 +166,15 @@ class Colorizer:
             a*b* times the gain, float32 (B, h, w, 2).
         """
         features = {} if style is None else {'global_features': np.repeat(style, len(lightness), axis=0)}
-        ab = self._predict(self._folded, lightness, jax.random.PRNGKey(variant), **features)
-        return np.float32(self.chroma) * np.asarray(ab)
+        return np.float32(self.chroma) * self._run(lightness, jax.random.PRNGKey(variant), **features)
+
+    def _run(self, lightness, *inputs, **named):
+        """Runs the network. Of threads that bring a new shape, one compiles it, and the others wait."""
+        key = (lightness.shape, len(inputs), *named)
+        with contextlib.nullcontext() if key in self._compiled else self._compiling:
+            ab = np.asarray(self._predict(self._folded, lightness, *inputs, **named))
+            self._compiled.add(key)
+        return ab
 
     def global_features(self, image: Image.Image) -> jax.Array:
         """The global features of a photo, float32 (1, G). Raises UserError if the network has none."""
@@ -177,4 +213,25 @@ class Colorizer:
     def batch_size(self) -> int:
         """Photos of one shape to color together."""
         # Noise depends on the position in the batch; a photo's colors should not.
-        return 1 if jax.default_backend() == 'cpu' or self.task.takes_noise else _GPU_BATCH
+        platform = jax.default_backend() if self.device is None else self.device.platform
+        return 1 if platform == 'cpu' or self.task.takes_noise else _GPU_BATCH
+
+
+def _checked_chroma(chroma):
+    if not 0 <= chroma <= _MAX_CHROMA:
+        raise UserError(f'the chroma must lie between 0 and {_MAX_CHROMA}, not {chroma}.')
+    return chroma
+
+
+def find_device(name: str) -> jax.Device:
+    """The device that is called 'cpu', 'gpu', 'tpu', or one of several, 'gpu:1'.
+
+    Raises:
+        UserError: there is none.
+    """
+    platform, _, index = name.partition(':')
+    try:
+        return jax.devices(platform)[int(index or 0)]
+    except (RuntimeError, ValueError, IndexError):
+        there = ', '.join(sorted({device.platform for device in jax.devices()} | {'cpu'}))
+        raise UserError(f'there is no device {name!r} here; there is {there}.') from None

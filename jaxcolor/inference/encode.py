@@ -5,7 +5,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin, TiffTags
@@ -36,7 +36,7 @@ def fitting(metadata: Metadata, file_format: str) -> tuple[Metadata, list[str]]:
 
 
 def save(
-    path: Path,
+    file: BinaryIO,
     file_format: str,
     images: Sequence[Image.Image | DeepImage],
     exif: bytes,
@@ -46,7 +46,7 @@ def save(
     """Writes a file, with the profile of sRGB.
 
     Args:
-        path: of the file.
+        file: empty, seekable; an `Output`, or memory.
         file_format: Pillow's name; TIFF and PNG hold 16 bits, PNG of one frame.
         images: RGB or RGBA in sRGB, one a frame.
         exif: of `encode_exif`.
@@ -58,7 +58,7 @@ def save(
         Exception: any, if the format cannot hold the EXIF data.
     """
     if file_format == 'TIFF':
-        _save_tiff(path, images, exif, metadata)
+        _save_tiff(file, images, exif, metadata)
         return
     options = {**options, 'icc_profile': SRGB, 'exif': exif}
     if metadata.dpi and file_format != 'WEBP':
@@ -72,21 +72,21 @@ def save(
     if metadata.iptc:
         options['extra'] = _iptc_segment(metadata.iptc)
     if isinstance(images[0], DeepImage):
-        path.write_bytes(_deep_png(images[0], options))
+        file.write(_deep_png(images[0], options))
         return
     if len(images) > 1:
         options |= {'save_all': True, 'append_images': images[1:]}
-    with _Output(path) as file:
-        images[0].save(file, file_format, **options)
+    images[0].save(file, file_format, **options)
 
 
-class _Output(io.BufferedWriter):
+class Output(io.BufferedWriter):
     """A file that is written by Python: where Pillow's encoders write it themselves, errors do not say what happened."""
 
-    def __init__(self, path):
+    def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path, 'w'))
 
-    def fileno(self):
+    def fileno(self) -> int:
+        """Hides the descriptor from Pillow."""
         raise io.UnsupportedOperation
 
 
@@ -114,31 +114,30 @@ def _chunks(png: bytes) -> Iterator[bytes]:
         at = end
 
 
-def _save_tiff(path, images, exif, metadata):
+def _save_tiff(file, images, exif, metadata):
     """Deflate with differences of neighbors, which readers have known since 2002. One strip is in memory at a time."""
     fields = Image.Exif()
     fields.load(exif)
-    with open(path, 'wb') as file:
-        file.write(b'II*\0' + bytes(4))
-        link = 4  # where the offset of the next page's directory belongs
-        for image in images:
-            directory, strips = _tiff_directory(image, fields, metadata)
-            start = file.tell() + file.tell() % 2
-            length = len(directory.tobytes(start))
-            file.seek(start + length)
-            # Pillow counts the strips' offsets from the end of the directory.
-            offsets, sizes = [], []
-            for strip in strips:
-                offsets.append(file.tell() - start - length)
-                sizes.append(file.write(strip))
-            directory[_STRIP_OFFSETS], directory[_STRIP_SIZES] = tuple(offsets), tuple(sizes)
-            end = file.tell()
-            file.seek(start)
-            file.write(directory.tobytes(start))
-            file.seek(link)
-            file.write(struct.pack('<I', start))
-            link = start + 2 + 12 * len(directory)
-            file.seek(end)
+    file.write(b'II*\0' + bytes(4))
+    link = 4  # where the offset of the next page's directory belongs
+    for image in images:
+        directory, strips = _tiff_directory(image, fields, metadata)
+        start = file.tell() + file.tell() % 2
+        length = len(directory.tobytes(start))
+        file.seek(start + length)
+        # Pillow counts the strips' offsets from the end of the directory.
+        offsets, sizes = [], []
+        for strip in strips:
+            offsets.append(file.tell() - start - length)
+            sizes.append(file.write(strip))
+        directory[_STRIP_OFFSETS], directory[_STRIP_SIZES] = tuple(offsets), tuple(sizes)
+        end = file.tell()
+        file.seek(start)
+        file.write(directory.tobytes(start))
+        file.seek(link)
+        file.write(struct.pack('<I', start))
+        link = start + 2 + 12 * len(directory)
+        file.seek(end)
 
 
 def _tiff_directory(image, fields, metadata):

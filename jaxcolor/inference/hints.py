@@ -111,6 +111,15 @@ def _strokes_on_grid(strokes, height, width):
     return ab.reshape(height, width, 2).astype(np.float32), count.reshape(height, width) > 0
 
 
+def read_points(text: str) -> tuple[Point, ...] | None:
+    """The points of `x,y,#rrggbb;x,y,#rrggbb`; None of any other text."""
+    parts = [part for part in text.split(';') if part.strip()]
+    matches = [match for match in map(_POINT.fullmatch, parts) if match]
+    if not parts or len(matches) < len(parts):
+        return None
+    return tuple(Point(float(x), float(y), (*bytes.fromhex(rgb),)) for x, y, rgb in (match.groups() for match in matches))
+
+
 def read_hints(texts: Sequence[str], max_megapixels: float = 200.0) -> Hints:
     """Reads hints as a user writes them. Call it inside `pillow_unguarded()` if files may be large.
 
@@ -124,10 +133,8 @@ def read_hints(texts: Sequence[str], max_megapixels: float = 200.0) -> Hints:
     points: list[Point] = []
     strokes = None
     for text in texts:
-        parts = [part for part in text.split(';') if part.strip()]
-        matches = [match for match in map(_POINT.fullmatch, parts) if match]
-        if parts and len(matches) == len(parts):
-            points += [Point(float(x), float(y), (*bytes.fromhex(rgb),)) for x, y, rgb in (m.groups() for m in matches)]
+        if (found := read_points(text)) is not None:
+            points += found
         elif strokes is not None:
             raise UserError(f'--hints={text}: only one picture with strokes can be taken.')
         elif not os.path.isfile(text):

@@ -2,10 +2,11 @@
 
 import dataclasses
 import hashlib
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image
 
@@ -43,12 +44,13 @@ class PhotoFile:
         return sum(image.width * image.height for image in self.images)
 
 
-def read_photo(path: str | os.PathLike, max_megapixels: float) -> Image.Image:
+def read_photo(path: str | os.PathLike, max_megapixels: float, data: bytes | None = None) -> Image.Image:
     """Reads a photo, of several frames the first. Call it inside `pillow_unguarded()`.
 
     Args:
-        path: of the file.
+        path: of the file, or what to call it.
         max_megapixels: refuses larger photos.
+        data: the bytes of the file; None reads them.
 
     Returns:
         The upright photo in sRGB, mode RGB or RGBA.
@@ -56,20 +58,21 @@ def read_photo(path: str | os.PathLike, max_megapixels: float) -> Image.Image:
     Raises:
         UserError: the file cannot be read, is not a photo, or is too large or too small.
     """
-    return _read(path, lambda data: open_photo(data, max_megapixels=max_megapixels, keep_alpha=True))[1]
+    return _read(path, lambda data: open_photo(data, max_megapixels=max_megapixels, keep_alpha=True), data)[1]
 
 
-def read_frames(path: str | os.PathLike, max_megapixels: float) -> PhotoFile:
+def read_frames(path: str | os.PathLike, max_megapixels: float, data: bytes | None = None) -> PhotoFile:
     """Reads a photo with all its frames. Call it inside `pillow_unguarded()`.
 
     Args:
-        path: of the file.
+        path: of the file, or what to call it.
         max_megapixels: refuses files of more, all frames together.
+        data: the bytes of the file; None reads them.
 
     Raises:
         UserError: as `read_photo`.
     """
-    data, frames = _read(path, lambda data: open_frames(data, max_megapixels=max_megapixels))
+    data, frames = _read(path, lambda data: open_frames(data, max_megapixels=max_megapixels), data)
     photo = PhotoFile(Path(path), frames, hashlib.sha256(data).hexdigest())
     if not frames.metadata.exif_complete:
         photo.notes.append(f'{path}: EXIF data that cannot be read were dropped.')
@@ -78,10 +81,10 @@ def read_frames(path: str | os.PathLike, max_megapixels: float) -> PhotoFile:
     return photo
 
 
-def _read(path, decode):
+def _read(path, decode, data=None):
     """(a photo file's bytes, what `decode` makes of them). Raises UserError."""
     try:
-        data = Path(path).read_bytes()
+        data = Path(path).read_bytes() if data is None else data
         decoded = decode(data)
     except OSError as error:
         raise UserError(f'{path} cannot be read ({error.strerror or error}).') from None
@@ -129,8 +132,30 @@ def write_photo(
     Raises:
         UserError: the file cannot be written.
     """
-    path, notes = Path(path), []
-    file_format = OUTPUT_FORMATS[path.suffix.lower()]
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with files.atomic(path) as temporary:
+            with encode.Output(temporary) as file:
+                notes = _encode(photo, images, file, path.suffix, tag)
+            check_target(path, overwrite)
+    except OSError as error:
+        raise UserError(f'{path} cannot be written ({error.strerror or error}).') from None
+    photo.notes += [note for note in notes if note not in photo.notes]
+
+
+def encode_photo(photo: PhotoFile, images: Sequence[Image.Image | DeepImage], suffix: str, tag: Tag) -> bytes:
+    """The bytes that `write_photo` writes to a path of this suffix."""
+    file = io.BytesIO()
+    notes = _encode(photo, images, file, suffix, tag)
+    photo.notes += [note for note in notes if note not in photo.notes]
+    return file.getvalue()
+
+
+def _encode(photo, images, file, suffix, tag):
+    """Writes a result to an empty file -> notes, a sentence each."""
+    notes = []
+    file_format = OUTPUT_FORMATS[suffix.lower()]
     options: dict[str, Any] = {'quality': 95} if file_format in ('JPEG', 'WEBP') else {}
     images, file_format = _fitting_frames(photo.frames, images, file_format)
     if not (file_format == 'TIFF' or (file_format == 'PNG' and len(images) == 1)):
@@ -146,16 +171,10 @@ def write_photo(
         notes.append(f'{photo.path}: {len(images)} of {photo.frames.total} frames are in the result.')
     if len(images) > 1:
         options |= _animation(photo.frames, file_format)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with files.atomic(path) as temporary:
-            dropped = _save(photo, images, temporary, file_format, tag, options)
-            check_target(path, overwrite)
-    except OSError as error:
-        raise UserError(f'{path} cannot be written ({error.strerror or error}).') from None
+    dropped = _save(photo, images, file, file_format, tag, options)
     if dropped:
         notes.append(f'{photo.path}: data that the result cannot hold were dropped ({", ".join(dropped)}).')
-    photo.notes += [note for note in notes if note not in photo.notes]
+    return notes
 
 
 def _on_white(image):
@@ -186,18 +205,19 @@ def _animation(frames, file_format):
     return {'duration': durations[1:] if cover else durations, 'loop': frames.loop, **cover}
 
 
-def _save(photo, images, path, file_format, tag, options):
+def _save(photo, images, file: BinaryIO, file_format, tag, options):
     """Saves images with as much of the photo's metadata as can be -> names of what was dropped."""
     metadata, dropped = encode.fitting(photo.frames.metadata, file_format)
     exif_options = (metadata.exif, tag, metadata.dpi)
     for with_maker_note, also_dropped in [(True, []), (False, ['MakerNote'])]:
         exif, fields = encode_exif(*exif_options, with_maker_note)
         try:
-            encode.save(path, file_format, images, exif, metadata, options)
+            encode.save(file, file_format, images, exif, metadata, options)
             return dropped + fields + also_dropped
         except OSError:
             raise
         except Exception:  # too much for the format, or values that it refuses: ValueError, struct.error, ...
-            continue
-    encode.save(path, file_format, images, encode_exif({}, tag)[0], metadata, options)
+            file.seek(0)
+            file.truncate()
+    encode.save(file, file_format, images, encode_exif({}, tag)[0], metadata, options)
     return [*dropped, 'all of EXIF']

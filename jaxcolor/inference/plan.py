@@ -1,6 +1,7 @@
 """Which photos are colored, and where their results go: never onto a photo, never two to one file."""
 
 import collections
+import io
 import os
 import unicodedata
 from collections.abc import Iterable
@@ -107,7 +108,7 @@ def _photos_of_folder(folder, out, plan):
 
 def _without_clashes(pairs, plan):
     """Makes the paths of results differ, even where case does not count; results that keep their photo's name come first."""
-    wanted = [(photo, path.with_name(_result_name(photo, path.name))) for photo, path in pairs]
+    wanted = [(photo, path.with_name(result_name(photo, path.name))) for photo, path in pairs]
     keeps_name = [path == target for (_, path), (_, target) in zip(pairs, wanted, strict=True)]
     owner: dict[str, Path] = {}
     target_of: dict[int, Path] = {}
@@ -133,8 +134,16 @@ def _key(path):
     return unicodedata.normalize('NFC', os.fspath(path)).casefold()
 
 
-def _result_name(photo, name):
-    """The photo's name; with .png appended if its format cannot be written or cannot hold what the file holds."""
+def result_name(photo: str | PathLike | bytes, name: str) -> str:
+    """What the result of a photo is called.
+
+    Args:
+        photo: its file, or the bytes of it.
+        name: of the file.
+
+    Returns:
+        The name; with .png appended if its format cannot be written or cannot hold what the file holds.
+    """
     suffix = Path(name).suffix.lower()
     if suffix in OUTPUT_FORMATS and not (OUTPUT_FORMATS[suffix] == 'JPEG' and _needs_png(photo)):
         return name
@@ -145,11 +154,12 @@ def _result_name(photo, name):
 def _needs_png(photo):
     """Whether a file with a JPEG's name holds transparency or an animation."""
     try:
-        with open(photo, 'rb') as file:
+        with io.BytesIO(photo) if isinstance(photo, bytes) else open(photo, 'rb') as file:
             if file.read(2) == b'\xff\xd8':
                 return False
-        with Image.open(photo, formats=FORMATS) as image:
-            return image.has_transparency_data or getattr(image, 'n_frames', 1) > 1
+            file.seek(0)
+            with Image.open(file, formats=FORMATS) as image:
+                return image.has_transparency_data or getattr(image, 'n_frames', 1) > 1
     except Exception:  # reading the photo reports what is wrong with it
         return False
 

@@ -4,6 +4,10 @@ This package also decodes photos for inference and evaluation (`decode.py`). It 
 and models; `command.py` alone also imports weights.
 """
 
+from jaxcolor.callables import make_callable
+from jaxcolor.prepare.command import prepare_photos
 from jaxcolor.prepare.shard_set import prepare
 
 __all__ = ['prepare']
+
+make_callable(__name__, prepare_photos)

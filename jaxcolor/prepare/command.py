@@ -1,10 +1,13 @@
 """The commands `jaxcolor prepare` and `jaxcolor inspect`: their arguments and what they run."""
 
 import argparse
+import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from jaxcolor.data.shards import ENCODINGS, open_shards
+from jaxcolor.data.shards import ENCODINGS, ShardSet, open_shards
 from jaxcolor.errors import UserError
 from jaxcolor.prepare.datasets import SOURCES
 from jaxcolor.prepare.inspect import inspect_and_print
@@ -49,22 +52,60 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_prepare(args: argparse.Namespace) -> None:
     """Prepares photos and, with --features, stores an extractor's outputs. Raises UserError."""
-    options = {name: value for name, value in vars(args).items() if name != 'run'}
-    options['repeat'] = ','.join(options['repeat'] or []) or None
-    options['leave_out'] = '\n'.join(name for file in options['leave_out'] or [] for name in read_names(file)) or None
-    extractor_name, weights = options.pop('features'), options.pop('extractor_weights')
-    if not extractor_name:
-        prepare_part(**options)
-        return
-    if options['part']:
+    prepare_photos(**{name: value for name, value in vars(args).items() if name != 'run'})
+
+
+def prepare_photos(
+    photos: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    workers: int | None = 0,
+    quiet: bool = False,
+    part: str | None = None,
+    repeat: Sequence[str] | None = None,
+    leave_out: Sequence[str] | None = None,
+    features: str | None = None,
+    extractor_weights: str = '',
+    **options: Any,
+) -> ShardSet | None:
+    """Turns photographs into a shard set, as `jaxcolor prepare` does; `jaxcolor.prepare(...)` is this.
+
+    Args:
+        photos: the folder or file that holds the photos.
+        out: the folder of the shard set; a finished one is left as it is.
+        workers: processes; 0 or 1 works in this one.
+        quiet: prints neither progress nor a summary.
+        part: '2/8' makes part 2 of 8; None all of them.
+        repeat: 'NAME:COUNT,...', photos to repeat in the split train.
+        leave_out: files with the names of photos that no split takes.
+        features: an extractor whose outputs are stored, too.
+        extractor_weights: its file, or 'random'.
+        **options: fields of `selection.Options`: size, encoding, source, split, classes, limit, limit_per_class, fraction,
+            drop_duplicates, keep_gray, min_size, max_megapixels, max_file_mb, shard_photos.
+
+    Returns:
+        The set; None where `part` did not finish it.
+
+    Raises:
+        UserError: as `shard_set.prepare`, or the extractor's weights are missing.
+    """
+    if unknown := sorted(options.keys() - {field.name for field in dataclasses.fields(Options)}):
+        raise UserError(f'preparing takes no argument {unknown[0]!r}.')
+    options['repeat'] = ','.join(repeat or []) or None
+    options['leave_out'] = '\n'.join(name for file in leave_out or [] for name in read_names(file)) or None
+    if not features:
+        finished = prepare_part(photos, out, part, workers=workers or 0, quiet=quiet, **options)
+        return open_shards(out) if finished else None
+    if part:
         raise UserError('--features is for a whole set: prepare its parts first, then run the command without --part.')
     # Late: preparing photos alone needs no JAX.
     from jaxcolor.prepare.features import add_features
     from jaxcolor.weights.imagenet import find_extractor
 
-    extractor = find_extractor(extractor_name, weights)  # first, so that a missing file is reported at once
-    prepare_part(**options)
-    add_features(open_shards(args.out), extractor, quiet=args.quiet)
+    extractor = find_extractor(features, extractor_weights)  # first, so that a missing file is reported at once
+    prepare_part(photos, out, None, workers=workers or 0, quiet=quiet, **options)
+    add_features(open_shards(out), extractor, quiet=quiet)
+    return open_shards(out)
 
 
 def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -72,13 +73,34 @@ class RejectedError(Exception):
     """The file cannot be used as a photo. The message is the reason, in a few words."""
 
 
+_guard, _unguarding = threading.Lock(), 0  # how many threads are in `pillow_unguarded`
+_settings = contextlib.ExitStack()
+
+
 @contextlib.contextmanager
 def pillow_unguarded() -> Iterator[None]:
     """Lifts Pillow's own pixel limit, since `open_photo` checks the caller's, and silences Pillow's warnings.
 
     It also lets a PNG's text or profile unpack to 64 MB: Pillow rejects photos for more than one.
-    All settings are process-wide: enter the context before starting threads that decode, leave it after they have ended.
+    All settings are process-wide: they hold from when the first thread enters until the last one leaves. Enter the context
+    before starting threads that decode, leave it after they have ended.
     """
+    global _unguarding
+    with _guard:
+        if not _unguarding:
+            _settings.enter_context(_pillow_settings())
+        _unguarding += 1
+    try:
+        yield
+    finally:
+        with _guard:
+            _unguarding -= 1
+            if not _unguarding:
+                _settings.close()
+
+
+@contextlib.contextmanager
+def _pillow_settings():
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     text_limit, PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
     with warnings.catch_warnings():

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import logging
+import struct
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ with contextlib.suppress(ImportError):  # in the extra `formats`
 
     logging.getLogger('tifffile').addHandler(logging.NullHandler())  # what is wrong with a file is one sentence of ours
 
-SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+_created = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+# Without the moment of its creation (ICC.1:2022, 7.2.8), so that a photo's result is the same at any time.
+SRGB = _created[:24] + struct.pack('>6H', 2000, 1, 1, 0, 0, 0) + _created[36:]
 # Pillow's modes of gray images of more than 8 bits; it has none for colors.
 GRAY_MODES = ('I;16', 'I;16B', 'I;16L', 'I;16N', 'I', 'F')
 # Tags of TIFF.
