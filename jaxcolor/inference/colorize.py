@@ -117,8 +117,8 @@ def colorize(
             agreement.write_picture(found, first.size, path, photo.tag, overwrite)
             photo.file.notes.append(f'{photo.path}: its predictions differ by {found.mean:.1f} units of a*b* ({path}).')
         for path, frames in zip(paths_of(photo.target), predictions, strict=True):
-            pairs = zip(photo.file.images, frames, strict=True)
-            images = frames if faithful else [join(image, ab, in_place=variants == 1) for image, ab in pairs]
+            parts = zip(photo.file.images, frames, photo.lightness, strict=True)
+            images = frames if faithful else [join(image, ab, variants == 1, seen[0]) for image, ab, seen in parts]
             write_photo(photo.file, images, path, photo.tag, overwrite)
 
     def finish(task: _Task) -> None:
