@@ -24,11 +24,14 @@ from jaxcolor.inference.recompose import join
 from jaxcolor.prepare.decode import FORMATS, pillow_unguarded
 from jaxcolor.runtime.logs import Progress
 
-# Threads that read and write. As many photos are read ahead of the network, and as many written behind it.
-_QUEUE_PHOTOS = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+# Threads that read and write.
+_THREADS = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+# Photos that are read ahead of the network, and that are written behind it: more than threads, since small photos are done
+# before a large one is.
+_QUEUE_PHOTOS = 4 * _THREADS
 # Total pixels of the photos read ahead, of those waiting for a full batch, and of those being written; a single larger
 # photo is let through. It bounds the memory that scans take.
-_MAX_PIXELS = 2**27
+_MAX_PIXELS = 2**26
 _MAX_REASON = 200  # letters of an unexpected error's message
 
 
@@ -177,7 +180,7 @@ def colorize(
         fail(sentence)
     for sentence in plan.notes:
         note(sentence)
-    with ThreadPoolExecutor(_QUEUE_PHOTOS) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         for task in _read_ahead(pool, read, plan.pairs):
             try:
                 photo = task.future.result()

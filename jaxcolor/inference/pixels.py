@@ -15,7 +15,7 @@ from jaxcolor import color
 from jaxcolor.runtime.parallel import compiler_options
 
 # Pixels per call of the compiled functions; always as many, so that each is compiled once.
-CHUNK, _OUTSIDE_CHUNK = 2**16, 2**12
+CHUNK, _OUTSIDE_CHUNK = 2**17, 2**13
 # Linear light that a color may lie outside sRGB, by bits: a third of a step in black, less elsewhere.
 _TOLERANCE = {8: 1e-4, 16: 4e-7}
 
