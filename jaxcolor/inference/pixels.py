@@ -1,7 +1,7 @@
 """The compiled arithmetic that joins L* and a*b*: chunks of a photo's pixels -> RGB inside sRGB.
 
-Powers are square roots and polynomials, since XLA's own take two thirds of the whole time. A pixel of 8 bits comes and goes as
-a word of 32 bits, red in its lowest byte, as Pillow holds it: with one array in and one out, XLA fills the lanes of a CPU.
+Powers are square roots and polynomials, since XLA's own take two thirds of the whole time. A pixel of 8 bits comes and goes
+as a word of 32 bits, red in its lowest byte, as Pillow holds it: with one array in and one out, XLA fills a CPU's lanes.
 """
 
 import functools
@@ -34,7 +34,7 @@ def recolor(light: np.ndarray, model: np.ndarray) -> np.ndarray:
     Args:
         light: N pixels in sRGB, at most CHUNK: uint8 or uint16 (N,), gray; uint32 (N,), words of three bytes and any fourth;
             or uint16 (N, 3 or 4), RGB and any fourth.
-        model: float32 (4, CHUNK): for the first N pixels the slopes of a* and b*, and their offsets (`recompose.edge_model`).
+        model: float32 (4, CHUNK): for the first N pixels the slopes of a* and b*, and their offsets: a* = slope L* + offset.
 
     Returns:
         RGB and a fourth channel that is undefined: uint8 or uint16 (N, 4).
@@ -104,7 +104,7 @@ def _chroma_factor(lightness, model, bits):
 
 
 def _recolor(lightness, model, factor, bits):
-    """One word (N,) of 8 bits a channel, or two of 16; the fourth channel is its largest value, or 0 for a color outside sRGB."""
+    """One word (N,) of 8 bits a channel, or two of 16; the fourth channel is 0 for colors outside sRGB, else all ones."""
     linear = color.lab_planes_to_linear(*_lab(lightness, model, factor))
     fourth = jnp.where(_is_inside(linear, _TOLERANCE[bits]), jnp.uint32(2**bits - 1), jnp.uint32(0))
     channels = [*(_level(plane, bits) for plane in linear), fourth]

@@ -86,14 +86,16 @@ def _recolor_box(image, out, box, model):
             colored[..., 3] = levels[..., -1]
         return
     part = image.crop(box)
-    if image.mode == 'L':
+    if part.mode == 'LA':
+        part = part.convert('RGBA')
+    if part.mode == 'L':
         light = np.asarray(part).reshape(-1)
     else:
-        light = np.frombuffer(part.tobytes('raw', 'RGBX' if image.mode == 'RGB' else 'RGBA'), np.uint32)
+        light = np.frombuffer(part.tobytes('raw', 'RGBX' if part.mode == 'RGB' else 'RGBA'), np.uint32)
     colored = pixels.recolor(light, model)  # (N, 4)
-    if image.mode == 'RGBA':
+    if part.mode == 'RGBA':
         colored = np.concatenate([colored[:, :3], light.view(np.uint8).reshape(-1, 4)[:, 3:]], axis=1)
-    out.paste(Image.frombuffer(out.mode, part.size, colored, 'raw', 'RGBA' if out.mode == 'RGBA' else 'RGBX', 0, 1), box)
+    out.paste(Image.frombuffer(out.mode, part.size, colored, 'raw', 'RGBX' if out.mode == 'RGB' else 'RGBA', 0, 1), box)
 
 
 def edge_model(

@@ -102,9 +102,10 @@ def test_recompose_has_no_seams_between_strips(monkeypatch):
     photo = Image.open(FISH)
     ab = 60 * np.random.default_rng(0).standard_normal((16, 24, 2)).astype(np.float32)
     whole = np.asarray(join(photo, ab))
-    monkeypatch.setattr('jaxcolor.inference.pixels.CHUNK', photo.width * 7 + 5)
-    difference = np.asarray(join(photo, ab), np.int32) - whole
-    assert np.abs(difference).max() <= 1
+    for chunk in (photo.width * 7 + 5, photo.width // 3):
+        monkeypatch.setattr('jaxcolor.inference.pixels.CHUNK', chunk)
+        difference = np.asarray(join(photo, ab), np.int32) - whole
+        assert np.abs(difference).max() <= 1
 
 
 def test_recompose_with_the_true_colors_gives_the_photo():
@@ -130,6 +131,16 @@ def test_colors_end_where_the_photo_has_edges(monkeypatch):
     bicubic = error()
     assert aware.mean() < 0.5 * bicubic.mean()
     assert aware[:16].max() < 3 and aware[-16:].max() < 3
+
+
+def test_the_lightness_that_the_network_saw_is_not_computed_again(colorizer, monkeypatch):
+    photo = Image.open(FISH)
+    lightness = colorizer.preprocess(photo)
+    ab = 20 * np.random.default_rng(0).standard_normal((*lightness.shape[1:3], 2)).astype(np.float32)
+    expected, smaller = np.asarray(join(photo, ab)), np.asarray(join(photo, ab[::2, ::2]))
+    np.testing.assert_array_equal(np.asarray(join(photo, ab[::2, ::2], lightness=lightness[0])), smaller)
+    monkeypatch.delattr('jaxcolor.inference.recompose.resized')
+    np.testing.assert_array_equal(np.asarray(join(photo, ab, lightness=lightness[0])), expected)
 
 
 def test_coloring_in_place_gives_the_same():
