@@ -63,7 +63,9 @@ def _mix_rows(weights, planes, out):
     """Mixes rows: (rows, h) and float32 (4, h, columns) -> the first rows * columns of out, (4, N)."""
     rows, columns = len(weights), planes.shape[2]
     mixed = out[:, : rows * columns].reshape(len(planes), rows, columns)
+    # The first weight of a row and those after it, and the end of the last of it and those before it.
     starts, ends = (weights != 0).argmax(axis=1), weights.shape[1] - (weights[:, ::-1] != 0).argmax(axis=1)
+    starts, ends = np.minimum.accumulate(starts[::-1])[::-1], np.maximum.accumulate(ends)
     top = 0
     while top < rows:
         # As many rows as one thread of OpenBLAS takes.
