@@ -87,10 +87,14 @@ def rgb_to_lab(rgb: Array) -> Array:
     return _mix(f, _TO_LAB) - np.array([16, 0, 0], np.float32)
 
 
-def linear_planes_to_lightness(planes: Sequence[Array]) -> Array:
-    """Linear light of gray (one plane) or RGB (three), in [0, 1] -> float32 L*, of the planes' shape."""
-    xp = _numpy_like(planes[0])
-    y = planes[0] if len(planes) == 1 else sum(plane * _TO_XYZ[i, 1] for i, plane in enumerate(planes))
+def linear_planes_to_y(planes: Sequence[Array]) -> Array:
+    """Linear light of RGB in three planes, in [0, 1] -> float32 Y in [0, 1], of the planes' shape."""
+    return planes[0] * _TO_XYZ[0, 1] + planes[1] * _TO_XYZ[1, 1] + planes[2] * _TO_XYZ[2, 1]
+
+
+def y_to_lightness(y: Array) -> Array:
+    """Y relative to white, in [0, 1]; of gray the linear light itself -> float32 L*."""
+    xp = _numpy_like(y)
     root = _pow(xp.maximum(y, np.float32(1e-4)), 1 / 3, xp)
     return np.float32(116) * xp.where(y > _F_KNEE, root, y * _F_SLOPE + _F_OFFSET) - np.float32(16)
 
@@ -135,12 +139,13 @@ def fit_chroma(lab: Array, tolerance: float = 1e-4) -> Array:
         float32 (..., 3), whose chroma is that of the border to 1/256 of the given one.
     """
     xp = _numpy_like(lab)
-    lab = lab.astype(xp.float32)
-    return xp.stack(fit_chroma_planes(lab[..., 0], lab[..., 1], lab[..., 2], tolerance), axis=-1)
+    lightness, a, b = (lab[..., i].astype(xp.float32) for i in range(3))
+    factor = chroma_factor(lightness, a, b, tolerance)
+    return xp.stack([lightness, a * factor, b * factor], axis=-1)
 
 
-def fit_chroma_planes(lightness: Array, a: Array, b: Array, tolerance: float = 1e-4) -> list[Array]:
-    """`fit_chroma` for planes of any one shape, float32 -> three of them; XLA takes a third of the time."""
+def chroma_factor(lightness: Array, a: Array, b: Array, tolerance: float = 1e-4) -> Array:
+    """What `fit_chroma` multiplies a* and b* by: planes of any one shape, float32 -> one more, in [0, 1]."""
     xp, margin = _numpy_like(lightness), np.float32(tolerance)
 
     def is_inside(factor):
@@ -153,8 +158,7 @@ def fit_chroma_planes(lightness: Array, a: Array, b: Array, tolerance: float = 1
     for step in range(1, 9):  # halves the interval of the largest factor
         larger = factor + np.float32(2.0**-step)
         factor = xp.where(is_inside(larger), larger, factor)
-    factor = xp.where(is_inside(one), one, factor)
-    return [lightness, a * factor, b * factor]
+    return xp.where(is_inside(one), one, factor)
 
 
 def join_lab(lightness: Array, ab: Array) -> Array:

@@ -24,11 +24,14 @@ from jaxcolor.inference.recompose import join
 from jaxcolor.prepare.decode import FORMATS, pillow_unguarded
 from jaxcolor.runtime.logs import Progress
 
-# Threads that read and write. As many photos are read ahead of the network, and as many written behind it.
-_QUEUE_PHOTOS = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+# Threads that read and write.
+_THREADS = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+# Photos that are read ahead of the network, and that are written behind it: more than threads, since small photos are done
+# before a large one is.
+_QUEUE_PHOTOS = 4 * _THREADS
 # Total pixels of the photos read ahead, of those waiting for a full batch, and of those being written; a single larger
 # photo is let through. It bounds the memory that scans take.
-_MAX_PIXELS = 2**27
+_MAX_PIXELS = 2**26
 _MAX_REASON = 200  # letters of an unexpected error's message
 
 
@@ -117,8 +120,8 @@ def colorize(
             agreement.write_picture(found, first.size, path, photo.tag, overwrite)
             photo.file.notes.append(f'{photo.path}: its predictions differ by {found.mean:.1f} units of a*b* ({path}).')
         for path, frames in zip(paths_of(photo.target), predictions, strict=True):
-            pairs = zip(photo.file.images, frames, strict=True)
-            images = frames if faithful else [join(image, ab, in_place=variants == 1) for image, ab in pairs]
+            parts = zip(photo.file.images, frames, photo.lightness, strict=True)
+            images = frames if faithful else [join(image, ab, variants == 1, seen[0]) for image, ab, seen in parts]
             write_photo(photo.file, images, path, photo.tag, overwrite)
 
     def finish(task: _Task) -> None:
@@ -177,7 +180,7 @@ def colorize(
         fail(sentence)
     for sentence in plan.notes:
         note(sentence)
-    with ThreadPoolExecutor(_QUEUE_PHOTOS) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         for task in _read_ahead(pool, read, plan.pairs):
             try:
                 photo = task.future.result()

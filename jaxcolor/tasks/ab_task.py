@@ -129,7 +129,7 @@ class AbTask(Task):
         if 'logits' in outputs:
             metrics |= {f'top{k}': losses.top_k_accuracy(outputs['logits'], batch['label'], k) for k in (1, 5)}
         ab = self.decode(outputs, inputs[0], averaged.model_state)
-        return metrics, self._average_with_mirror_image(ab, averaged, *inputs)
+        return metrics, self._average_with_mirror_image(self._predict_ab, ab, averaged, *inputs)
 
     def predict(
         self,
@@ -149,8 +149,9 @@ class AbTask(Task):
         given = global_features if hints is None else hints
         features = self._features(state, lightness) if given is None else (given,)
         averaged = state.for_inference()
-        ab = self._predict_ab(averaged, lightness, *features)
-        return self._average_with_mirror_image(ab, averaged, lightness, *features)
+        predict_ab = jax.jit(self._predict_ab)  # traced once for the photo and its mirror image
+        ab = predict_ab(averaged, lightness, *features)
+        return self._average_with_mirror_image(predict_ab, ab, averaged, lightness, *features)
 
     def folded(self, state: TrainState) -> TrainState:
         """As of `Task`."""
@@ -202,12 +203,12 @@ class AbTask(Task):
         """L* (B, H, W, 1) -> a*b* (B, H, W, 2)"""
         return self.decode(self._forward(averaged, lightness, *features), lightness, averaged.model_state)
 
-    def _average_with_mirror_image(self, ab, averaged, lightness, *features):
+    def _average_with_mirror_image(self, predict_ab, ab, averaged, lightness, *features):
         """The mean of ab and of the prediction for the flipped photo, flipped back, where settings.mirror asks for it."""
         if not self.settings.mirror:
             return ab
         flipped = [x[:, :, ::-1] if x.ndim == 4 else x for x in (lightness, *features)]  # not vectors
-        return (ab + self._predict_ab(averaged, *flipped)[:, :, ::-1]) / 2
+        return (ab + predict_ab(averaged, *flipped)[:, :, ::-1]) / 2
 
     def _all_terms(self, outputs, batch, model_state):
         """The loss's terms for each photo, {name: (B,)}."""

@@ -11,6 +11,7 @@ from PIL import ExifTags, Image, ImageCms
 from jaxcolor import color
 from jaxcolor.data.augment import center_crop
 from jaxcolor.errors import UserError
+from jaxcolor.inference import recompose
 from jaxcolor.inference.colorize import colorize
 from jaxcolor.inference.plan import plan_outputs
 from jaxcolor.inference.recompose import join
@@ -102,9 +103,22 @@ def test_recompose_has_no_seams_between_strips(monkeypatch):
     photo = Image.open(FISH)
     ab = 60 * np.random.default_rng(0).standard_normal((16, 24, 2)).astype(np.float32)
     whole = np.asarray(join(photo, ab))
-    monkeypatch.setattr('jaxcolor.inference.recompose._CHUNK', photo.width * 7 + 5)
-    difference = np.asarray(join(photo, ab), np.int32) - whole
-    assert np.abs(difference).max() <= 1
+    for chunk in (photo.width * 7 + 5, photo.width // 3):
+        monkeypatch.setattr('jaxcolor.inference.pixels.CHUNK', chunk)
+        difference = np.asarray(join(photo, ab), np.int32) - whole
+        assert np.abs(difference).max() <= 1
+
+
+@pytest.mark.parametrize('height', [5, 16, 21, 16 * 7, 16 * 30 + 1])
+def test_rows_are_mixed_as_pillow_does(height, monkeypatch):
+    """Of an odd multiple, a row of each group lies on one of the network's, and takes it alone."""
+    monkeypatch.setattr(recompose, '_PRODUCT', 2000)
+    planes = np.random.default_rng(0).standard_normal((4, 16, 40)).astype(np.float32)
+    weights = np.asarray(Image.fromarray(np.eye(16, dtype=np.float32)).resize((16, height), Image.Resampling.BICUBIC))
+    mixed = np.full((4, height * 40 + 3), np.nan, np.float32)
+    recompose._mix_rows(weights, planes, mixed)
+    expected = [np.asarray(Image.fromarray(plane).resize((40, height), Image.Resampling.BICUBIC)) for plane in planes]
+    np.testing.assert_allclose(mixed[:, :-3].reshape(4, height, 40), expected, rtol=0, atol=1e-5)
 
 
 def test_recompose_with_the_true_colors_gives_the_photo():
@@ -126,10 +140,20 @@ def test_colors_end_where_the_photo_has_edges(monkeypatch):
         return np.abs(found - truth)
 
     aware = error()
-    monkeypatch.setattr('jaxcolor.inference.recompose.edge_model', lambda image, ab: (0 * ab, ab))
+    monkeypatch.setattr('jaxcolor.inference.recompose.edge_model', lambda image, ab, _: (0 * ab, ab))
     bicubic = error()
     assert aware.mean() < 0.5 * bicubic.mean()
     assert aware[:16].max() < 3 and aware[-16:].max() < 3
+
+
+def test_the_lightness_that_the_network_saw_is_not_computed_again(colorizer, monkeypatch):
+    photo = Image.open(FISH)
+    lightness = colorizer.preprocess(photo)
+    ab = 20 * np.random.default_rng(0).standard_normal((*lightness.shape[1:3], 2)).astype(np.float32)
+    expected, smaller = np.asarray(join(photo, ab)), np.asarray(join(photo, ab[::2, ::2]))
+    np.testing.assert_array_equal(np.asarray(join(photo, ab[::2, ::2], lightness=lightness[0])), smaller)
+    monkeypatch.delattr('jaxcolor.inference.recompose.resized')
+    np.testing.assert_array_equal(np.asarray(join(photo, ab, lightness=lightness[0])), expected)
 
 
 def test_coloring_in_place_gives_the_same():

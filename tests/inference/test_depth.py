@@ -127,7 +127,7 @@ def test_a_gradient_of_65536_grays_keeps_its_steps(ab):
     plane = np.broadcast_to(np.float32(ab), (16, 16, 2))
     image = DeepImage(GRAYS[..., None])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recompose, 'edge_model', lambda _, ab: (0 * ab, ab))
+        patch.setattr(recompose, 'edge_model', lambda image, ab, _: (0 * ab, ab))
         colored = recompose.join(image, plane).pixels.reshape(-1, 3)
     lightness = rgb2lab(colored[:, None] / 65535)[:, 0, 0]
     expected = rgb2lab(np.repeat(GRAYS.reshape(-1, 1, 1), 3, axis=2) / 65535)[:, 0, 0]
@@ -192,7 +192,7 @@ def test_profiles_are_converted_in_16_bits(tmp_path, kind):
 
 @pytest.mark.parametrize('size', [(32, 24), (31, 23), (96, 64), (7, 5)])
 def test_shrinking_by_strips(monkeypatch, size):
-    monkeypatch.setattr(recompose, '_CHUNK', 700)
+    monkeypatch.setattr(recompose, '_SHRUNK_PIXELS', 700)
     image = DeepImage(COLORS)
     expected = image.in_8_bits().resize(size, Image.Resampling.BOX)
     difference = np.asarray(recompose.resized(image, size, Image.Resampling.BOX), int) - np.asarray(expected)
