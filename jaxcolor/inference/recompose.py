@@ -82,7 +82,8 @@ def _recolor_box(image, out, box, model):
     if isinstance(image, DeepImage):
         levels, colored = (x.pixels[top:bottom, left:right] for x in (image, out))
         channels = levels.shape[2]
-        light = levels.reshape(-1, channels) if channels > 2 else levels[..., 0].reshape(-1)
+        is_gray = channels < 3 or (levels[..., 1:3] == levels[..., :1]).all()
+        light = levels[..., 0].reshape(-1) if is_gray else levels.reshape(-1, channels)
         colored[..., :3] = pixels.recolor(light, model)[:, :3].reshape(*colored.shape[:2], 3)
         if colored.shape[2] == 4:
             colored[..., 3] = levels[..., -1]

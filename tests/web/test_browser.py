@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import PHOTOS, ROOT
 from PIL import Image
-from serving import ENVIRONMENT, served
+from web_serving import ENVIRONMENT, served
 
 pytestmark = pytest.mark.browser
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from conftest import PHOTOS
-from serving import served
+from web_serving import served
 
 pytestmark = pytest.mark.web
 CLIENTS, SECONDS = 4, 60
