@@ -54,7 +54,13 @@ def test_layers(layer, shapes):
 
 @pytest.mark.parametrize(
     ('recipe', 'left'),  # batch norms that do not follow a linear layer
-    [('ltbc', 0), ('ltbc_deconv', 0), pytest.param('ltbc_lite', 0, marks=pytest.mark.slow), ('vgg_fusion', 2), ('eccv16', 7)],
+    [
+        ('ltbc', 0),
+        ('ltbc_deconv', 0),
+        pytest.param('ltbc_lite', 0, marks=pytest.mark.slow),
+        ('vgg_fusion', 2),
+        ('eccv16', 7),
+    ],
 )
 def test_networks(recipe, left):
     task = tasks.build(small_recipe(recipe))
