@@ -255,7 +255,9 @@ def test_the_wheel_holds_what_it_needs_and_no_more(wheel):
         for model in models
         for name in ('README.md', 'config.json', 'weights.safetensors')
     }
-    expected |= {'jaxcolor/data/photos/manifest.csv', 'jaxcolor/evaluation/compare.html.j2'}
+    of_rooms = [*(ROOT / 'jaxcolor/benchmark/targets').iterdir(), *(ROOT / 'jaxcolor/web/static').iterdir()]
+    expected |= {path.relative_to(ROOT).as_posix() for path in of_rooms}
+    expected |= {'jaxcolor/data/photos/manifest.csv', 'jaxcolor/evaluation/compare.html.j2', 'jaxcolor/py.typed'}
     assert names == expected
     assert licenses
 
