@@ -1,6 +1,5 @@
 """Films: what a colored one keeps, what it is made of, and what becomes of broken ones, interrupted ones, and odd sizes."""
 
-import itertools
 import os
 import signal
 import subprocess
@@ -9,7 +8,6 @@ import time
 from fractions import Fraction
 
 import av
-import cv2
 import numpy as np
 import pytest
 from conftest import assert_one_sentence
@@ -31,8 +29,6 @@ from jaxcolor import color
 from jaxcolor.errors import UserError
 from jaxcolor.video import film as film_module
 from jaxcolor.video.film import color_film
-from jaxcolor.video.planes import Turn
-from jaxcolor.video.steady import Steady
 
 pytestmark = pytest.mark.video
 LOSSLESS = {'codec': 'ffv1', 'quiet': True}
@@ -134,22 +130,6 @@ def test_interlaced_films_are_said_and_stay_so(tmp_path):
     assert all(frame.interlaced_frame for frame in frames_of(tmp_path / 'out.mkv'))
 
 
-@pytest.mark.parametrize(
-    'matrix', [None, (0, -1, 0, 1, 0), (0, 1, 0, -1, 0), (-1, 0, 0, 0, -1), (-1, 0, 0, 0, 1), (0, 1, 0, 1, 0)]
-)
-def test_turns(matrix):
-    """Against the definition: a stored pixel (x, y) is shown at (a x + c y, b x + d y), moved to where all are positive."""
-    stored = np.arange(12).reshape(3, 4)
-    turn = Turn.of(matrix)
-    a, b, _, c, d = matrix or (1, 0, 0, 0, 1)
-    y, x = np.mgrid[:3, :4]
-    shown_x, shown_y = a * x + c * y, b * x + d * y
-    shown = np.full((np.ptp(shown_y) + 1, np.ptp(shown_x) + 1), -1)
-    shown[shown_y - shown_y.min(), shown_x - shown_x.min()] = stored
-    np.testing.assert_array_equal(turn.upright(stored), shown)
-    np.testing.assert_array_equal(turn.stored(turn.upright(stored)), stored)
-
-
 def test_ten_bits_keep_their_steps(tmp_path):
     ramp = np.repeat(np.arange(64, 64 + WIDTH, dtype=np.uint16)[None], HEIGHT, axis=0)  # a step of 10 bits a pixel
     gray = write_film(tmp_path / 'gray.mkv', [ramp] * 3, pixel_format='yuv420p10le')
@@ -221,28 +201,6 @@ def test_no_color_crosses_a_cut(tmp_path):
     alone, carried = (frames_of(tmp_path / f'{name}.mkv') for name in ('alone', 'carried'))
     same = [all(map(np.array_equal, planes_of(a), planes_of(b))) for a, b in zip(alone, carried, strict=True)]
     assert same[0] and same[6] and not all(same)
-
-
-def test_carried_colors_flicker_less():
-    """Predictions of a moving scene that flicker: what is shown does so by less than a third, and is nearer to the mean."""
-    rng = np.random.default_rng(0)
-    scene = cv2.GaussianBlur(rng.uniform(0, 255, (128, 400)).astype(np.float32), (0, 0), 3)
-    scene = cv2.normalize(scene, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
-    truth = np.stack([scene, 255 - scene], axis=-1).astype(np.float32) / 4  # follows the scene
-    steady, shown, predicted = Steady(0.95), [], []
-    for t in range(24):
-        ab = np.ascontiguousarray(truth[::2, 4 * t : 4 * t + 128 : 2]) + rng.normal(0, 5, 2).astype(np.float32)
-        predicted.append(ab)
-        shown.append(steady(np.ascontiguousarray(scene[:, 4 * t : 4 * t + 128]), lambda ab=ab: ab)[0])
-
-    def flicker(frames):  # the camera moves by 4 pixels of the scene, 2 of the colors
-        return np.mean([np.abs(b[:, :-2] - a[:, 2:]).mean() for a, b in itertools.pairwise(frames[8:])])
-
-    def error(frames):
-        return np.mean([np.abs(ab - truth[::2, 4 * t : 4 * t + 128 : 2]).mean() for t, ab in enumerate(frames)][8:])
-
-    assert flicker(shown) < flicker(predicted) / 3
-    assert error(shown) < error(predicted)
 
 
 def test_batches_give_the_same_frames(tmp_path):
