@@ -310,10 +310,11 @@ _BIN_SIDE, _BINS_PER_AXIS = 10, 23
 AB_BINS = _BINS_PER_AXIS**2
 
 
-def ab_bin(ab: np.ndarray | jax.Array) -> jax.Array:
+def ab_bin(ab: Array) -> Array:
     """The bin of each color on the 10 x 10 grid of the a*b* plane: float (..., 2) -> int32 (...) in [0, AB_BINS)."""
-    index = jnp.floor(ab / _BIN_SIDE + 0.5).astype(jnp.int32) + _BINS_PER_AXIS // 2
-    index = jnp.clip(index, 0, _BINS_PER_AXIS - 1)
+    xp = _numpy_like(ab)
+    index = xp.floor(ab / _BIN_SIDE + 0.5).astype(xp.int32) + _BINS_PER_AXIS // 2
+    index = xp.clip(index, 0, _BINS_PER_AXIS - 1)
     return index[..., 0] * _BINS_PER_AXIS + index[..., 1]
 
 

@@ -39,6 +39,8 @@ def run(args: argparse.Namespace) -> None:
         UserError: an argument cannot be used, or there are no photos.
         SystemExit: 1, a photo was not colored.
     """
+    import jax
+
     from jaxcolor.inference.colorize import colorize
     from jaxcolor.inference.colorizer import MULTIPLE, Colorizer
     from jaxcolor.inference.hints import read_hints
@@ -52,6 +54,8 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f'--variants must be at least 1, not {args.variants}.')
     if args.faithful and (args.style or args.agreement or args.variants > 1):
         raise UserError("--faithful colors as the network's authors do: without --style, --variants and --agreement.")
+    # Photos have threads of their own; handing each small computation to another takes longer than waiting for it.
+    jax.config.update('jax_cpu_enable_async_dispatch', False)
     plan, hints = plan_outputs(args.photos, args.out), None
     if args.hints:
         if len(plan.pairs) > 1:

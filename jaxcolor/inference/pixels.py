@@ -47,9 +47,11 @@ def recolor(light: np.ndarray, model: np.ndarray) -> np.ndarray:
         words = _words(lightness, model, bits, fit=True)[:count]
     elif len(outside):
         words = words.copy()
+        of_some = aligned((4, _OUTSIDE_CHUNK), np.float32)
         for first in range(0, len(outside), _OUTSIDE_CHUNK):
             some = np.resize(outside[first : first + _OUTSIDE_CHUNK], _OUTSIDE_CHUNK)  # repeated
-            words[some] = _words(lightness[some], model[:, some], bits, fit=True)
+            np.take(model, some, axis=1, out=of_some, mode='clip')  # a third of the time of model[:, some]
+            words[some] = _words(lightness[some], of_some, bits, fit=True)
     return words.view(np.uint8 if bits == 8 else np.uint16)
 
 

@@ -9,10 +9,8 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax import lax
 
 from jaxcolor.models.layers import BatchNorm
 
@@ -33,18 +31,30 @@ def fold_batch_norms(network: nn.Module, variables: Mapping[str, Any], *inputs: 
     statistics = flatten_dict(others.get('batch_stats', {}))
     for (*block, name), (layer, epsilon) in _norms(network, variables, inputs).items():
         norm = (*block, name)
-        mean, var = (statistics.pop((*norm, kind)) for kind in ('mean', 'var'))
-        scale = params.pop((*norm, 'scale')) * lax.rsqrt(jnp.asarray(var) + np.float32(epsilon))
-        shift = params.pop((*norm, 'bias')) - mean * scale
-        linear = (*block, *layer)
-        params[*linear, 'kernel'] *= scale
-        if (*linear, 'bias') in params:
-            params[*linear, 'bias'] = params[*linear, 'bias'] * scale + shift
+        mean, var = (_on_host(statistics.pop((*norm, kind))) for kind in ('mean', 'var'))
+        scale = _on_host(params.pop((*norm, 'scale'))) / (var + np.float32(epsilon)) ** np.float32(0.5)
+        own_bias = params.pop((*norm, 'bias'))
+        shift = _on_host(own_bias) - mean * scale
+        kernel, bias = (*block, *layer, 'kernel'), (*block, *layer, 'bias')
+        params[kernel] = _placed_like(params[kernel], _on_host(params[kernel]) * scale)
+        if bias in params:
+            params[bias] = _placed_like(params[bias], _on_host(params[bias]) * scale + shift)
         else:
-            params[*norm, 'bias'] = shift
+            params[*norm, 'bias'] = _placed_like(own_bias, shift)
     if 'batch_stats' in others:
         others['batch_stats'] = unflatten_dict(statistics)
     return {'params': unflatten_dict(params), **others}
+
+
+def _on_host(array):
+    """An array in NumPy, which computes at once what JAX would compile, operation by operation; traced, as it is."""
+    return array if isinstance(array, jax.core.Tracer) else np.asarray(array)
+
+
+def _placed_like(array, values):
+    """The values on the devices of an array."""
+    is_placed = isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer)
+    return jax.device_put(values, array.sharding) if is_placed else values
 
 
 def _norms(network, variables, inputs):
