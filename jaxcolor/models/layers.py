@@ -51,7 +51,7 @@ def pad_to_multiple(x: jax.Array, multiple: int) -> jax.Array:
     return jnp.pad(x, ((0, 0), (0, -H % multiple), (0, -W % multiple), (0, 0)), mode='edge')
 
 
-@on_cpus(cpu_kernels.STRIDED, cpu_kernels.WINOGRAD, cpu_kernels.GRADIENTS)
+@on_cpus(cpu_kernels.STRIDED, cpu_kernels.WINOGRAD, cpu_kernels.NARROW, cpu_kernels.GRADIENTS)
 def conv2d(x: jax.Array, kernel: jax.Array, *, strides: int, padding: Padding) -> jax.Array:
     """(B, H, W, C), (h, w, C, features) -> (B, H', W', features). padding: zeros ((above, below), (left, right))."""
     return lax.conv_general_dilated(x, kernel, (strides,) * 2, padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))

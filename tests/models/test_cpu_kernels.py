@@ -142,6 +142,11 @@ SAME = ((1, 1), (1, 1))
 CASES = {
     'strided': (lambda x, kernel: layers.conv2d(x, kernel, strides=2, padding=SAME), (3, 1, 0, 0), (6, 6, 0, 0)),
     'winograd': (lambda x, kernel: layers.conv2d(x, kernel, strides=1, padding=SAME), (3, 1, 0, 0), (0, 0, 16 + 32, 0)),
+    'narrow': (
+        lambda x, kernel: layers.conv2d(x, kernel[..., :3], strides=1, padding=SAME),
+        (3, 1, 0, 0),
+        (2, 2, 1, 0),
+    ),
     'dilated': (lambda x, kernel: layers.dilated_conv2d(x, kernel, dilation=2), (3, 1, 0, 0), (3, 3, 0, 0)),
     'gradients': (lambda x, kernel: layers.conv2d(x, kernel, strides=1, padding=SAME), (3, 1, 0, 0), (3, 3, 0, 0)),
     'upsampled': (layers.upsample_conv2d, (3, 1, 0, 0), (12, 12, 0, 0)),
