@@ -139,7 +139,7 @@ def _setup_data(config, shards, task, parallel) -> _Data:
     splits = [split for split in hp.eval_splits if shards.counts.get(split)]
     if config.data.placement == 'host':
         batches = pipeline.train_batches(shards, data=config.data, seed=config.seed, **share)
-        return _Data(shards, batches, task.train_step, (), splits)
+        return _Data(shards, batches, lambda state, batch: task.train_step(state, device.flip(batch)), (), splits)
 
     dataset = device.to_device(shards, 'train', config.data, parallel.replicated)
 
