@@ -31,7 +31,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     'task.error': ('squared', 'huber', 'absolute'),
     'task.reduction': ('sum', 'mean'),
     'task.loss_resolution': ('output', 'input'),
-    'data.placement': ('host', 'device'),
+    'data.placement': ('auto', 'host', 'device'),
     'train.mapping': ('shard_map', 'pmap'),
 }
 # Fields that count, and are at least 1.

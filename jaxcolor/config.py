@@ -245,7 +245,8 @@ def data() -> ConfigDict:
     data.texture = 0.0  # units of L*, standard deviation, at most: fibers and stains of the paper
     data.scratches = 0  # at most, and as many specks of dust
     data.jpeg = 0.0  # 100 - the worst quality of a JPEG
-    data.placement = 'host'  # 'device' holds the whole set on every device and makes the batches inside the step
+    data.placement = 'auto'  # 'device' holds the whole set on every device and makes the batches inside the step; 'host'
+    # streams it; 'auto' takes the device where that is a GPU or TPU with room for the set
     data.read_threads = 2  # threads of this process that read and augment; each makes whole batches
     data.prefetch = 4  # batches ready ahead of the step
     data.workers = 0  # reading processes, beside the threads; 0 is faster unless decoding is slow

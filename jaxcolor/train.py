@@ -137,7 +137,7 @@ def _setup_data(config, shards, task, parallel) -> _Data:
         'process_count': jax.process_count(),
     }
     splits = [split for split in hp.eval_splits if shards.counts.get(split)]
-    if config.data.placement == 'host':
+    if _is_streamed(config, shards, parallel):
         batches = pipeline.train_batches(shards, data=config.data, seed=config.seed, **share)
         return _Data(shards, batches, lambda state, batch: task.train_step(state, device.flip(batch)), (), splits)
 
@@ -147,6 +147,14 @@ def _setup_data(config, shards, task, parallel) -> _Data:
         return task.train_step(state, device.gather(dataset, **indices, data=config.data, seed=config.seed))
 
     return _Data(shards, device.DeviceBatches(dataset, **share), train_step, (dataset,), splits)
+
+
+def _is_streamed(config, shards, parallel) -> bool:
+    """Whether photos are read during the training; the same on all processes."""
+    if config.extractor.cached:  # the devices hold no features
+        return True
+    chosen = device.choose_placement(shards, 'train', config.data, parallel.mesh.local_devices[0])
+    return bool(cluster.broadcast(int(chosen == 'host')))
 
 
 def _restore_or_init(config, run, task, data, parallel, checkpoints, progress) -> tuple[int, TrainState]:
@@ -284,6 +292,7 @@ def _announce(progress, config, parallel, data, state, length) -> None:
         f'{config.data.crop} pixels; batch {hp.batch_size} = {each} x {devices} '
         f'{parallel.mesh.devices.flat[0].device_kind} device(s) of {jax.process_count()} process(es){accumulated}; '
         f'learning rate {optimizers.peak_rate(config.optimizer, hp.batch_size):.3g}; '
+        f'photos {"held on every device" if data.resident else "streamed from the host"}; '
         f'{length.steps} steps, {length.epoch_of(length.steps):.4g} epochs. Compiling.'
     )
     if config.model.dtype == 'float32' and has_fast_bfloat16(parallel.mesh.devices.flat[0]):

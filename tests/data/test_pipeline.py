@@ -393,6 +393,33 @@ def test_device_boxes_reach_every_size_that_the_host_s_do():
     assert np.quantile(area, 0.05) > 0.2 and np.quantile(area, 0.95) > 0.8
 
 
+class Gpu:
+    """What is asked of a device with so many bytes."""
+
+    platform = 'gpu'
+
+    def __init__(self, size):
+        self._size = size
+
+    def memory_stats(self):
+        return {'bytes_limit': self._size}
+
+
+def test_the_device_holds_the_photos_where_it_has_room(prepared, monkeypatch):
+    size = device.to_device(prepared, 'train', settings()).pixels.nbytes
+
+    def chosen(where, **changes):
+        return device.choose_placement(prepared, 'train', settings(**changes), where)
+
+    assert chosen(Gpu(6 * size)) == 'device' and chosen(Gpu(4 * size)) == 'host'
+    assert chosen(Gpu(6 * size), crop=80) == 'host'  # photos are enlarged
+    assert chosen(Gpu(6 * size), shift=0.1) == 'host' and chosen(Gpu(6 * size), resized_crop=0.3) == 'device'
+    assert chosen(jax.devices()[0]) == 'host'
+    assert chosen(Gpu(10), placement='device') == 'device' and chosen(Gpu(6 * size), placement='host') == 'host'
+    monkeypatch.setattr(device, 'MAX_PIXELS', size // 6)
+    assert chosen(Gpu(6 * size)) == 'host'
+
+
 def test_device_placement_refuses_other_augmentation(prepared):
     with pytest.raises(UserError, match=r'data\.rotate'):
         device.to_device(prepared, 'train', settings(rotate=5.0))
