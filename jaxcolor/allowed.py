@@ -39,7 +39,16 @@ _COUNTS: dict[str, tuple[str, ...]] = {
     'model': ('members', 'vector', 'queries', 'layers'),
     'optimizer': ('base_batch_size',),
     'data': ('crop', 'read_threads', 'prefetch'),
-    'train': ('steps', 'epoch_steps', 'batch_size', 'accumulation_steps', 'heartbeat', 'log_every', 'grid_photos'),
+    'train': (
+        'steps',
+        'epoch_steps',
+        'batch_size',
+        'accumulation_steps',
+        'steps_per_call',
+        'heartbeat',
+        'log_every',
+        'grid_photos',
+    ),
 }
 # Smallest and largest value; None: no limit.
 RANGES: dict[str, tuple[float, float | None]] = {

@@ -264,6 +264,8 @@ def train() -> ConfigDict:
     train.init_redraw = ()  # layers, by name, that start from the seed all the same
     train.batch_size = 128  # photos a step, over all devices of all processes and all accumulation steps
     train.accumulation_steps = 1  # sequential parts of a device's photos; the same numbers as with more devices
+    train.steps_per_call = 1  # optimizer steps of one compiled call, for small networks that a GPU ends before the next is
+    # dispatched; logging, evaluations and checkpoints come at the ends of calls, the first at or after their step
     train.devices = 0  # of all processes, which use equally many each; 0: as many as divide the batch evenly
     train.mapping = 'shard_map'  # how a device's step is mapped over all devices; the numbers are the same
     train.deterministic = False  # on GPUs: the same bits in every run, so that resuming is exact; slower. CPUs always are so
