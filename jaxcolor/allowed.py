@@ -31,7 +31,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     'task.error': ('squared', 'huber', 'absolute'),
     'task.reduction': ('sum', 'mean'),
     'task.loss_resolution': ('output', 'input'),
-    'data.placement': ('host', 'device'),
+    'data.placement': ('auto', 'host', 'device'),
     'train.mapping': ('shard_map', 'pmap'),
 }
 # Fields that count, and are at least 1.
@@ -39,7 +39,16 @@ _COUNTS: dict[str, tuple[str, ...]] = {
     'model': ('members', 'vector', 'queries', 'layers'),
     'optimizer': ('base_batch_size',),
     'data': ('crop', 'read_threads', 'prefetch'),
-    'train': ('steps', 'epoch_steps', 'batch_size', 'accumulation_steps', 'heartbeat', 'log_every', 'grid_photos'),
+    'train': (
+        'steps',
+        'epoch_steps',
+        'batch_size',
+        'accumulation_steps',
+        'steps_per_call',
+        'heartbeat',
+        'log_every',
+        'grid_photos',
+    ),
 }
 # Smallest and largest value; None: no limit.
 RANGES: dict[str, tuple[float, float | None]] = {

@@ -97,6 +97,7 @@ def _train_arguments(parser):
     _config_arguments(parser)
     parser.add_argument('--workdir', metavar='RUN', help='the run directory (runs/CONFIG-NAME)')
     parser.add_argument('--data', metavar='SHARDS', help='the shard set to train on; sets --config.data.shards')
+    parser.add_argument('--processes', default='1', metavar='N', help='of this machine: auto for one a GPU, or a number (1)')
     _cluster_arguments(parser)
 
 
@@ -108,6 +109,14 @@ def _train(args):
     """
     config = _read_config(args)
     process = _detect_process(args)
+    if args.processes != '1':
+        from jaxcolor.runtime import local
+
+        gpus = local.device_ids(process)
+        if (count := local.count_processes(args.processes, process, len(gpus))) > 1:
+            run = [f'--workdir={args.workdir}'] if args.workdir else []
+            data = [f'--data={args.data}'] if args.data else []
+            sys.exit(local.run_processes(['train', f'--config={args.config}', *args.fields, *run, *data], count, gpus))
     _setup_jax()
     from jaxcolor.runtime import cluster
     from jaxcolor.train import train

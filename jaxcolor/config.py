@@ -245,7 +245,8 @@ def data() -> ConfigDict:
     data.texture = 0.0  # units of L*, standard deviation, at most: fibers and stains of the paper
     data.scratches = 0  # at most, and as many specks of dust
     data.jpeg = 0.0  # 100 - the worst quality of a JPEG
-    data.placement = 'host'  # 'device' holds the whole set on every device and makes the batches inside the step
+    data.placement = 'auto'  # 'device' holds the whole set on every device and makes the batches inside the step; 'host'
+    # streams it; 'auto' takes the device where that is a GPU or TPU with room for the set
     data.read_threads = 2  # threads of this process that read and augment; each makes whole batches
     data.prefetch = 4  # batches ready ahead of the step
     data.workers = 0  # reading processes, beside the threads; 0 is faster unless decoding is slow
@@ -263,6 +264,8 @@ def train() -> ConfigDict:
     train.init_redraw = ()  # layers, by name, that start from the seed all the same
     train.batch_size = 128  # photos a step, over all devices of all processes and all accumulation steps
     train.accumulation_steps = 1  # sequential parts of a device's photos; the same numbers as with more devices
+    train.steps_per_call = 1  # optimizer steps of one compiled call, for small networks that a GPU ends before the next is
+    # dispatched; logging, evaluations and checkpoints come at the ends of calls, the first at or after their step
     train.devices = 0  # of all processes, which use equally many each; 0: as many as divide the batch evenly
     train.mapping = 'shard_map'  # how a device's step is mapped over all devices; the numbers are the same
     train.deterministic = False  # on GPUs: the same bits in every run, so that resuming is exact; slower. CPUs always are so

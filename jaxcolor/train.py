@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxcolor import tasks
@@ -27,7 +28,7 @@ from jaxcolor.runtime import cluster
 from jaxcolor.runtime.cache import enable_compilation_cache
 from jaxcolor.runtime.checkpoint import Checkpoints, abstract
 from jaxcolor.runtime.logs import MetricsLog, Progress
-from jaxcolor.runtime.parallel import DataParallel, choose_devices, has_fast_bfloat16
+from jaxcolor.runtime.parallel import DataParallel, choose_devices, has_fast_bfloat16, in_turn
 from jaxcolor.tasks import optimizers
 from jaxcolor.tasks.length import Length
 from jaxcolor.tasks.state import TrainState
@@ -60,7 +61,7 @@ def train(config: ConfigDict, run: str | Path) -> dict[str, dict[str, float]]:
     shards, length = _setup_run(config, run)
     task = tasks.build(config, length)
     data = _setup_data(config, shards, task, parallel)
-    train_step = parallel.map(data.train_step, donate_state=True)
+    train_steps = parallel.map(in_turn(data.train_step), donate_state=True)
     evaluator = Evaluator(task, parallel, data.shards, config)
     progress = Progress(length.steps, 'steps', items_per_unit=hp.batch_size, item='images', quiet=not is_main)
 
@@ -72,24 +73,28 @@ def train(config: ConfigDict, run: str | Path) -> dict[str, dict[str, float]]:
         log = _StepLog(run, first, float(length.steps_per_epoch), hp.tensorboard, progress, checkpoints)
         results = {}
 
-        # A step is dispatched, not awaited: what is logged are the metrics of steps before it.
-        for step in range(first + 1, length.steps + 1):
-            state, metrics = train_step(state, parallel.shard(next(data.batches)), *data.resident)
+        # A call is dispatched, not awaited: what is logged are the metrics of steps before it.
+        for call, before in enumerate(range(first, length.steps, hp.steps_per_call), first + 1):
+            step = min(before + hp.steps_per_call, length.steps)
+            batches = tuple(parallel.shard(next(data.batches)) for _ in range(before, step))
+            state, metrics = train_steps(state, batches, *data.resident)
             log.append(step, metrics)
             is_last = step == length.steps
-            is_preempted = cluster.is_preempted(step) and not is_last
-            is_due = is_last or length.is_due(step, hp.eval_every, hp.eval_every_epochs)
+            is_preempted = cluster.is_preempted(call) and not is_last
+            is_due = is_last or any(
+                length.is_due(n, hp.eval_every, hp.eval_every_epochs) for n in range(before + 1, step + 1)
+            )
             is_eval = bool(data.splits) and is_due and not is_preempted
-            is_save = is_eval or is_preempted or step % hp.checkpoint_every == 0 or is_last
+            is_save = is_eval or is_preempted or _passes(before, step, hp.checkpoint_every) or is_last
 
-            if step == first + 1:
+            if before == first:
                 jax.block_until_ready(metrics)
                 progress.restart_clock()  # leaves out compilation
             if is_save:
                 log.write_all()
-            elif step % hp.log_every == 0:
+            elif _passes(before, step, hp.log_every):
                 log.write_finished()
-            progress.update()
+            progress.update(step - before)
 
             if is_eval:
                 results = _evaluate(evaluator, state, step, run, data.splits, log, progress)
@@ -107,6 +112,11 @@ def train(config: ConfigDict, run: str | Path) -> dict[str, dict[str, float]]:
         draw_curves(run)
         _farewell(run, data.splits, length.steps, results)
     return results
+
+
+def _passes(before, step, every):
+    """Whether a multiple of `every` lies behind one step and not behind another."""
+    return step // every > before // every
 
 
 class _Data(NamedTuple):
@@ -137,9 +147,9 @@ def _setup_data(config, shards, task, parallel) -> _Data:
         'process_count': jax.process_count(),
     }
     splits = [split for split in hp.eval_splits if shards.counts.get(split)]
-    if config.data.placement == 'host':
+    if _is_streamed(config, shards, parallel):
         batches = pipeline.train_batches(shards, data=config.data, seed=config.seed, **share)
-        return _Data(shards, batches, task.train_step, (), splits)
+        return _Data(shards, batches, lambda state, batch: task.train_step(state, device.flip(batch)), (), splits)
 
     dataset = device.to_device(shards, 'train', config.data, parallel.replicated)
 
@@ -147,6 +157,14 @@ def _setup_data(config, shards, task, parallel) -> _Data:
         return task.train_step(state, device.gather(dataset, **indices, data=config.data, seed=config.seed))
 
     return _Data(shards, device.DeviceBatches(dataset, **share), train_step, (dataset,), splits)
+
+
+def _is_streamed(config, shards, parallel) -> bool:
+    """Whether photos are read during the training; the same on all processes."""
+    if config.extractor.cached:  # the devices hold no features
+        return True
+    chosen = device.choose_placement(shards, 'train', config.data, parallel.mesh.local_devices[0])
+    return bool(cluster.broadcast(int(chosen == 'host')))
 
 
 def _restore_or_init(config, run, task, data, parallel, checkpoints, progress) -> tuple[int, TrainState]:
@@ -215,7 +233,7 @@ class _StepLog:
         self._pending, self._rate = [], math.nan
 
     def append(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Takes the metrics of a step, scalars on the device."""
+        """Takes the metrics of a call that ended with this step, {name: () or (steps,)} on the device."""
         self._pending.append((step, metrics))
         if len(self._pending) > 1:
             jax.block_until_ready(self._pending[-2][1])  # no step runs far ahead: a peer's death is noticed at once
@@ -251,11 +269,15 @@ class _StepLog:
     def _write_means(self, rows):
         if not rows:
             return
-        values = jax.device_get([metrics for _, metrics in rows])
-        for (step, _), row in zip(rows, values, strict=True):
-            self._rate = float(row['learning_rate'])
-            if not (math.isfinite(row['loss']) and math.isfinite(row.get('grad_norm', 0.0))):
-                raise self.not_finite('the loss or its gradient', step, float(row['loss']))
+        values = []
+        for (last, _), metrics in zip(rows, jax.device_get([metrics for _, metrics in rows]), strict=True):
+            count = metrics['loss'].size
+            each = [{name: np.ravel(x)[i] for name, x in metrics.items()} for i in range(count)]
+            for step, row in enumerate(each, last - count + 1):
+                self._rate = float(row['learning_rate'])
+                if not (math.isfinite(row['loss']) and math.isfinite(row.get('grad_norm', 0.0))):
+                    raise self.not_finite('the loss or its gradient', step, float(row['loss']))
+            values += each
         # A share of no photos is NaN: the accuracy of the class where none of a step's photos has a label.
         finite = {name: [row[name] for row in values if math.isfinite(row[name])] for name in values[0]}
         means = {name: float(sum(each) / len(each)) for name, each in finite.items() if each}
@@ -284,6 +306,7 @@ def _announce(progress, config, parallel, data, state, length) -> None:
         f'{config.data.crop} pixels; batch {hp.batch_size} = {each} x {devices} '
         f'{parallel.mesh.devices.flat[0].device_kind} device(s) of {jax.process_count()} process(es){accumulated}; '
         f'learning rate {optimizers.peak_rate(config.optimizer, hp.batch_size):.3g}; '
+        f'photos {"held on every device" if data.resident else "streamed from the host"}; '
         f'{length.steps} steps, {length.epoch_of(length.steps):.4g} epochs. Compiling.'
     )
     if config.model.dtype == 'float32' and has_fast_bfloat16(parallel.mesh.devices.flat[0]):

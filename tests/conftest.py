@@ -1,9 +1,16 @@
-"""Every test runs on 8 host devices and under strict dtype promotion."""
+"""Every test runs on 8 host devices and under strict dtype promotion; with `-m gpu` on the GPUs that there are."""
 
 import gc
 import importlib.util
+import itertools
 import os
+import sys
 import tempfile
+
+# pytest's workers inherit it.
+if ('-m', 'gpu') in itertools.pairwise(sys.argv):
+    os.environ.setdefault('JAXCOLOR_TESTS_ON', 'gpu')
+TESTS_ON = os.environ.get('JAXCOLOR_TESTS_ON', 'cpu')
 
 # Flags from outside are kept, such as another instruction set (--xla_cpu_max_isa=AVX2); pytest's workers inherit them.
 FLAGS = ' '.join(flag for flag in os.environ.get('XLA_FLAGS', '').split() if 'host_platform_device_count' not in flag)
@@ -11,7 +18,10 @@ FLAGS = ' '.join(flag for flag in os.environ.get('XLA_FLAGS', '').split() if 'ho
 if 'backend_optimization_level' not in FLAGS:
     FLAGS = f'{FLAGS} --xla_backend_optimization_level=0'.strip()
 os.environ['XLA_FLAGS'] = f'{FLAGS} --xla_force_host_platform_device_count=8'
-os.environ['JAX_PLATFORMS'] = 'cpu'
+if TESTS_ON == 'cpu':
+    os.environ['JAX_PLATFORMS'] = 'cpu'
+else:
+    os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'  # two workers share a GPU
 os.environ['MPLBACKEND'] = 'agg'
 # Tests (and the commands that they run) share what has been compiled, too.
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
@@ -20,7 +30,6 @@ os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.3'
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import filelock

@@ -112,14 +112,15 @@ def small_recipe(name, shards=''):
     return config
 
 
-def first_gradients(name, parallel, folder):
-    """One step of a `small_recipe` on 16 fixed photos -> {'KIND/NAME': array}.
+def first_gradients(name, parallel, folder, **model):
+    """One step of a `small_recipe`, with fields of its model changed, on 16 fixed photos -> {'KIND/NAME': array}.
 
     KIND is gradients, statistics (of batch norm and the like), metrics, before (the parameters then) or changes (of them).
 
     The optimizer is SGD, whose momentum is the gradient itself after one step, with its scale, which Adam would hide.
     """
     config = small_recipe(name)
+    config.model.update(model)
     config.optimizer.update({'name': 'sgd', 'learning_rate': 1e-3, 'momentum': 0.9, 'nesterov': False, 'warmup_steps': 0})
     config.optimizer.update({'schedule': 'constant', 'weight_decay': 0.0, 'clip_norm': 0.0})
     task = tasks.build(config)

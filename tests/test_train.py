@@ -54,7 +54,7 @@ def test_epochs_count_the_photos_of_the_set_also_when_resumed(tiny_config, tmp_p
     tiny_config.optimizer.schedule = 'constant'
     tiny_config.train.update({'steps': None, 'epochs': 2, 'eval_every': None, 'eval_every_epochs': 1})
     train(tiny_config, tmp_path)
-    assert '5 steps, 2 epochs' in capsys.readouterr().err
+    assert 'photos streamed from the host; 5 steps, 2 epochs' in capsys.readouterr().err
     tiny_config.train.epochs = 3.5
     train(tiny_config, tmp_path)
     assert 'resuming' in capsys.readouterr().err
@@ -62,9 +62,10 @@ def test_epochs_count_the_photos_of_the_set_also_when_resumed(tiny_config, tmp_p
     assert evaluated == [3, 5, 8, 9]
 
 
-def test_a_set_held_on_the_devices_trains_the_same(tiny_config, trained, tmp_path):
+def test_a_set_held_on_the_devices_trains_the_same(tiny_config, trained, tmp_path, capsys):
     tiny_config.data.placement = 'device'
     train(tiny_config, tmp_path)
+    assert 'photos held on every device; 4 steps' in capsys.readouterr().err
     # Another program, whose rounding may differ and grows from step to step; with other photos losses differ by far more.
     found, expected = ([row['loss'] for row in logs.read_metrics(run) if 'loss' in row] for run in (tmp_path, trained))
     np.testing.assert_allclose(found, expected, rtol=1e-3)

@@ -23,7 +23,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -80,9 +80,9 @@ def write_jpegs(photos: str | PathLike, out: Path, side: int = SIZE, count: int 
     return paths
 
 
-def print_rates(rates: Mapping[str, Sequence[float]], baseline: str) -> None:
+def print_rates(rates: Mapping[str, Sequence[float]], baseline: str, unit: str = 'photos/s') -> None:
     """Prints {name: rates} as a Markdown table, with the median over rounds of the ratio to the baseline."""
-    print('| method | photos/s | speedup |\n| --- | ---: | ---: |')
+    print(f'| method | {unit} | speedup |\n| --- | ---: | ---: |')
     for name, values in rates.items():
         ratio = statistics.median(a / b for a, b in zip(values, rates[baseline], strict=True))
         print(f'| {name} | {statistics.median(values):,.0f} ({min(values):,.0f}-{max(values):,.0f}) | {ratio:.1f} |')
@@ -115,19 +115,19 @@ class LabFolder:
         return torch.from_numpy(rgb2lab(rgb).astype(np.float32).transpose(2, 0, 1))
 
 
-def stream_rate(batches: Iterator[Any], seconds: float) -> float:
-    """Photos/s of an endless iterator over so many seconds, after a warm-up."""
+def stream_rate(batches: Iterator[Any], seconds: float, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Photos/s of an endless iterator over so many seconds, after a warm-up; by `time.process_time`, per CPU second."""
     for _ in range(4):
         next(batches)
-    start, count = time.perf_counter(), 0
-    while (elapsed := time.perf_counter() - start) < seconds:
+    start, count = clock(), 0
+    while (elapsed := clock() - start) < seconds:
         next(batches)
         count += BATCH
     return count / elapsed
 
 
-def torch_rate(paths: Sequence[Path], workers: int, seconds: float) -> float:
-    """Photos/s of PyTorch's `DataLoader` over JPEG files."""
+def torch_rate(paths: Sequence[Path], workers: int, seconds: float, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Photos/s of PyTorch's `DataLoader` over JPEG files; as `stream_rate`."""
     import torch
 
     loader = torch.utils.data.DataLoader(
@@ -139,7 +139,7 @@ def torch_rate(paths: Sequence[Path], workers: int, seconds: float) -> float:
         persistent_workers=workers > 0,
         multiprocessing_context='spawn' if workers else None,
     )
-    return stream_rate(itertools.chain.from_iterable(itertools.repeat(loader)), seconds)
+    return stream_rate(itertools.chain.from_iterable(itertools.repeat(loader)), seconds, clock)
 
 
 def random_crops(path: str | PathLike, crop: int, read_threads: int = 2, workers: int = 0) -> Any:
@@ -149,11 +149,13 @@ def random_crops(path: str | PathLike, crop: int, read_threads: int = 2, workers
     return train_batches(shards.open_shards(path), batch_size=BATCH, data=data, seed=0)
 
 
-def shard_rate(path: str | PathLike, seconds: float, read_threads: int, workers: int) -> float:
-    """Photos/s of `train_batches`."""
+def shard_rate(
+    path: str | PathLike, seconds: float, read_threads: int, workers: int, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Photos/s of `train_batches`; as `stream_rate`."""
     batches = random_crops(path, CROP, read_threads, workers)
     try:
-        return stream_rate(batches, seconds)
+        return stream_rate(batches, seconds, clock)
     finally:
         batches.close()
 
@@ -169,19 +171,20 @@ def benchmark_streaming(args: argparse.Namespace) -> None:
                 f'--of=stream needs at least {BATCH} photos, the size of a batch; {args.photos} has {len(paths)}.'
             )
         methods = {}
-        for workers in args.torch_workers:
+        clock = time.process_time if args.cpu else time.perf_counter
+        for workers in [0] if args.cpu else args.torch_workers:
             name = f'PyTorch DataLoader, JPEG files, {workers} workers'
-            methods[name] = functools.partial(torch_rate, paths, workers, args.seconds)
+            methods[name] = functools.partial(torch_rate, paths, workers, args.seconds, clock)
         baseline = max(take_turns(methods, 1).items(), key=lambda item: item[1][0])[0]  # the fastest
         methods = {baseline: methods[baseline]}
         for encoding in shards.ENCODINGS:
             out = work / encoding
             prepare(work / 'jpegs', out, size=SIZE, encoding=encoding, split='train:1', keep_gray=True, quiet=True)
-            for threads, workers in _READING:
+            for threads, workers in [(threads, workers) for threads, workers in _READING if not (args.cpu and workers)]:
                 name = f'{encoding}, ' + (f'{workers} worker processes' if workers else f'{threads} threads')
-                methods[name] = functools.partial(shard_rate, out, args.seconds, threads, workers)
+                methods[name] = functools.partial(shard_rate, out, args.seconds, threads, workers, clock)
         print(f'{len(paths)} photos, shorter side {SIZE}, crop {CROP}, flip, batch {BATCH}, {os.cpu_count()} cores')
-        print_rates(take_turns(methods, args.rounds), baseline)
+        print_rates(take_turns(methods, args.rounds), baseline, 'photos/CPU second' if args.cpu else 'photos/s')
 
 
 # -- Preparing --------------------------------------------------------------------------------------------------------
@@ -347,6 +350,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add('--of', default='steps', choices=['steps', *BENCHMARKS], help='what to time (%(default)s)')
     add('--seconds', type=float, default=4, help='of streaming per round (%(default)s)')
+    add('--cpu', action='store_true', help='stream: photos per second of CPU time, in this process; for a busy machine')
     add('--torch-workers', type=int, nargs='+', default=[0, 1, 2, 4], metavar='N', help="processes of PyTorch's DataLoader")
     add('--workers', type=int, default=os.cpu_count(), help='processes that prepare (%(default)s)')
     add('--side', type=int, default=SIZE, help='shorter side of the JPEG files to prepare (%(default)s)')

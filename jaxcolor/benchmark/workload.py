@@ -167,7 +167,7 @@ class Workload:
             return (self.task.predict(state, batch['lightness'], jax.random.PRNGKey(0), **features),)
         if resident:
             batch = device.gather(*resident, **batch, data=self.config.data, seed=0)
-        return self.task.train_step(state, batch)
+        return self.task.train_step(state, device.flip(batch))
 
     def _compile(self):
         batch = self._next()

@@ -4,7 +4,9 @@ They are the batches of `pipeline.train_batches` with the same seed: byte for by
 to two levels of 255, as Pillow rounds between its passes, and its version decides which comes first.
 """
 
+import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,9 @@ from jaxcolor.errors import UserError
 
 Array = jax.Array | np.ndarray
 MAX_PIXELS = 2**31 - 1  # their indices are int32; 6.4 GB
+_PIXEL_BYTES = 3
+_PART_OF_MEMORY = 0.2  # of a device, that photos may take without being asked for; the rest is for training
+_UNSUPPORTED = ('rotate', 'shift')  # fields of `data`
 _LANCZOS = 3  # lobes of Pillow's filter to either side
 
 
@@ -34,6 +39,33 @@ class DeviceDataset:
     width: Array  # int32 (N,)
     label: Array  # int32 (N,)
     window: tuple[int, int] = struct.field(pytree_node=False)  # height and width that hold any box and what its filter sees
+
+
+def choose_placement(shards: ShardSet, split: str, data: ConfigDict, device: jax.Device) -> str:
+    """What `data.placement` 'auto' stands for: 'device', or 'host' where the photos cannot or should not be held.
+
+    On CPUs that is 'host': cropping inside the step takes longer there than reading ahead does.
+
+    Args:
+        shards: the shard set.
+        split: its name.
+        data: the config's `data` section.
+        device: any of those that are to hold the photos, which are alike.
+    """
+    if data.placement != 'auto':
+        return data.placement
+    memory = (device.memory_stats() or {}).get('bytes_limit', 0) if device.platform != 'cpu' else 0
+    room = min(MAX_PIXELS * _PIXEL_BYTES, memory * _PART_OF_MEMORY)
+    if not room or any(getattr(data, name) for name in _UNSUPPORTED):
+        return 'host'
+    return 'device' if _estimated_bytes(shards.records(split), data.crop) <= room else 'host'
+
+
+def _estimated_bytes(records, crop):
+    """The bytes that all photos take in memory, by the sizes of some, evenly spread, with a tenth to spare."""
+    some = np.unique(np.linspace(0, len(records) - 1, 64).astype(int))
+    pixels = [math.prod(enlarge_to(records[int(i)]['lab'], crop).shape[:2]) for i in some]
+    return 1.1 * _PIXEL_BYTES * np.mean(pixels) * len(records)
 
 
 def to_device(
@@ -51,7 +83,7 @@ def to_device(
         UserError: the split is empty or too large, or `data` asks for `rotate` or `shift`.
     """
     check_section('data', data)
-    if unsupported := [name for name in ('rotate', 'shift') if getattr(data, name)]:
+    if unsupported := [name for name in _UNSUPPORTED if getattr(data, name)]:
         raise UserError(f'data.placement=device has no data.{unsupported[0]}; set it to 0 or use data.placement=host')
     records = shards.records(split)
     photos, labels, total = [], [], 0
@@ -67,6 +99,22 @@ def to_device(
     pixels = np.concatenate([photo.reshape(-1, 3) for photo in photos])
     dataset = DeviceDataset(pixels, start, height, width, np.array(labels, np.int32), _window(height, width, data.crop))
     return jax.device_put(dataset, sharding)
+
+
+def flip(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Mirrors, inside the step, the photos that `pipeline.train_batches` marks: a host takes as long for it as for the rest.
+
+    Args:
+        batch: {lab: uint8 (B, H, W, 3), flip: bool (B,), ...}; without `flip`, nothing is done.
+
+    Returns:
+        The batch without `flip`.
+    """
+    batch = dict(batch)
+    if 'flip' in batch:
+        chosen = jnp.asarray(batch.pop('flip'))[:, None, None, None]
+        batch['lab'] = jnp.where(chosen, batch['lab'][:, :, ::-1], batch['lab'])
+    return batch
 
 
 def _window(height, width, crop):

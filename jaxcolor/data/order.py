@@ -80,5 +80,6 @@ def random_bits(epoch: UInt32, index: UInt32, column: int, seed: int) -> UInt32:
 
 
 def below(bits: UInt32, limit: UInt32) -> UInt32:
-    """Random uint32 -> uint32 in [0, limit), limit (uint32) at most 65536; NumPy or JAX."""
-    return ((bits >> np.uint32(16)) * limit) >> np.uint32(16)
+    """Random uint32 -> uint32 in [0, limit), limit (uint32) at most 65536; NumPy, JAX, or int."""
+    sixteen = 16 if isinstance(bits, int) else np.uint32(16)
+    return ((bits >> sixteen) * limit) >> sixteen

@@ -7,6 +7,8 @@ batch holds. Grain reads ahead, in threads or in worker processes.
 
 import math
 import sys
+import threading
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -27,6 +29,34 @@ INITIAL_STATE = {'global_next_index': 0}
 _GROUP = 16  # batches whose random numbers are drawn together, since a call of NumPy costs more than its work
 
 
+class _Buffers:
+    """Arrays for batches, used again once nobody holds them: the system clears new memory, a quarter of a photo's time.
+
+    Whoever has one, or a view of it, holds a reference; so does JAX until it has copied it, or for as long as it shares it.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._shape = shape
+        self._all: list[np.ndarray] = []
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Buffers, (self._shape,)
+
+    def take(self) -> np.ndarray:
+        """An array uint8 that nobody else holds, of any content."""
+        with self._lock:
+            for i in range(len(self._all)):
+                if sys.getrefcount(self._all[i]) == _UNUSED:
+                    return self._all[i]
+            self._all.append(np.empty(self._shape, np.uint8))
+            return self._all[-1]
+
+
+_ALONE = [object()]
+_UNUSED = sys.getrefcount(_ALONE[0])  # what it counts of an object that a list alone holds
+
+
 class _TrainBatches:
     """Batch k of this process, for every k: Grain's data source, read in any order and from several threads.
 
@@ -44,9 +74,11 @@ class _TrainBatches:
         first: int,
     ) -> None:
         """first: index in the global order that batch 0 of all processes starts at."""
-        self._records, self._data, self._seed, self._batch_size = records, data, seed, batch_size
+        self._records, self._seed, self._batch_size = records, seed, batch_size
+        self._data = types.SimpleNamespace(**data)  # whose fields are read without a call
         self._process_index, self._process_count, self._first = process_index, process_count, first
         self._groups: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._buffers = _Buffers((batch_size, data.crop, data.crop, 3))
 
     def __len__(self) -> int:
         return sys.maxsize // (self._batch_size * self._process_count) - self._first
@@ -69,14 +101,14 @@ class _TrainBatches:
     def __getitem__(self, index: int) -> Batch:
         group, row = divmod(index, _GROUP)
         photos, bits = (x[row] for x in self._draw(group))
-        crop = self._data.crop
-        lab = np.empty((self._batch_size, crop, crop, 3), np.uint8)
+        lab = self._buffers.take()
         fields = []
         for i, number in enumerate(photos.tolist()):
-            photo = self._records[number]
+            photo = self._records.borrow(number)
             augment.augment(photo.pop('lab'), bits[i], self._data, lab[i])
             fields.append(photo)
-        return {'lab': lab, **_stack(fields, ('label', 'features'))}
+        flips = {'flip': augment.is_flipped(bits)} if self._data.flip else {}
+        return {'lab': lab, **_stack(fields, ('label', 'features')), **flips}
 
 
 def _stack(photos, keys):
@@ -149,9 +181,10 @@ def train_batches(
         process_count: number of shares.
 
     Returns:
-        An iterator of {lab: uint8 (B, crop, crop, 3), label: int32 (B,)} and, where the records have them,
-        features: {name: (B, ...)}. Its state is a small dict of ints, the same on every process; from a state it continues
-        with the very next photo, also on another number of processes or workers.
+        An iterator of {lab: uint8 (B, crop, crop, 3), label: int32 (B,)}; with data.flip, flip: bool (B,), the photos that
+        `device.flip` is to mirror; and, where the records have them, features: {name: (B, ...)}. Its state is a small dict
+        of ints, the same on every process; from a state it continues with the very next photo, also on another number of
+        processes or workers.
 
     Raises:
         UserError: the split is empty, or a field of `data` is out of range; while reading: a shard is damaged.

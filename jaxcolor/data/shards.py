@@ -21,10 +21,13 @@ import msgpack
 import numpy as np
 from PIL import Image
 
+from jaxcolor.data.plain_records import NotPlainError, PlainRecords
 from jaxcolor.errors import UserError
 
 VERSION = 1
 SIDECAR = 'dataset.json'
+# What reading damaged records raises.
+_UNREADABLE = (RuntimeError, IndexError, KeyError, TypeError, ValueError, OSError, msgpack.UnpackException)
 _RANDOM_ACCESS = {'options': 'readahead_buffer_size:0,max_parallelism:0', 'file_reader_buffer_size': 32768}
 
 
@@ -108,7 +111,7 @@ def _pack_arrays(arrays):
     }
 
 
-def decode_record(data: bytes) -> dict[str, Any]:
+def decode_record(data: bytes | memoryview) -> dict[str, Any]:
     """The bytes of a record -> {lab: uint8 (H, W, 3), label: int32, name: str[, features: {name: array}]}."""
     end = 4 + int.from_bytes(data[:4], 'little')
     header = msgpack.unpackb(data[4:end])
@@ -173,7 +176,9 @@ class Records:
         self._ends: list[int] = state['_ends']
         # Each process opens its own readers when it needs them.
         self._readers: dict[int, Any] = {}
+        self._plain: dict[int, PlainRecords | None] = {}
         self._lock = threading.Lock()
+        self._own = threading.local()  # each thread's buffer
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -181,6 +186,20 @@ class Records:
     def __getitem__(self, index: int) -> dict[str, Any]:
         with self._report_damage(index):
             return decode_record(self._read(index))
+
+    def borrow(self, index: int) -> dict[str, Any]:
+        """As `records[index]`, for streaming: `lab` is only valid until this thread's next call.
+
+        Of an uncompressed shard, nothing is hashed, so that changed pixels go unnoticed; `jaxcolor inspect` finds them.
+        """
+        shard, position = self._locate(index)
+        plain = self._plain_reader(shard)
+        if plain is not None:
+            if len(getattr(self._own, 'buffer', ())) < plain.largest:
+                self._own.buffer = np.empty(plain.largest, np.uint8)
+            with contextlib.suppress(*_UNREADABLE):  # ArrayRecord finds out and says what is wrong
+                return decode_record(plain.read(position, self._own.buffer))
+        return self[index]
 
     def raw(self, index: int) -> bytes:
         """The bytes of a record, as `encode_record` made them."""
@@ -202,12 +221,24 @@ class Records:
             raise IndexError(index)
         try:
             yield
-        except (RuntimeError, IndexError, KeyError, TypeError, ValueError, OSError, msgpack.UnpackException) as error:
+        except _UNREADABLE as error:
             shard, position = self._locate(index)
             raise UserError(
                 f'record {position} in {self._paths[shard]} cannot be read ({type(error).__name__}: {str(error)[:120]}): '
                 f'the shard is damaged; prepare the set again'
             ) from error
+
+    def _plain_reader(self, shard):
+        """The fast reader of a shard, or None where only ArrayRecord can read it."""
+        if shard not in self._plain:
+            with self._lock:
+                if shard not in self._plain:
+                    try:
+                        plain = PlainRecords(self._paths[shard])
+                    except (NotPlainError, OSError):
+                        plain = None
+                    self._plain[shard] = plain
+        return self._plain[shard]
 
     def _reader(self, shard):
         """The reader of a shard, shared by all threads."""

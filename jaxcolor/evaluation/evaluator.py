@@ -79,19 +79,21 @@ class Evaluator:
         """
         parts: list[dict[str, np.ndarray]] = []
         totals: dict[str, np.ndarray] = {}
-        for batch in batches:
-            arrays = {name: batch[name] for name in batch if name != 'name'}
-            if predict_ab is None:
-                values, sums = self._evaluate_network(state, self.parallel.shard(arrays), self.perceptual_metrics)
-            else:
-                arrays = {**{name: arrays[name] for name in ('lab', 'label', 'mask')}, 'ab': predict_ab(batch)}
-                values, sums = self._evaluate_ab((), self.parallel.shard(arrays), self.perceptual_metrics)
+        for values, sums in _one_ahead(self._dispatch(state, batch, predict_ab) for batch in batches):
             parts.append(_gather(values))
             for name, value in jax.device_get(sums).items():
                 totals[name] = totals.get(name, 0.0) + value.astype(np.float64)
         joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         mask = joined.pop('mask')
         return {name: values[mask] for name, values in joined.items()}, totals
+
+    def _dispatch(self, state, batch, predict_ab):
+        """Starts the evaluation of a batch -> its values and sums, still on the devices."""
+        arrays = {name: batch[name] for name in batch if name != 'name'}
+        if predict_ab is None:
+            return self._evaluate_network(state, self.parallel.shard(arrays), self.perceptual_metrics)
+        arrays = {**{name: arrays[name] for name in ('lab', 'label', 'mask')}, 'ab': predict_ab(batch)}
+        return self._evaluate_ab((), self.parallel.shard(arrays), self.perceptual_metrics)
 
     def draw_grid(self, state: TrainState, split: str, path: str | PathLike, indices: Iterable[int]) -> None:
         """Draws photos of a split: gray, output, truth. Call it on one process.
@@ -177,6 +179,17 @@ class Evaluator:
             'chroma_by_lightness': metrics.chroma_by_lightness(ab, ab_true, lightness, mask),
         }
         return values, lax.psum(sums, AXIS)
+
+
+def _one_ahead(items):
+    """Yields each item after the next one has been made: the devices compute a batch while the one before is fetched."""
+    before = None
+    for item in items:
+        if before is not None:
+            yield before
+        before = item
+    if before is not None:
+        yield before
 
 
 def _gather(values):

@@ -125,6 +125,11 @@ def check_launch(
         )
 
 
+def visible_gpus() -> int:
+    """The number of GPUs that this process sees."""
+    return _gpus(os.environ)[1]
+
+
 def join(process: ProcessInfo, heartbeat: int) -> None:
     """Connects to the other processes. Call it before any other use of JAX.
 
@@ -148,7 +153,9 @@ def join(process: ProcessInfo, heartbeat: int) -> None:
     if process.launcher == 'none':
         with socket.socket() as free:
             free.bind(('127.0.0.1', 0))
-            coordinator = bind = f'127.0.0.1:{free.getsockname()[1]}'
+            coordinator = f'127.0.0.1:{free.getsockname()[1]}'
+    if coordinator and coordinator.startswith('127.'):
+        bind = coordinator  # and not on all interfaces
     method = {'Slurm': 'slurm', 'Open MPI': 'ompi'}.get(process.launcher) if coordinator is None else 'deactivate'
     jax.distributed.initialize(
         coordinator_address=coordinator,

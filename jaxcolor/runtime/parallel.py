@@ -75,6 +75,25 @@ def mean_over_batch(function: Callable[[Any], Any], batch: Any, accumulation_ste
     return lax.pmean(jax.tree.map(lambda x: x / accumulation_steps, total), AXIS)
 
 
+def in_turn(step: Callable[..., tuple[Any, dict[str, Any]]]) -> Callable[..., tuple[Any, dict[str, Any]]]:
+    """Several steps as one: what dispatches a call does so once for all, and the devices do not wait for it between them.
+
+    Args:
+        step: (state, batch, *replicated) -> (state, {name: scalar}).
+
+    Returns:
+        (state, (batch, ...), *replicated) -> (state, {name: (N,)}) of N batches, by `lax.scan`; for one, the step itself.
+    """
+
+    def steps(state, batches, *replicated):
+        if len(batches) == 1:
+            return step(state, batches[0], *replicated)
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+        return lax.scan(lambda state, batch: step(state, batch, *replicated), state, stacked)
+
+    return steps
+
+
 def choose_devices(batch_size: int, accumulation_steps: int = 1, count: int = 0) -> list[jax.Device]:
     """The devices that share a batch evenly: as many of every process.
 

@@ -52,6 +52,7 @@ _ADDED: dict[tuple[str, str], dict[str, Any]] = {
     },
     ('train', ''): {
         'accumulation_steps': 1,
+        'steps_per_call': 1,
         'devices': 0,
         'heartbeat': 30,
         'deterministic': False,

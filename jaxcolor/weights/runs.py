@@ -41,6 +41,7 @@ CHANGEABLE_FIELDS = {
     'train.epochs',
     'train.epoch_steps',
     'train.accumulation_steps',
+    'train.steps_per_call',
     'train.devices',
     'train.mapping',
     'train.heartbeat',

@@ -9,6 +9,7 @@ from PIL import Image
 
 from jaxcolor import color, files
 from jaxcolor.data import shards
+from jaxcolor.data.plain_records import PlainRecords
 from jaxcolor.errors import UserError
 from jaxcolor.prepare import aged, bundled, inspect, prepare
 from jaxcolor.tasks import degrade
@@ -158,6 +159,51 @@ def test_damaged_record_is_named_when_it_is_read(own):
     with pytest.raises(UserError, match=r'train-00001.*damaged'):
         for i in range(len(records)):
             records[i]
+
+
+@pytest.mark.parametrize('encoding', shards.ENCODINGS)
+def test_borrowed_photos_are_those_of_the_records(tmp_path, encoding):
+    """Of records up to several blocks of 64 KiB long, that begin anywhere in one."""
+    rng = np.random.default_rng(0)
+    path = tmp_path / 'x.arrayrecord'
+    sizes = [(8, 9), (200, 300), (1, 1), (150, 146), (147, 149), *rng.integers(1, 160, (30, 2))]
+    labs = [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+    features = {'f': np.arange(40_000, dtype=np.float32)}  # a header longer than a block
+    own = dict.fromkeys(range(3, len(labs), 7), features)
+    packed = [shards.encode_record(f'{i}ü', i, lab, encoding, own.get(i)) for i, lab in enumerate(labs)]
+    shards.write_shard(path, packed, encoding)
+    records = pickle.loads(pickle.dumps(shards.Records([path], [len(labs)])))
+    assert (records._plain_reader(0) is None) == (encoding == 'zstd')
+    for i in [*range(len(labs)), *reversed(range(len(labs)))]:
+        borrowed, expected = records.borrow(i), records[i]
+        assert borrowed.keys() == expected.keys() and borrowed['name'] == f'{i}ü' and borrowed['label'] == i
+        np.testing.assert_array_equal(borrowed['lab'], expected['lab'])
+        if 'features' in expected:
+            np.testing.assert_array_equal(borrowed['features']['f'], features['f'])
+
+
+@pytest.mark.parametrize('count', [1, 3, 2000])
+def test_plain_records_of_files_of_any_length(tmp_path, count):
+    """A list of places longer than a block, and records shorter than one."""
+    packed = [shards.encode_record(str(i), i, np.full((3, 5, 3), i % 256, np.uint8)) for i in range(count)]
+    shards.write_shard(tmp_path / 'x', packed, 'raw')
+    plain = PlainRecords(str(tmp_path / 'x'))
+    buffer = np.empty(plain.largest, np.uint8)
+    assert len(plain) == count
+    assert all(plain.read(i, buffer) == packed[i] for i in range(count))
+
+
+def test_damaged_lengths_are_named_when_a_photo_is_borrowed(own):
+    file = own / 'train-00001.arrayrecord'
+    whole = file.read_bytes()
+    header = whole.index(b'name') - 2  # of the first record; before it are 4 bytes of its length and those of the chunk
+    footer = len(whole) - 2**16 + 24 + 40
+    for place in (header - 4, header - 9, whole.index(b'height') + 6, footer, footer + 6, footer + 7):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+        records = shards.open_shards(own).records('train')
+        with pytest.raises(UserError, match=r'train-00001.*damaged'):
+            for i in range(len(records)):
+                records.borrow(i)
 
 
 def test_inspect_counts_and_draws(prepared, tmp_path):

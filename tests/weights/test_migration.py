@@ -190,6 +190,7 @@ def test_later_fields_mean_as_before(legacy):
         'train.deterministic': False,
         'train.epochs': None,
         'train.epoch_steps': None,
+        'train.steps_per_call': 1,
         'train.eval_every_epochs': None,
     }
 
