@@ -179,7 +179,7 @@ def _chroma_of_ab(weights, luma, a, b):
 
 def _lightness(luma):
     """Gray in [0, 1] -> its L*."""
-    return color.linear_planes_to_lightness([color.srgb_to_linear(luma)])
+    return color.y_to_lightness(color.srgb_to_linear(luma))
 
 
 def _fit(weights, luma, cb, cr):
