@@ -16,7 +16,7 @@ _GRAY_ERROR = 30.0  # steps of 255 by which the picture and the carried one may 
 _SMOOTHED = 5  # pixels over which the gray pictures' difference is averaged
 # The network is asked every so many frames, and where the carried picture explains less than this share: asked for every
 # frame, it gave neither less flicker nor less error.
-_EVERY, _ASK_TRUST = 4, 0.9
+_EVERY, _ASK_TRUST = 8, 0.9
 # A cut: the carried picture explains less than this share, and the pictures differ by this many steps of 255 on average.
 _CUT_TRUST, _CUT_DIFFERENCE = 0.4, 12.0
 
@@ -43,6 +43,7 @@ class Steady:
     def __init__(self, strength: float, state: State | None = None) -> None:
         self.strength, self.state = strength, state
         self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+        self._flow.setFinestScale(1)  # half the side of the gray picture, which is small already
 
     def __call__(self, gray: np.ndarray, predict: Callable[[], np.ndarray]) -> tuple[np.ndarray, bool]:
         """The next frame.
