@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
@@ -106,9 +107,6 @@ def edge_model(
 ) -> tuple[np.ndarray, np.ndarray]:
     """How a*b* follow the photo's L*, from pixel to pixel of the network: a*b* = slope L* + offset.
 
-    The slopes are those of the guided filter (He, Sun, Tang, *Guided Image Filtering*, ECCV 2010, equations 5, 6 and 8) over
-    3 x 3 pixels. Its offsets are not smoothed here, so that at the network's own pixels a*b* stay as they are.
-
     Args:
         image: the photo.
         ab: float32 (h, w, 2).
@@ -122,10 +120,29 @@ def edge_model(
         return np.zeros_like(ab, np.float32), ab.astype(np.float32)
     if lightness is None or lightness.shape[:2] != (h, w):
         lightness = color.rgb_to_lab(np.asarray(resized(image, (w, h), Image.Resampling.BOX)))[..., :1]  # (h, w, 1)
-    mean_l, mean_ab = _mean3(lightness), _mean3(ab)
-    variance = _mean3(lightness * lightness) - mean_l * mean_l
-    slope = _mean3((_mean3(lightness * ab) - mean_l * mean_ab) / (variance + np.float32(_EDGE_NOISE)))
-    return slope, (ab - slope * lightness).astype(np.float32)
+    return slopes_and_offsets(lightness, ab, _mean3)
+
+
+def slopes_and_offsets(
+    lightness: np.ndarray, planes: np.ndarray, mean: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """How planes of color follow L*, from pixel to pixel: plane = slope L* + offset.
+
+    The slopes are those of the guided filter (He, Sun, Tang, *Guided Image Filtering*, ECCV 2010, equations 5, 6 and 8) over
+    3 x 3 pixels. Its offsets are not smoothed here, so that at the network's own pixels the planes stay as they are.
+
+    Args:
+        lightness: L*, float32 (h, w, 1).
+        planes: float32 (h, w, C).
+        mean: over 3 x 3 pixels, edges repeated, float32 (h, w, C) -> the same.
+
+    Returns:
+        (slope, offset), float32 (h, w, C).
+    """
+    mean_l, mean_planes = mean(lightness), mean(planes)
+    variance = mean(lightness * lightness) - mean_l * mean_l
+    slope = mean((mean(lightness * planes) - mean_l * mean_planes) / (variance + np.float32(_EDGE_NOISE)))
+    return slope, (planes - slope * lightness).astype(np.float32)
 
 
 def _mean3(x):

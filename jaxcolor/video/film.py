@@ -25,12 +25,10 @@ from jaxcolor.video.steady import State, Steady
 
 T = TypeVar('T')
 
-# The gray picture in which motion is sought has as many times the side of the network's input.
-_FLOW_SCALE = 2
 # A part ends at a scene cut once it has so many frames, and at KEY_FRAME_EVERY, where encoders set a key frame anyway.
 _MIN_PART = 60
 _AHEAD = 8  # frames that wait between stages
-_FORMAT = 1  # of the parts; another one cannot go on with them
+_FORMAT = 2  # of the parts; another one cannot go on with them
 
 
 class Summary(NamedTuple):
@@ -156,8 +154,7 @@ def _decode(colorizer, source, encoding, start) -> Iterator[_Gray]:
             frame = frame.reformat(width=source.first.width, height=source.first.height)
         frame, luma = luma_of(frame, encoding)
         if size is None:
-            width, height = colorizer.input_size(source.shown_size)
-            size = (_FLOW_SCALE * width, _FLOW_SCALE * height)
+            size = colorizer.input_size(source.shown_size)
         small = gray(luma, encoding.layout, source.turn, size)
         yield _Gray(number, frame, small)
 

@@ -23,12 +23,15 @@ from jaxcolor import color
 from jaxcolor.errors import UserError, one_line_errors
 from jaxcolor.inference.colorizer import Colorizer
 from jaxcolor.runtime.cache import enable_compilation_cache
+from jaxcolor.video.encode import choose
 from jaxcolor.video.film import color_film
 from jaxcolor.video.planes import MATRIX_601, Layout, view
+from jaxcolor.video.source import Source
 from jaxcolor.video.steady import carry
 
 _WIDTH, _HEIGHT, _FRAMES = 480, 270, 48  # of the films made of photos
 _CUT_STEP = 20.0  # change of the gray levels that is a cut, where no motion explains it
+_SWSCALE_601 = 5  # BT.601 of swscale, and of H.273
 _MISS = 1.0  # pixels by which the flow there and back may miss, where flicker is measured
 
 
@@ -187,25 +190,28 @@ def figures_of(clip: Clip, ab: Sequence[np.ndarray]) -> Figures:
     return Figures(np.array(flicker), float(np.mean(misses)), after_cut)
 
 
-def write(clip: Clip, path: Path) -> None:
-    """Writes a clip as a film of 10 bits, without loss: rounding is not to count as flicker."""
+def write(clip: Clip, path: Path, pixel_format: str, codec: str = 'ffv1', options: dict[str, str] | None = None) -> None:
+    """Writes a clip as a film of BT.601; its sides are even. By default without loss."""
     with av.open(os.fspath(path), 'w') as container:
-        stream = container.add_stream('ffv1', 25)
+        stream = container.add_stream(codec, 25, options=options or {})
         stream.height, stream.width = clip.frames[0].shape[:2]
-        stream.pix_fmt = 'yuv444p10le'
+        stream.pix_fmt = pixel_format
+        stream.codec_context.colorspace = _SWSCALE_601
         for frame in clip.frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, 'rgb24')))
+            picture = av.VideoFrame.from_ndarray(frame, 'rgb24').reformat(format=pixel_format, dst_colorspace=_SWSCALE_601)
+            container.mux(stream.encode(picture))
         container.mux(stream.encode())
 
 
 def colors_of(path: Path) -> list[np.ndarray]:
-    """a*b* of a film's frames, float32 (H, W, 2) each."""
-    layout = Layout(10, False, MATRIX_601)  # of `write`
-    (black, white), (neutral, swing), (kr, kb) = layout.black_and_white, layout.neutral_and_swing, layout.weights
+    """a*b* of a film's frames, as `write` makes it, float32 (H, W, 2) each."""
     found = []
     with av.open(os.fspath(path)) as container:
         for frame in container.decode(container.streams.video[0]):
-            luma, cb, cr = (view(plane, layout.depth).astype(np.float32) for plane in frame.planes)
+            layout = Layout(frame.format.components[0].bits, False, MATRIX_601)
+            (black, white), (neutral, swing), (kr, kb) = layout.black_and_white, layout.neutral_and_swing, layout.weights
+            planes = [view(plane, layout.depth).astype(np.float32) for plane in frame.planes]
+            luma, cb, cr = (cv2.resize(plane, (frame.width, frame.height)) for plane in planes)
             own = (luma - black) / (white - black)
             red, blue = (own + 2 * (1 - k) * (plane - neutral) / swing for k, plane in ((kr, cr), (kb, cb)))
             green = (own - kr * red - kb * blue) / (1 - kr - kb)
@@ -214,12 +220,24 @@ def colors_of(path: Path) -> list[np.ndarray]:
     return found
 
 
-def measure(colorizer: Colorizer, clip: Clip, temporal: float, codec: str = 'ffv1') -> Figures:
-    """Colors a clip as `jaxcolor video` does, and measures what comes out."""
+def measure(colorizer: Colorizer, clip: Clip, temporal: float | None, codec: str = 'ffv1') -> Figures:
+    """Colors a clip as `jaxcolor video` does, and measures what comes out.
+
+    Args:
+        colorizer: the network.
+        clip: a film.
+        temporal: as of `color_film`; None leaves the true colors, and encodes them in the same way.
+        codec: an encoder of `jaxcolor video`. 'ffv1' gets 10 bits and full chroma, so that rounding does not count as
+            flicker; others get 8 bits and halved chroma, as most films have.
+    """
     with tempfile.TemporaryDirectory() as folder:
         film, out = Path(folder) / 'film.mkv', Path(folder) / 'colored.mkv'
-        write(clip, film)
-        color_film(colorizer, film, out, temporal=temporal, codec=codec, quiet=True)
+        write(clip, film, 'yuv444p10le' if codec == 'ffv1' else 'yuv420p')
+        if temporal is None:
+            encoding = choose(Source(film), '.mkv', codec, None, {})
+            write(clip, out, encoding.pixel_format, codec, encoding.options)
+        else:
+            color_film(colorizer, film, out, temporal=temporal, codec=codec, quiet=True)
         return figures_of(clip, colors_of(out))
 
 
@@ -251,18 +269,19 @@ def main() -> None:
     parser.add_argument('files', nargs='+', metavar='FILE', help='photos and films, in color')
     parser.add_argument('--model', default='ltbc-lite', metavar='RUN_OR_NAME')
     parser.add_argument('--temporal', type=float, default=0.95, metavar='SHARE', help='as of `jaxcolor video` (%(default)s)')
-    parser.add_argument('--codec', default='ffv1', metavar='NAME', help='as of `jaxcolor video`, of 10 bits (%(default)s)')
+    parser.add_argument('--codec', default='ffv1', metavar='NAME', help='as of `jaxcolor video` (%(default)s)')
     parser.add_argument('--frames', type=int, default=150, metavar='N', help='of a film at most (%(default)s)')
     parser.add_argument('--picture', default='flicker.png', metavar='FILE', help='flicker over time (%(default)s)')
     args = parser.parse_args()
     enable_compilation_cache()
     colorizer, lines, ratios = Colorizer(args.model), {}, []
-    heads = ['clip', 'frames', 'flicker: frame by frame', 'carried', 'ratio', 'error: frame by frame', 'carried', 'at cuts']
+    heads = ['clip', 'frames', 'flicker: in truth', 'frame by frame', 'carried', 'ratio', 'error: frame by frame', 'carried']
+    heads.append('at cuts')
     print(f'| {" | ".join(heads)} |\n{"|---" * len(heads)}|')
     for clip in clips_of(args.files, args.frames):
-        alone, carried = (measure(colorizer, clip, share, args.codec) for share in (0, args.temporal))
-        means = np.nanmean(alone.flicker), np.nanmean(carried.flicker)
-        ratios.append(means[1] / means[0])
+        truth, alone, carried = (measure(colorizer, clip, share, args.codec) for share in (None, 0, args.temporal))
+        means = [np.nanmean(each.flicker) for each in (truth, alone, carried)]
+        ratios.append(means[2] / means[1])
         ghosts = [np.abs(a - b).mean() for a, b in zip(alone.after_cut, carried.after_cut, strict=True)][1:]
         cells = [*means, ratios[-1], alone.error, carried.error, *([max(ghosts)] if ghosts else [])]
         words = [clip.name, str(len(clip.frames)), *(f'{cell:.2f}' for cell in cells), *([] if ghosts else [''])]

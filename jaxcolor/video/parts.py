@@ -16,7 +16,7 @@ import numpy as np
 from jaxcolor import files
 from jaxcolor.errors import UserError
 from jaxcolor.video.encode import CONTAINERS
-from jaxcolor.video.source import Source
+from jaxcolor.video.source import METADATA, Source
 from jaxcolor.video.steady import State
 
 # Says what a container's muxer writes of itself, or counts of the stream that was: not kept.
@@ -168,7 +168,7 @@ def join(parts: Parts, source: Source, out: Path) -> None:
 
 def _join(parts, source, path, container_name):
     with (
-        av.open(os.fspath(source.path), metadata_errors='replace') as film,
+        av.open(os.fspath(source.path), **METADATA) as film,
         av.open(os.fspath(parts.paths[0])) as template,
         av.open(os.fspath(path), 'w', format=container_name) as out,
     ):

@@ -18,6 +18,8 @@ from jaxcolor.video.planes import Turn
 
 # Transfer functions of high dynamic range (H.273): PQ and HLG.
 _HDR = (16, 18)
+# Metadata that is not UTF-8 is no reason to refuse a film; PyAV 19 reads it without being told.
+METADATA: dict[str, Any] = {} if int(av.__version__.partition('.')[0]) > 18 else {'metadata_errors': 'replace'}
 
 
 class Source:
@@ -112,7 +114,7 @@ class Source:
 def _open(path):
     """(a film's container, the video stream to color)."""
     try:
-        container = av.open(os.fspath(path), metadata_errors='replace')
+        container = av.open(os.fspath(path), **METADATA)
     except av.error.FFmpegError as error:
         raise UserError(f'{path} cannot be read as a film ({error.strerror}).') from None
     except OSError as error:
@@ -133,7 +135,5 @@ def _films(container):
 
 def _display_matrix(frame):
     """The display matrix of a frame, 9 integers as FFmpeg's; None where it has none."""
-    for data in frame.side_data:
-        if data.type == Type.DISPLAYMATRIX:
-            return struct.unpack('=9i', bytes(data)[:36])
-    return None
+    data = frame.side_data.get(Type.DISPLAYMATRIX)
+    return None if data is None else struct.unpack('=9i', bytes(data)[:36])

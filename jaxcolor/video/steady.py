@@ -16,9 +16,11 @@ _GRAY_ERROR = 30.0  # steps of 255 by which the picture and the carried one may 
 _SMOOTHED = 5  # pixels over which the gray pictures' difference is averaged
 # The network is asked every so many frames, and where the carried picture explains less than this share: asked for every
 # frame, it gave neither less flicker nor less error.
-_EVERY, _ASK_TRUST = 4, 0.9
+_EVERY, _ASK_TRUST = 8, 0.9
 # A cut: the carried picture explains less than this share, and the pictures differ by this many steps of 255 on average.
 _CUT_TRUST, _CUT_DIFFERENCE = 0.4, 12.0
+# A fade or a flash: a gain, up to this one, and an offset leave at most this share of the pictures' difference.
+_FADE_SHARE, _MAX_GAIN = 0.7, 2.0
 
 
 class State(NamedTuple):
@@ -43,6 +45,7 @@ class Steady:
     def __init__(self, strength: float, state: State | None = None) -> None:
         self.strength, self.state = strength, state
         self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+        self._flow.setFinestScale(1)  # half the side of the gray picture, which is small already
 
     def __call__(self, gray: np.ndarray, predict: Callable[[], np.ndarray]) -> tuple[np.ndarray, bool]:
         """The next frame.
@@ -56,14 +59,16 @@ class Steady:
         """
         before = self.state
         if before is not None:
-            flow, trust, difference = self._motion(before.gray, gray)
+            gain, lit = _in_the_light_of(before.gray, gray)
+            flow, trust = self._motion(lit, gray)
+            difference = float(cv2.absdiff(gray, before.gray).mean())
             share = float(trust.mean())
             if share >= _CUT_TRUST or difference <= _CUT_DIFFERENCE:
                 h, w = before.age.shape
                 flow = cv2.resize(flow, (w, h), interpolation=cv2.INTER_AREA)
                 flow *= np.array([w / gray.shape[1], h / gray.shape[0]], np.float32)
                 trust = cv2.resize(trust, (w, h), interpolation=cv2.INTER_AREA)
-                age = carry(before.age, flow) * trust
+                age = carry(before.age, flow) * trust * np.float32(min(1, 1 / gain))  # more light shows more
                 carried, goal = (carry(each, flow, cv2.INTER_CUBIC) for each in (before.ab, before.goal))
                 is_asked = before.since + 1 >= _EVERY or share < _ASK_TRUST
                 if is_asked:
@@ -78,13 +83,23 @@ class Steady:
         return ab, True
 
     def _motion(self, before, gray):
-        """(flow to the picture before, (H, W, 2); how far to trust it, in [0, 1]; mean difference of the pictures)."""
+        """(flow to the picture before, (H, W, 2); how far to trust it, in [0, 1], (H, W))."""
         back, forth = self._flow.calc(gray, before, None), self._flow.calc(before, gray, None)
         miss = np.square(back + carry(forth, back)).sum(axis=-1)
         change = cv2.absdiff(gray, carry(before, back))
         change = cv2.blur(change.astype(np.float32), (_SMOOTHED, _SMOOTHED))
         trust = np.exp(-miss / np.float32(_FLOW_ERROR**2) - np.square(change / np.float32(_GRAY_ERROR)))
-        return back, trust * _is_inside(back), float(cv2.absdiff(gray, before).mean())
+        return back, trust * _is_inside(back)
+
+
+def _in_the_light_of(before, gray):
+    """(gain, the picture before); in fades and flashes, that is made as bright and as rich in contrast as the one now."""
+    (mean, deviation), (mean_before, deviation_before) = ((float(each.mean()), float(each.std())) for each in (gray, before))
+    gain = min(max(deviation / max(deviation_before, 1e-3), 1 / _MAX_GAIN), _MAX_GAIN)
+    levels = np.arange(256) * gain + (mean - gain * mean_before)
+    lit = cv2.LUT(before, np.clip(np.rint(levels), 0, 255).astype(np.uint8))
+    is_fade = cv2.absdiff(gray, lit).mean() < _FADE_SHARE * cv2.absdiff(gray, before).mean()
+    return (gain, lit) if is_fade else (1.0, before)
 
 
 def carry(picture: np.ndarray, flow: np.ndarray, interpolation: int = cv2.INTER_LINEAR) -> np.ndarray:

@@ -10,6 +10,7 @@ import uvicorn
 
 from jaxcolor.errors import UserError
 from jaxcolor.web.app import Limits, make_app
+from jaxcolor.web.connections import ImpatientProtocol
 from jaxcolor.web.service import Service
 
 _LOCAL = ('localhost', '127.0.0.1', '[::1]')
@@ -48,7 +49,13 @@ def serve(
     app = make_app(service, limits, workers, _LOCAL if _is_loopback(host) else ('*',))
     # Connections that never send a request are bounded, too.
     config = uvicorn.Config(
-        app, log_level='warning', limit_concurrency=4 * limits.queue + 64, timeout_graceful_shutdown=10, server_header=False
+        app,
+        http=ImpatientProtocol,
+        ws='none',
+        log_level='warning',
+        limit_concurrency=4 * limits.queue + 64,
+        timeout_graceful_shutdown=10,
+        server_header=False,
     )
     shown = 'localhost' if host in ('127.0.0.1', '::1') else f'[{host}]' if ':' in host else host
     print(f'jaxcolor: serving at http://{shown}:{port}/ (Ctrl-C ends it)', file=sys.stderr, flush=True)

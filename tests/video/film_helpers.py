@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type
 
 from jaxcolor.inference.colorizer import Colorizer
 
@@ -101,5 +102,5 @@ def times_of(path):
 
 def matrix_of(frame):
     """A frame's display matrix, 9 integers; None without one."""
-    found = [bytes(data) for data in frame.side_data if 'DISPLAYMATRIX' in str(data.type)]
-    return struct.unpack('=9i', found[0][:36]) if found else None
+    found = frame.side_data.get(Type.DISPLAYMATRIX)
+    return struct.unpack('=9i', bytes(found)[:36]) if found is not None else None

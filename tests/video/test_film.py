@@ -28,6 +28,7 @@ from film_helpers import (
 from jaxcolor import color
 from jaxcolor.errors import UserError
 from jaxcolor.video import film as film_module
+from jaxcolor.video import steady
 from jaxcolor.video.film import color_film
 
 pytestmark = pytest.mark.video
@@ -203,8 +204,9 @@ def test_no_color_crosses_a_cut(tmp_path):
     assert same[0] and same[6] and not all(same)
 
 
-def test_batches_give_the_same_frames(tmp_path):
+def test_batches_give_the_same_frames(tmp_path, monkeypatch):
     gray = cut_film(tmp_path / 'gray.mkv')
+    monkeypatch.setattr(steady, '_EVERY', 1)
     for size in (1, 5):
         painter = Painter()
         painter.batch_size = size
@@ -238,14 +240,14 @@ def test_an_interrupted_film_goes_on_with_the_same_frames(tmp_path, monkeypatch)
     assert not (tmp_path / 'out.mkv.parts').exists()
 
 
-def test_a_still_film_asks_for_every_fourth_frame_also_after_an_interruption(tmp_path, monkeypatch):
+def test_a_still_film_asks_for_every_eighth_frame_also_after_an_interruption(tmp_path, monkeypatch):
     gray = write_film(tmp_path / 'gray.mkv', [next(pictures(1))] * FRAMES)
     monkeypatch.setattr(film_module, 'KEY_FRAME_EVERY', 6)
     painter = Painter()
     color_film(painter, gray, tmp_path / 'whole.mkv', **LOSSLESS)
-    assert painter.calls == 3  # frames 0, 4, 8
+    assert painter.calls == 2  # frames 0, 8
     with pytest.raises(RuntimeError):
-        color_film(Painter(fail_after=2), gray, tmp_path / 'out.mkv', **LOSSLESS)
+        color_film(Painter(fail_after=1), gray, tmp_path / 'out.mkv', **LOSSLESS)
     painter = Painter()
     color_film(painter, gray, tmp_path / 'out.mkv', **LOSSLESS)
     assert painter.calls == 1

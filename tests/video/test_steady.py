@@ -48,3 +48,24 @@ def test_carried_colors_flicker_less():
 
     assert flicker(shown) < flicker(predicted) / 3
     assert error(shown) < error(predicted)
+
+
+def test_a_fade_is_no_new_scene_and_keeps_its_colors():
+    """A picture that comes out of the dark while predictions flicker: the network is not asked for each frame of it."""
+    rng = np.random.default_rng(0)
+    scene = cv2.GaussianBlur(rng.uniform(0, 255, (128, 224)).astype(np.float32), (0, 0), 3)
+    scene = cv2.normalize(scene, None, 0, 255, cv2.NORM_MINMAX)
+    steady, shown, predicted, cuts, asked = Steady(0.95), [], [], [], []
+    for t, light in enumerate(np.linspace(0.3, 1, 7)):
+        ab = np.full((128, 224, 2), rng.normal(0, 10, 2), np.float32)
+        predicted.append(ab)
+        picture, is_cut = steady((light * scene).astype(np.uint8), lambda ab=ab, t=t: (asked.append(t), ab)[1])
+        shown.append(picture)
+        cuts.append(is_cut)
+    assert cuts == [True] + 6 * [False]
+    assert asked == [0]
+
+    def flicker(frames):
+        return np.mean([np.abs(b - a).mean() for a, b in itertools.pairwise(frames)])
+
+    assert flicker(shown) < flicker(predicted) / 3
