@@ -26,6 +26,7 @@ class Plan(NamedTuple):
     notes: list[str]  # a sentence each: what the user may want to know
 
 
+@pillow_unguarded()  # results, too, may have more pixels than Pillow's own limit
 def plan_outputs(inputs: Iterable[str | PathLike], out: str | PathLike) -> Plan:
     """Lists the photos and where their results go.
 
@@ -55,9 +56,11 @@ def plan_outputs(inputs: Iterable[str | PathLike], out: str | PathLike) -> Plan:
                 )
                 plan.problems.append(f'{path} {problem}.')
         pairs = _without_clashes(pairs, plan)
+    photo_of = {identity: photo for photo, _ in pairs if (identity := _identity(photo))}
     for photo, target in pairs:
-        if _is_same_file(photo, target):
-            plan.problems.append(f'{photo} would be overwritten; name another folder with --out.')
+        if overwritten := photo_of.get(_identity(target)):
+            by = f' by the result of {photo}' if overwritten != photo else ''
+            plan.problems.append(f'{overwritten} would be overwritten{by}; name another folder with --out.')
         else:
             plan.pairs.append((photo, target))
     if not plan.pairs and len(plan.problems) == 1:
@@ -162,6 +165,15 @@ def _needs_png(photo):
                 return image.has_transparency_data or getattr(image, 'n_frames', 1) > 1
     except Exception:  # reading the photo reports what is wrong with it
         return False
+
+
+def _identity(path):
+    """What tells apart files and folders, whatever their names; None of what is not there."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _is_same_file(a, b):

@@ -28,7 +28,7 @@ from jaxcolor.prepare.sources import (
 )
 
 
-def _first_existing(path, names, exists=Path.exists):
+def _first_existing(path, names, exists=os.path.exists):  # a folder that cannot be read holds none
     """The first of `path / name` that exists, or None."""
     return next((path / name for name in names if exists(path / name)), None)
 
@@ -166,7 +166,7 @@ def lsun(path: Path, max_bytes: int) -> Iterator[Photo]:
 
 
 def _list_lmdbs(path):
-    return sorted(child for child in path.iterdir() if (child / 'data.mdb').exists())
+    return sorted(child for child in path.iterdir() if os.path.exists(child / 'data.mdb'))
 
 
 @functools.lru_cache(maxsize=8)
@@ -328,7 +328,7 @@ def detect(path: Path) -> str:
         return 'celeba'
     if any(_places_list(path, split) for split in _PLACES_LISTS):
         return 'places365'
-    if (path / 'data.mdb').exists() or _list_lmdbs(path):
+    if os.path.exists(path / 'data.mdb') or _list_lmdbs(path):
         return 'lsun'
     if _first_existing(path, _GRAY_FILES):
         return 'numpy'

@@ -130,7 +130,27 @@ def open_photo(
     """
     image = _open(data, max_megapixels)
     with _rejecting_broken():
+        # Of colors of 16 bits, Pillow takes the upper 8, and some layouts wrongly.
+        if image.format == 'TIFF' and image.mode not in GRAY_MODES and is_deep(image, data):
+            with contextlib.suppress(TooDeepError):
+                upright = _decode_deep(image, data).in_8_bits()
+                upright = upright if keep_alpha or upright.mode == 'RGB' else _on_white(upright)
+                size = _shrunk_size(upright, shorter_side)
+                return upright.resize(size, Image.Resampling.BOX) if size else upright
         return _decode(image, shorter_side, keep_alpha)
+
+
+def _shrunk_size(image, shorter_side):
+    """The size (w, h) of a photo that is to be shrunk; None of one that is not."""
+    if not shorter_side or min(image.size) <= shorter_side:
+        return None
+    scale = shorter_side / min(image.size)
+    return tuple(max(1, round(side * scale)) for side in image.size)
+
+
+def _on_white(image):
+    """RGBA -> RGB"""
+    return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
 
 
 class Frames(NamedTuple):
@@ -280,10 +300,8 @@ def _decode_deep(image, data):
 
 def _decode(image, shorter_side, keep_alpha, keep_gray=False):
     """An opened image, at its current frame -> RGB(A) in sRGB, upright; L where gray is kept."""
-    size = None
-    if shorter_side and min(image.size) > shorter_side:
-        scale = shorter_side / min(image.size)
-        size = tuple(max(1, round(side * scale)) for side in image.size)
+    size = _shrunk_size(image, shorter_side)
+    if size:
         # JPEG decodes at 1/2, 1/4, 1/8 of its size, itself an area filter; stay at twice the target or more.
         image.draft(None, (2 * size[0], 2 * size[1]))
     image.load()
@@ -311,10 +329,8 @@ def _to_8_bits(image, keep_alpha):
     if image.mode in GRAY_MODES:
         return Image.fromarray(gray_levels(image, 255))
     if image.mode in ('PA', 'LA', 'La', 'RGBa', 'RGBA') or 'transparency' in image.info:
-        image = image.convert('RGBA')
-        if keep_alpha:
-            return image
-        return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
+        is_gray, image = image.mode in ('LA', 'La'), image.convert('RGBA')
+        return image if keep_alpha else _on_white(image).convert('L' if is_gray else 'RGB')
     if image.mode in ('L', 'RGB', 'CMYK'):
         return image
     return image.convert('L' if image.mode == '1' else 'RGB')
@@ -339,7 +355,9 @@ def _to_srgb(image, profile, keep_gray=False):
     image itself where it is that already. A broken profile is ignored."""
     if image.mode == 'RGBA':
         alpha = image.getchannel('A')
-        image = _to_srgb(image.convert('RGB'), profile)
+        red, green, blue = image.convert('RGB').split()
+        # Gray that became RGBA may have a profile of gray.
+        image = _to_srgb(red if red == green == blue else image.convert('RGB'), profile)
         image.putalpha(alpha)
         return image
     if profile:

@@ -23,6 +23,7 @@ SRGB = _created[:24] + struct.pack('>6H', 2000, 1, 1, 0, 0, 0) + _created[36:]
 GRAY_MODES = ('I;16', 'I;16B', 'I;16L', 'I;16N', 'I', 'F')
 # Tags of TIFF.
 BITS_PER_SAMPLE, PHOTOMETRIC, _MAX_SAMPLE_VALUE, _S_MAX_SAMPLE_VALUE = 258, 262, 281, 341
+_MIN_SAMPLE_VALUE, _S_MIN_SAMPLE_VALUE, _SAMPLE_FORMAT = 280, 340, 339
 _OVERSHOOT = 1.1  # how far values may lie above white: resampled floats do
 _BLOCK = 2**21  # pixels that are converted together; bounds the memory that this takes
 
@@ -70,7 +71,10 @@ def _blocks(values):
 def gray_levels(image: Image.Image, top: int) -> np.ndarray:
     """A gray image of a mode of GRAY_MODES -> its levels from 0 to `top`: uint8 (H, W), or uint16 where `top` is 65535."""
     values, tags = np.asarray(image), getattr(image, 'tag_v2', {})
-    black, white = 0.0, _white(values, image.format, tags)
+    if values.dtype == np.int32 and tags.get(_SAMPLE_FORMAT, (1,)) == (1,) and tags.get(BITS_PER_SAMPLE) == (32,):
+        values = values.view(np.uint32)  # Pillow knows signed ones only
+    white = _white(values, image.format, tags)
+    black = _black(values, white, tags)
     if tags.get(PHOTOMETRIC) == 0:  # white is zero; Pillow turns this round for 8 bits alone
         black, white = white, black
     return _levels(values, black, white, top)
@@ -91,17 +95,33 @@ def _levels(values, black, white, top):
 
 def _white(values, file_format, tags):
     """The value of white: what the file says, else the smallest usual one that the values do not exceed."""
-    if file_format in ('PNG', 'PPM', 'JPEG2000'):
-        return 65535.0  # Pillow scales what has fewer bits
     is_float = values.dtype.kind == 'f'
+    if file_format in ('PNG', 'PPM', 'JPEG2000') and not is_float:
+        return 65535.0  # Pillow scales what has fewer bits
     largest = float(np.max(values, where=np.isfinite(values), initial=0) if is_float else values.max())
     for tag in (_MAX_SAMPLE_VALUE, _S_MAX_SAMPLE_VALUE):
         with contextlib.suppress(TypeError, ValueError, IndexError):
             told = float(np.max(tags.get(tag, 0)))
             if 0 < told < np.inf and told >= largest / _OVERSHOOT:
                 return told
-    usual = (1.0, 255.0, 65535.0) if is_float else (255.0, 1023.0, 4095.0, 16383.0, 65535.0)
-    return next((white for white in usual if largest <= white * _OVERSHOOT), largest)
+    if is_float:  # white lies anywhere: a usual one is taken where they nearly reach it, and 1 where they lie below it
+        near = next((white for white in (255.0, 65535.0) if white / 2 < largest <= white * _OVERSHOOT), largest)
+        return 1.0 if largest <= _OVERSHOOT else near
+    bits = int(np.max(tags.get(BITS_PER_SAMPLE, 16)))
+    if tags.get(_SAMPLE_FORMAT) == (2,) and bits <= 16:  # signed
+        return 2.0 ** (bits - 1) - 1
+    return next((white for white in (255.0, 1023.0, 4095.0, 16383.0, 65535.0) if largest <= white * _OVERSHOOT), largest)
+
+
+def _black(values, white, tags):
+    """The value of black: what the file says; else 0, or the smallest where values lie far below it."""
+    smallest = float(np.min(values, where=np.isfinite(values), initial=0))
+    for tag in (_MIN_SAMPLE_VALUE, _S_MIN_SAMPLE_VALUE):
+        with contextlib.suppress(TypeError, ValueError, IndexError):
+            told = float(np.min(tags[tag])) if tag in tags else 0.0
+            if -np.inf < told < 0 and told <= smallest:
+                return told
+    return smallest if smallest < -0.1 * white else 0.0
 
 
 class TooDeepError(Exception):

@@ -13,7 +13,7 @@ from skimage.color import rgb2lab
 from jaxcolor.inference import recompose
 from jaxcolor.inference.metadata import Tag, read_tag
 from jaxcolor.inference.photos import read_frames, write_photo
-from jaxcolor.prepare.decode import pillow_unguarded
+from jaxcolor.prepare.decode import open_frames, open_photo, pillow_unguarded
 from jaxcolor.prepare.deep import DeepImage
 
 imagecodecs, tifffile = pytest.importorskip('imagecodecs'), pytest.importorskip('tifffile')
@@ -84,6 +84,33 @@ def test_colors_of_16_bits(tmp_path, name, data, expected):
     assert pixels.dtype == np.uint16
     # 12 bits are scaled to the whole range.
     np.testing.assert_allclose(pixels, expected, rtol=0, atol=16 if expected.max() % 16 == 0 else 0)
+
+
+SHADES = np.linspace(0.02, 0.98, 96, dtype=np.float64)[None].repeat(4, axis=0)
+
+
+@pytest.mark.parametrize(
+    ('values', 'options'),
+    [(np.float32(SHADES / SHADES.max() * white), {}) for white in (1.15, 2, 100, 290, 1000, 4095)]
+    + [
+        (np.uint32(SHADES / SHADES.max() * (2**32 - 1)), {}),
+        (np.int16(SHADES / SHADES.max() * 32767), {}),
+        (np.float32(2 * (SHADES - SHADES.min()) / np.ptp(SHADES) - 1), {'extratags': [(340, 11, 1, -1.0, True)]}),
+        (np.uint16(SHADES * 4095)[..., None].repeat(3, axis=-1), {'extratags': [(281, 3, 3, (4095,) * 3, True)]}),
+        (np.uint16(SHADES * 65535)[None].repeat(3, axis=0), {'planarconfig': 'separate', 'photometric': 'rgb'}),
+    ],
+    ids=lambda value: f'{value.dtype} {value.max():.4g}' if isinstance(value, np.ndarray) else '',
+)
+def test_ranges_of_tiffs_are_those_of_their_values(values, options):
+    data = tiff(values, **options)
+    with pillow_unguarded():
+        frame = open_frames(data, max_megapixels=1).images[0].in_8_bits()
+        shrunk = open_photo(data, max_megapixels=1)
+    black = SHADES.min() if values.min() < 0 else 0
+    white = SHADES.max() if values.ndim == 2 else 1
+    expected = 255 * (SHADES - black) / (white - black)
+    for photo in (frame, shrunk):
+        assert np.abs(np.asarray(photo.convert('L')) - expected).max() <= 1  # rounded twice
 
 
 def test_colors_that_are_multiplied_by_their_alpha(tmp_path):
@@ -188,6 +215,19 @@ def test_profiles_are_converted_in_16_bits(tmp_path, kind):
     # The rounding of the input to 8 bits, which the curves stretch in the dark, and that of the output.
     assert np.quantile(np.abs(difference), 0.95) < 1.5 and np.abs(difference).mean() < 0.6
     assert (result_of(result) % 257 != 0).mean() > 0.8
+
+
+def test_gray_profiles_hold_for_gray_with_transparency():
+    levels = np.arange(256, dtype=np.uint8)[None].repeat(4, axis=0)
+    profile = bytes(imagecodecs.cms_profile('gray', gamma=1.0))
+    gray = Image.fromarray(levels)
+    images = [gray, Image.merge('LA', [gray, Image.new('L', gray.size, 255)])]
+    files = [encoded(image, format='PNG', icc_profile=profile) for image in images]
+    expected, found = (np.asarray(open_photo(file, max_megapixels=1)) for file in files)
+    assert np.abs(expected.astype(int)[..., 0] - levels).max() > 50  # the profile counts
+    np.testing.assert_array_equal(found, expected)
+    kept = open_photo(files[1], max_megapixels=1, keep_alpha=True)
+    np.testing.assert_array_equal(np.asarray(kept)[..., :3], expected)
 
 
 @pytest.mark.parametrize('size', [(32, 24), (31, 23), (96, 64), (7, 5)])

@@ -53,7 +53,7 @@ def test_originals_are_never_written_over(colorizer, tmp_path, photos, argument,
         assert {name: after[name] for name in before} == before
         assert sorted(set(after) - set(before)) == sorted(colored)
         for failure in summary.failures:
-            assert '--overwrite' in failure
+            assert '--overwrite' in failure or 'would be overwritten by' in failure
     assert summary.colored == 0
 
 
@@ -65,6 +65,21 @@ def test_overwrite_replaces_other_files_but_no_photo_that_is_read(colorizer, tmp
     assert read_tag(tmp_path / 'out' / 'a.png').source == original == files_of(tmp_path)['p/a.png']
     with pytest.raises(UserError, match='would be overwritten'):
         plan_outputs([tmp_path / 'p' / 'a.png'], tmp_path / 'p')
+
+
+def test_no_photo_is_replaced_by_another_ones_result(colorizer, tmp_path):
+    save(tmp_path / 'a' / 'x.png', tmp_path / 'a' / 'sub' / 'x.png')
+    before = files_of(tmp_path)
+    summary = color_quietly(colorizer, [tmp_path / 'a/sub/x.png', tmp_path / 'a/x.png'], tmp_path / 'a', overwrite=True)
+    assert any('a/x.png would be overwritten by the result of' in failure for failure in summary.failures)
+    assert before.items() <= files_of(tmp_path).items()
+
+
+def test_results_of_more_pixels_than_pillow_takes_are_known(colorizer, tmp_path, monkeypatch):
+    save(tmp_path / 'p' / 'sub' / 'a.png')
+    assert color_quietly(colorizer, [tmp_path / 'p' / 'sub'], tmp_path / 'p').colored == 1
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1)
+    assert [photo.parent.name for photo, _ in plan_outputs([tmp_path / 'p'], tmp_path).pairs] == ['sub']
 
 
 def test_links_to_originals_are_not_replaced(colorizer, tmp_path):

@@ -1,8 +1,11 @@
 """Published datasets in their original layouts: the same photos in each give the same records."""
 
+import errno
 import io
 import json
+import os
 import sys
+from pathlib import Path
 
 import lmdb
 import numpy as np
@@ -16,8 +19,22 @@ from jaxcolor import color
 from jaxcolor.data.shards import open_shards
 from jaxcolor.errors import UserError
 from jaxcolor.prepare import prepare
+from jaxcolor.prepare.datasets import detect
 
 OPTIONS = {'size': SIZE, 'split': 'train:1', 'quiet': True}
+
+
+def test_a_folder_that_cannot_be_read_is_no_data_set(tmp_path, monkeypatch):
+    (tmp_path / 'closed').mkdir()
+    stat = os.stat
+
+    def deny(path, *args, **options):
+        if isinstance(path, (str, os.PathLike)) and 'closed' in Path(path).parent.parts:
+            raise PermissionError(errno.EACCES, 'Permission denied', os.fspath(path))
+        return stat(path, *args, **options)
+
+    monkeypatch.setattr(os, 'stat', deny)
+    assert detect(tmp_path) == 'folder'
 
 
 @pytest.fixture(scope='module')
