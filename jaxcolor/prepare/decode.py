@@ -262,13 +262,26 @@ def _rejecting_broken():
 def _open(data, max_megapixels) -> Image.Image:
     """Reads a photo's header. Raises RejectedError: not a photo, or too many pixels."""
     try:
-        image = Image.open(io.BytesIO(data), formats=[*FORMATS, 'TGA'] if _is_tga(data) else FORMATS)
+        image = _open_image(data, [*FORMATS, 'TGA'] if _is_tga(data) else FORMATS)
     except Exception:  # as above
         if (data[4:8] == b'ftyp' and data[8:12] in _HEIF_BRANDS) or data.startswith(_JXL_STARTS):
             raise RejectedError("HEIC and JPEG XL need pip install 'jaxcolor[formats]'") from None
         raise RejectedError('not a photo') from None
     _check_size(image, max_megapixels)
     return image
+
+
+def _open_image(data, formats):
+    try:
+        return Image.open(io.BytesIO(data), formats=formats)
+    except Exception:  # as above
+        # While Pillow opens a JPEG it takes the resolution from EXIF, and gives up where that is odd. So EXIF comes after.
+        start = data.find(b'Exif\0\0', 0, 2**16)
+        if start < 0 or not data.startswith(b'\xff\xd8'):
+            raise
+        image = Image.open(io.BytesIO(data[:start] + b'exif' + data[start + 4 :]), formats=formats)
+        image.info['exif'] = data[start : start - 2 + int.from_bytes(data[start - 2 : start], 'big')]
+        return image
 
 
 def _is_tga(data):

@@ -140,6 +140,19 @@ def test_mutated_exif(tmp_path, name):
         rewritten(path, result)
 
 
+@pytest.mark.parametrize('kind', [1, 7])
+def test_a_jpeg_whose_exif_has_an_odd_resolution_is_opened(tmp_path, kind):
+    entries = [(274, 3, 1, 6), (282, kind, 1, 72), (296, 3, 1, 2)]  # turned; the resolution is no fraction
+    fields = b''.join(struct.pack('<HHII', *entry) for entry in entries)
+    exif = b'Exif\0\0II*\0' + struct.pack('<IH', 8, len(entries)) + fields + bytes(4)
+    path = tmp_path / 'a.jpg'
+    path.write_bytes(encoded(PHOTO.resize((40, 24)), format='JPEG', exif=exif))
+    with pytest.raises(OSError):
+        Image.open(path)
+    rewritten(path, tmp_path / 'b.jpg')
+    assert Image.open(tmp_path / 'b.jpg').size == (24, 40)
+
+
 def test_exif_larger_than_a_jpeg_allows(tmp_path):
     exif = Image.Exif()
     exif[ExifTags.Base.Artist] = 'A. Painter'
