@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from jaxcolor import cli
 from jaxcolor.errors import one_line_errors
 from jaxcolor.recipes import load_recipe
+from jaxcolor.runtime.huge_pages import restart_with_huge_pages
 
 # What a command calls its run directory.
 _WORKDIR = {'train': 'workdir', 'evaluate': 'model', 'import': 'out'}
@@ -40,4 +41,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
+    restart_with_huge_pages()
     main()

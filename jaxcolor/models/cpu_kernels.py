@@ -220,15 +220,23 @@ def _winograd_conv2d(x, kernel, *, strides, padding):
     return interleave([even[0], odd[0], even[1], odd[1]])[:, :H, :W]
 
 
+def _winograd_backward(gradient, x, kernel, *, strides, padding):
+    """With few channels, the gradients' own transforms cost more than they save."""
+    C, features = kernel.shape[2:]
+    if C * features < 2**15:
+        return _conv2d_backward(gradient, x, kernel, strides=strides, padding=padding)
+    return _vjp(_winograd_conv2d)(gradient, x, kernel, strides=strides, padding=padding)
+
+
 def _suits_winograd(x, kernel, *, strides, padding):
     """Whether the multiplications saved outweigh the transforms: many channels, many tiles (measured on 2 CPU cores)."""
     h, w, C, features = kernel.shape
-    tiles = x.shape[0] * x.shape[1] * x.shape[2] // 4
+    tiles = x.shape[0] * -(-x.shape[1] // 2) * -(-x.shape[2] // 2)
     is_same_size = (h, w, strides, padding) == (3, 3, 1, ((1, 1), (1, 1)))
-    return is_same_size and x.dtype == jnp.float32 and C * features >= 2**15 and tiles >= 2**9
+    return is_same_size and x.dtype == jnp.float32 and C * features >= 2**14 and tiles * C * features >= 2**23
 
 
-WINOGRAD = CPUKernel('winograd', _winograd_conv2d, _vjp(_winograd_conv2d), _suits_winograd)
+WINOGRAD = CPUKernel('winograd', _winograd_conv2d, _winograd_backward, _suits_winograd)
 
 
 def _narrow_conv2d(x, kernel, *, strides, padding):

@@ -99,10 +99,11 @@ class TestValues:
         assert_same_with_kernels(outputs_and_statistics, random(2, *size, 3, dtype=dtype), params)
 
 
-@pytest.mark.parametrize('size', [(32, 32), (31, 35)])
-def test_winograd(size):
-    layer = layers.Conv(256)
-    params = {'kernel': random(3, 3, 128, 256) / 34, 'bias': random(256)}
+@pytest.mark.parametrize(('size', 'features'), [((32, 32), 256), ((31, 35), 256), ((31, 35), 128)])
+def test_winograd(size, features):
+    """With 128 channels the gradients are plain."""
+    layer = layers.Conv(features)
+    params = {'kernel': random(3, 3, 128, features) / 34, 'bias': random(features)}
     assert_same_layer(layer, random(2, *size, 128), params)
 
 
