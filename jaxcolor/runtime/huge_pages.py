@@ -1,11 +1,11 @@
 """Huge pages for the arrays of a program on Linux.
 
-XLA on CPUs takes the memory of a step's intermediate arrays from the system anew at each call, and the system hands it out in
-pages of 4 KiB, one by one when they are first touched: up to a fifth of a step's time. Of huge pages there are 512 times fewer. On
-systems that leave the choice to the program (`madvise`), glibc asks for them where this variable tells it to; it reads
-the variable only when a program starts.
+On CPUs, XLA takes the memory of a step's intermediate arrays from the system anew at each call. The system hands it out in pages
+of 4 KiB, one by one when they are first touched: up to a fifth of a step's time. Of huge pages there are 512 times fewer. Where
+the system leaves the choice to the program (`madvise`), glibc asks for them if this variable says so when the program starts.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Mapping
@@ -24,10 +24,8 @@ def restart_with_huge_pages() -> None:
     environment = environment_with(os.environ, _mode(), _glibc())
     if environment is None or not sys.executable:
         return
-    try:
+    with contextlib.suppress(OSError):  # without them it runs as well
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
-    except OSError:
-        pass  # it runs without them
 
 
 def environment_with(environ: Mapping[str, str], mode: str, glibc: tuple[int, ...]) -> dict[str, str] | None:
