@@ -1,7 +1,7 @@
 """Huge pages for the arrays of a program on Linux.
 
 On CPUs, XLA takes the memory of a step's intermediate arrays from the system anew at each call. The system hands it out in
-pages of 4 KiB, one by one when they are first touched: up to a fifth of a step's time. Of huge pages there are 512 times fewer.
+pages of 4 KiB, one by one when first touched: up to a fifth of a step's time. Of huge pages there are 512 times fewer.
 Where the system leaves the choice to the program (`madvise`), glibc asks for them if this variable says so at the start.
 """
 
