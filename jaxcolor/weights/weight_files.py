@@ -78,7 +78,7 @@ def _read(path: str | os.PathLike, file: IO[bytes]) -> WeightFile:
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     if size > _MAX_BYTES:
-        raise UserError(f'it has {size / 2**30:.0f} GiB, more than any network that is known here ({_MAX_BYTES / 2**30:.0f}).')
+        raise UserError(f'it has {size / 2**30:.0f} GiB, and no network known here more than {_MAX_BYTES / 2**30:.0f}.')
     if head.startswith(b'\x89HDF'):
         return _read_hdf5(file, size)
     if head.startswith(b'PK'):
