@@ -86,13 +86,15 @@ def strided_view(storage: np.ndarray, offset: int, size: Sequence[int], stride: 
         size, stride: of each axis; strides are in values.
 
     Raises:
-        UserError: it lies outside the storage.
+        UserError: it lies outside the storage, or has more values, whose copy could take any memory.
     """
     if math.prod(size) == 0 and min(size) == 0:
         return np.zeros(size, storage.dtype)
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
     if min([offset, *size, *stride]) < 0 or last >= storage.size:
         raise UserError('a tensor lies outside the stored values: it is damaged; fetch it again.')
+    if math.prod(size) > storage.size:
+        raise UserError('a tensor has more values than are stored: it is damaged; fetch it again.')
     return np.lib.stride_tricks.as_strided(storage[offset:], size, [s * storage.itemsize for s in stride])
 
 
@@ -177,6 +179,8 @@ class _Reader:
             return np.zeros((0,) * max(axes, 1), np.float32)
         if not isinstance(storage, np.ndarray) or storage.ndim != 1:
             raise UserError('a tensor has no stored values: it is damaged; fetch it again.')
+        if math.prod(size) > storage.size:  # repeated by strides of 0, as the outputs that `Replicate` keeps: not needed
+            return np.zeros(0, storage.dtype)
         return strided_view(storage, offset - 1, size, stride)
 
     def _storage(self, dtype):

@@ -23,6 +23,9 @@ from jaxcolor.weights.torch7 import is_torch7, read_torch7, strided_view
 
 # The beginning of PyTorch's older files: the pickled number 0x1950a86a20f9469cfc6c, under pickle protocol 2.
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
+# Limits of what a file may make this program allocate: its size, and how much larger its content may be; weights hardly
+# shrink by compression. The largest published file, trained on with its moving average, has 4 GiB.
+_MAX_BYTES, _MAX_INFLATION = 8 * 2**30, 20
 
 
 class WeightFile(NamedTuple):
@@ -72,13 +75,18 @@ def brief(error: Exception, letters: int = 2000) -> str:
 
 def _read(path: str | os.PathLike, file: IO[bytes]) -> WeightFile:
     head = file.read(16)
+    size = file.seek(0, io.SEEK_END)
     file.seek(0)
+    if size > _MAX_BYTES:
+        raise UserError(f'it has {size / 2**30:.0f} GiB, and no network known here more than {_MAX_BYTES / 2**30:.0f}.')
     if head.startswith(b'\x89HDF'):
-        return _read_hdf5(file)
+        return _read_hdf5(file, size)
     if head.startswith(b'PK'):
         archive = zipfile.ZipFile(file)
+        _check_inflation(sum(member.file_size for member in archive.infolist()), size)
         if 'model.weights.h5' in archive.namelist():
-            return _read_hdf5(io.BytesIO(archive.read('model.weights.h5')))
+            content = archive.read('model.weights.h5')
+            return _read_hdf5(io.BytesIO(content), len(content))
         return WeightFile('torch', _state_dict(_read_torch_zip(archive)), {})
     if head.startswith(b'\x80'):
         return WeightFile('torch', _state_dict(_read_torch_stream(file)), {})
@@ -94,19 +102,28 @@ def _read(path: str | os.PathLike, file: IO[bytes]) -> WeightFile:
     )
 
 
-def _read_hdf5(file: IO[bytes]) -> WeightFile:
+def _check_inflation(content, size):
+    if content > _MAX_INFLATION * size:
+        raise UserError(f'it claims to hold {content / size:.0f} times its size: it is damaged; fetch it again.')
+
+
+def _read_hdf5(file: IO[bytes], size: int) -> WeightFile:
+    def values(dataset):
+        _check_inflation(dataset.nbytes, size)
+        return dataset[()]
+
     with h5py.File(file, 'r') as opened:
         # Keras 3: groups by class and number, with numbered variables.
         if 'layers' in opened:
             groups = {name: group['vars'] for name, group in opened['layers'].items() if 'vars' in group}
-            arrays = {f'{name}/{i}': vars_[i][()] for name, vars_ in groups.items() for i in vars_}
+            arrays = {f'{name}/{i}': values(vars_[i]) for name, vars_ in groups.items() for i in vars_}
             return WeightFile('keras_counted', arrays, {})
         # Keras 1 and 2: groups by layer name, with an attribute that lists the weights; in a whole model under one group.
         groups = opened.get('model_weights', opened)
         arrays = {}
         for layer, group in groups.items():
             for i, name in enumerate(group.attrs.get('weight_names', ())):
-                arrays[f'{layer}/{i}'] = group[name][()]
+                arrays[f'{layer}/{i}'] = values(group[name])
         if not arrays:
             raise UserError('it is an HDF5 file, but not one of Keras.')
         return WeightFile('keras_named', arrays, {})

@@ -93,6 +93,35 @@ def test_missing_batch_norms_are_said(tmp_path):
     np.testing.assert_allclose(converted.model_state['batch_stats']['mid_1']['norm']['var'] + 1e-5, 1, rtol=1e-6)
 
 
+@pytest.mark.parametrize('field', ['running_mean', 'running_var'])
+def test_copies_of_a_layer_that_differ_are_said(tmp_path, field):
+    """The low-level network comes twice, and its batch norms saw other photos."""
+    network = network_of(global_size=32)
+    content = graph_of(variables_of(network), copied=True)
+    again = content['model']['forwardnodes'][5]['data']['module']
+    again['modules'][2][field] = 2 * again['modules'][2][field]
+    converted = converted_of(content, tmp_path / 'colornet.t7')
+    assert 'Layers come twice, with other biases or batch-norm statistics' in converted.notes[-1]
+    kept = converted.model_state['batch_stats']['low_0']['norm'][{'running_mean': 'mean', 'running_var': 'var'}[field]]
+    first = content['model']['forwardnodes'][4]['data']['module']['modules'][2][field]
+    np.testing.assert_allclose(kept, first, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('inner', 'words'),
+    [
+        (module('nn.Identity'), 'it has more than 10,000 modules'),
+        (module('nn.Sequential', modules=table(1.0)), 'it has a module nn.Sequential, which is not known'),
+    ],
+)
+def test_modules_that_hold_each_other_twice_end(tmp_path, inner, words):
+    """2^60 modules in a file of 60."""
+    for _ in range(60):
+        inner = module('nn.Sequential', modules=table(inner, inner))
+    with pytest.raises(UserError, match=words):
+        converted_of(table(model=inner, mean=0.4), tmp_path / 'colornet.t7')
+
+
 def test_its_inputs_and_outputs_are_the_published_ones():
     """L* and the published luma, a*b* and the published values: the same network by both ways."""
     network = network_of(global_size=32)

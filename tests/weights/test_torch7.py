@@ -102,6 +102,12 @@ def test_a_tensor_written_by_hand(tmp_path):
     np.testing.assert_array_equal(read_weights(tmp_path / 'hand.t7').root[1], [[1, 2], [4, 5]])
 
 
+def test_values_that_are_repeated_by_strides_of_zero_are_left_out(tmp_path):
+    """`Replicate` keeps such outputs; a small file could have one of any size."""
+    (tmp_path / 'hand.t7').write_bytes(tensor((2**30, 2**30), (0, 0), 1, STORAGE))
+    assert read_weights(tmp_path / 'hand.t7').root[1].shape == (0,)
+
+
 @pytest.mark.parametrize(
     ('content', 'words'),
     [

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import struct
 import sys
 import zipfile
 
@@ -124,3 +125,33 @@ def test_a_memo_of_gigabytes_is_refused(tmp_path):
         archive.writestr('archive/data.pkl', b'\x80\x02}r' + (2**31).to_bytes(4, 'little') + b'.')
     with pytest.raises(UserError, match='memo.pth: it is damaged'):
         read_weights(tmp_path / 'memo.pth')
+
+
+def test_a_tensor_that_repeats_few_values_is_refused(tmp_path):
+    """Its copy, which folding a norm makes, would have 4 TiB."""
+    write_torch_zip({'layers.11.0.weight_orig': np.zeros(6, np.float32)}, tmp_path / 'view.pth', (0, (2**20, 2**20), (0, 0)))
+    with pytest.raises(UserError, match=r'view.pth: a tensor has more values than are stored'):
+        read_weights(tmp_path / 'view.pth')
+
+
+def test_content_that_grows_by_much_is_refused(tmp_path):
+    """Before it is unpacked."""
+    with zipfile.ZipFile(tmp_path / 'bomb.pth', 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr('archive/data.pkl', bytes(2**20))
+    with h5py.File(tmp_path / 'bomb.h5', 'w') as file:
+        values = file.create_dataset('conv/kernel', (2**40,), 'f4', chunks=(2**10,))  # none of them is in the file
+        assert values.id.get_storage_size() == 0
+        file['conv'].attrs['weight_names'] = [b'kernel']
+    for name in ('bomb.pth', 'bomb.h5'):
+        with pytest.raises(UserError, match=rf'{name}: it claims to hold \d+ times its size'):
+            read_weights(tmp_path / name)
+
+
+@pytest.mark.parametrize('head', [b'PK\x03\x04', b'\x80\x02', struct.pack('<ii', 3, 1), b'\x89HDF\r\n\x1a\n'])
+def test_files_of_many_gigabytes_of_nothing_are_refused(tmp_path, head):
+    """Such as downloads leave whose space was set aside."""
+    with open(tmp_path / 'sparse.pth', 'wb') as file:
+        file.write(head)
+        file.truncate(60 * 2**30)
+    with pytest.raises(UserError, match=r'sparse.pth: it has 60 GiB'):
+        read_weights(tmp_path / 'sparse.pth')

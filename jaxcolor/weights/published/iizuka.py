@@ -21,6 +21,7 @@ from jaxcolor.weights.torch7 import Table
 
 _ERROR = "it does not fit Iizuka's network"
 _MAX_DEPTH = 100  # of modules in each other
+_MAX_MODULES = 10_000  # modules may hold each other more than once, so that a small file has any number
 # Of the network's convolutions by part: filters of input and output at the paper's width, stride. All are 3x3.
 _PARTS = {
     'low': [(1, 64, 2), (64, 128, 1), (128, 128, 2), (128, 256, 1), (256, 256, 2), (256, 512, 1)],
@@ -97,7 +98,7 @@ def convert(root: Any) -> Converted:
     mean = root.get('mean') if isinstance(root, Table) else None
     if not isinstance(model, Table) or not isinstance(mean, (int, float)) or not math.isfinite(mean):
         raise UserError("it is no file of Iizuka's: it holds no `model` and `mean`.")
-    layers, is_repeated = _layers(model)
+    layers, is_repeated, copies_differ = _layers(model)
     dense = [layer for layer in layers if layer.is_dense]
     convolutions = [layer for layer in layers if not layer.is_dense]
     if len(convolutions) != 18 or len(dense) not in (3, 5):
@@ -113,6 +114,8 @@ def convert(root: Any) -> Converted:
     _check_activations(by_path)
     section = _section(by_path, width, float(mean), is_repeated)
     notes = _notes(by_path, section)
+    if copies_differ:
+        notes.append('Layers come twice, with other biases or batch-norm statistics the second time: the first are taken.')
 
     arrays: dict[str, np.ndarray] = {}
     for path, layer in by_path.items():
@@ -162,22 +165,32 @@ def _nodes(model) -> Iterator[Table]:
             yield data
 
 
-def _leaves(module, depth=0) -> Iterator[Table]:
+def _leaves(module) -> Iterator[Table]:
     """The modules that compute, in forward order."""
+    for count, leaf in enumerate(_walk(module, 0)):
+        if count >= _MAX_MODULES:
+            raise UserError(f'{_ERROR}: it has more than {_MAX_MODULES:,} modules.')
+        yield leaf
+
+
+def _walk(module, depth):
     if depth > _MAX_DEPTH:
         raise UserError(f'{_ERROR}: its modules lie too deep in each other.')
     inner = list(_items(module.get('modules')))
     if _kind(module) == 'gModule' and 'forwardnodes' in module:
-        inner = [data['module'] for data in _nodes(module) if isinstance(data.get('module'), Table)]
-    elif not inner:
+        inner = [data.get('module') for data in _nodes(module)]
+    inner = [each for each in inner if isinstance(each, Table)]
+    if not inner:
         yield module
     for each in inner:
-        if isinstance(each, Table):
-            yield from _leaves(each, depth + 1)
+        yield from _walk(each, depth + 1)
 
 
-def _layers(model) -> tuple[list[_Layer], bool]:
-    """The layers in forward order, without those that come again; whether the output's pixels are repeated."""
+def _layers(model) -> tuple[list[_Layer], bool, bool]:
+    """The layers in forward order, without those that come again.
+
+    Also whether the output's pixels are repeated, and whether a layer that came again had other arrays but for its weight.
+    """
     layers: list[_Layer] = []
     is_upsampled = False
     for module in _leaves(model):
@@ -201,10 +214,13 @@ def _layers(model) -> tuple[list[_Layer], bool]:
             raise UserError(f'{_ERROR}: it has a module {module.class_name or "without a class"}, which is not known here.')
     # The low-level network serves two branches: as one object, or as copies of the same values.
     unique: list[_Layer] = []
+    copies_differ = False
     for layer in layers:
-        if not any(_is_same(layer.module, other.module) for other in unique):
+        if same := [other for other in unique if _is_same(layer.module, other.module)]:
+            copies_differ |= not _has_same_arrays(layer, same[0])
+        else:
             unique.append(layer)
-    return unique, is_upsampled
+    return unique, is_upsampled, copies_differ
 
 
 def _is_same(module, other):
@@ -212,6 +228,14 @@ def _is_same(module, other):
         return True
     one, two = module.get('weight'), other.get('weight')
     return isinstance(one, np.ndarray) and isinstance(two, np.ndarray) and np.array_equal(one, two)
+
+
+def _has_same_arrays(layer, other):
+    pairs = [(layer.module, other.module, 'bias')]
+    if layer.norm is not None and other.norm is not None:
+        fields = ('weight', 'bias', 'running_mean', 'running_var', 'running_std')
+        pairs += [(layer.norm, other.norm, field) for field in fields]
+    return all(np.array_equal(one.get(field), two.get(field)) for one, two, field in pairs)
 
 
 def _is_vector_first(model):
