@@ -79,11 +79,11 @@ def save(
     images[0].save(file, file_format, **options)
 
 
-class Output(io.BufferedWriter):
+class Output(io.BufferedRandom):
     """A file that is written by Python: where Pillow's encoders write it themselves, errors do not say what happened."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(io.FileIO(path, 'w'))
+        super().__init__(io.FileIO(path, 'w+'))
 
     def fileno(self) -> int:
         """Hides the descriptor from Pillow."""

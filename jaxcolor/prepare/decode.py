@@ -13,6 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 from PIL.Image import Transpose
 
+from jaxcolor.errors import ordinary_errors
 from jaxcolor.prepare.deep import GRAY_MODES, DeepImage, TooDeepError, gray_levels, is_deep, read_deep
 from jaxcolor.prepare.file_metadata import Metadata, read_metadata
 
@@ -203,8 +204,8 @@ def open_frames(data: bytes, *, max_megapixels: float) -> Frames:
     first = image.tell()  # HEIC names the one to show
     for index in (index for index in range(total) if index != first):
         try:
-            image.seek(index)
             with _rejecting_broken():
+                image.seek(index)
                 _check_size(image, max_megapixels)
             frame = decode()
         except Exception:  # a file that is cut short: the frames before it are there
@@ -249,7 +250,8 @@ def _is_small_copy(image, index, frame, first):
 def _rejecting_broken():
     """Raises RejectedError where decoding fails."""
     try:
-        yield
+        with ordinary_errors():
+            yield
     except RejectedError:
         raise
     except (OSError, EOFError) as error:
@@ -262,7 +264,8 @@ def _rejecting_broken():
 def _open(data, max_megapixels) -> Image.Image:
     """Reads a photo's header. Raises RejectedError: not a photo, or too many pixels."""
     try:
-        image = _open_image(data, [*FORMATS, 'TGA'] if _is_tga(data) else FORMATS)
+        with ordinary_errors():
+            image = _open_image(data, [*FORMATS, 'TGA'] if _is_tga(data) else FORMATS)
     except Exception:  # as above
         if (data[4:8] == b'ftyp' and data[8:12] in _HEIF_BRANDS) or data.startswith(_JXL_STARTS):
             raise RejectedError("HEIC and JPEG XL need pip install 'jaxcolor[formats]'") from None
