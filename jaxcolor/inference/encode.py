@@ -10,8 +10,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin, TiffTags
 
-from jaxcolor.prepare.deep import SRGB, DeepImage, encode_png
+from jaxcolor.prepare.deep import DeepImage, encode_png
 from jaxcolor.prepare.file_metadata import Metadata
+from jaxcolor.prepare.profiles import SRGB
 
 # Formats that hold IPTC records, and how many bytes of XMP and IPTC fit into a segment of a JPEG.
 _HOLD_IPTC = ('JPEG', 'TIFF')

@@ -15,8 +15,9 @@ from jaxcolor.errors import UserError
 from jaxcolor.inference import encode
 from jaxcolor.inference.metadata import encode_exif
 from jaxcolor.inference.tags import Tag, is_edited, read_tag, seal
-from jaxcolor.prepare.decode import Frames, RejectedError, open_frames, open_photo
+from jaxcolor.prepare.decode import RejectedError, open_photo
 from jaxcolor.prepare.deep import DeepImage
+from jaxcolor.prepare.frames import Frames, open_frames
 
 # Formats of results, by suffix; other photos become PNG.
 OUTPUT_FORMATS = {'.jpg': 'JPEG', '.jpeg': 'JPEG', '.jpe': 'JPEG', '.jfif': 'JPEG', '.mpo': 'JPEG', '.png': 'PNG'}
@@ -86,8 +87,7 @@ def read_frames(path: str | os.PathLike, max_megapixels: float, data: bytes | No
     photo = PhotoFile(Path(path), frames, digest or hashlib.sha256(data).hexdigest())
     if not frames.metadata.exif_complete:
         photo.notes.append(f'{path}: EXIF data that cannot be read were dropped.')
-    if frames.lost_depth:
-        photo.notes.append(f'{path} has more than 8 bits a channel, its result has 8 ({frames.lost_depth}).')
+    photo.notes += [f'{path}: {note}.' for note in frames.notes]
     return photo
 
 
@@ -99,9 +99,11 @@ def _read(path, decode, data=None):
     except RejectedError as error:
         hint = '; raise --max-megapixels to allow it' if 'megapixels' in str(error) else ''
         raise UserError(f'{path} cannot be colored: {error}{hint}.') from None
-    for image in decoded.images if isinstance(decoded, Frames) else [decoded]:
-        if min(image.size) < _MIN_SIDE:
-            raise UserError(f'{path} cannot be colored: {image.width}x{image.height} is too small.')
+    first = decoded.images[0] if isinstance(decoded, Frames) else decoded
+    if min(first.size) < _MIN_SIDE:
+        raise UserError(f'{path} cannot be colored: {first.width}x{first.height} is too small.')
+    if isinstance(decoded, Frames):  # of a scan, some pages may be
+        decoded = decoded._replace(images=[image for image in decoded.images if min(image.size) >= _MIN_SIDE])
     return data, decoded
 
 
