@@ -79,7 +79,7 @@ def open_frames(data: bytes, *, max_megapixels: float) -> Frames:
         images.append(frame)
         durations.append(image.info.get('duration', 0))
     if not is_whole:
-        notes.append('it is broken after the pages that were read, and may have held more')
+        notes.append('what comes after its last page could not be read')
     if limits.note:
         notes.append(limits.note)
     if any(isinstance(frame, Image.Image) and frame.mode == 'RGBA' for frame in images):
