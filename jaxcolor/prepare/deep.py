@@ -90,7 +90,7 @@ def is_deep(image: Image.Image, data: bytes) -> bool:
     return image.mode in GRAY_MODES or (image.mode in ('RGB', 'RGBA', 'RGBX', 'CMYK') and set(bits) == {16})
 
 
-def lost_bits(image: Image.Image, data: bytes) -> bool:
+def lost_bits(image: Any, data: bytes) -> bool:
     """Whether an opened image in color has more than 8 bits a channel, which are read in 8: of no TIFF or PNG.
 
     Call it before the image is loaded.
@@ -105,7 +105,7 @@ def lost_bits(image: Image.Image, data: bytes) -> bool:
     return image.info.get('bit_depth', 8) > 8  # HEIC
 
 
-def read_deep(image: Image.Image, data: bytes, limits: Limits) -> tuple[np.ndarray, bool]:
+def read_deep(image: Any, data: bytes, limits: Limits) -> tuple[np.ndarray, bool]:
     """Reads the current frame of a loaded image for which `is_deep` holds.
 
     Args:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import struct
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -56,7 +57,7 @@ def _is_srgb(profile):
     return bool(np.abs(converted.astype(int) - colors).max() <= 2)
 
 
-def to_srgb(image: Image.Image, profile: bytes | None, keep_gray: bool = False) -> Image.Image:
+def to_srgb(image: Any, profile: bytes | None, keep_gray: bool = False) -> Any:
     """An L, RGB, CMYK or RGBA image and its ICC profile (bytes or None) -> RGB(A) in sRGB, or L where gray is kept; the
     image itself where it is that already. A broken profile is ignored."""
     if image.mode == 'RGBA':

@@ -102,7 +102,7 @@ class OddTiff:
             return read_page(file.pages[self._index], self.tag_v2, limits)
 
 
-def is_odd(image: Image.Image) -> bool:
+def is_odd(image: Any) -> bool:
     """Whether Pillow opens a TIFF, but cannot decode it."""
     return image.format == 'TIFF' and (image.mode == 'LAB' or image.tag_v2.get(_COMPRESSION) in _NOT_PILLOWS)
 
