@@ -156,7 +156,7 @@ def _on_white(image):
 
 
 @contextlib.contextmanager
-def rejecting_broken():
+def rejecting_broken() -> Iterator[None]:
     """Raises RejectedError where decoding fails."""
     try:
         with ordinary_errors():
