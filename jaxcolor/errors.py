@@ -1,8 +1,9 @@
 """The one error that users are meant to read, and the wrapper that turns it into a line and an exit code."""
 
+import contextlib
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec('P')
@@ -21,6 +22,22 @@ def printable(text: str) -> str:
     """Text for people, in one line: control characters, and bytes of file names that are no UTF-8, are escaped."""
     text = text.encode(errors='surrogateescape').decode(errors='backslashreplace')
     return ''.join(letter if letter.isprintable() else letter.encode('unicode_escape').decode() for letter in text)
+
+
+def counted(count: int, noun: str) -> str:
+    """'1 photo', '2 photos'."""
+    return f'{count} {noun}{"" if count == 1 else "s"}'
+
+
+@contextlib.contextmanager
+def ordinary_errors() -> Iterator[None]:
+    """Raises what is no `Exception`, such as panics of decoders in Rust, as RuntimeError; interrupts stay what they are."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise RuntimeError(f'{type(error).__name__}: {error}') from None
 
 
 def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:

@@ -16,8 +16,10 @@ from PIL import Image
 from jaxcolor import files
 from jaxcolor.errors import UserError
 from jaxcolor.inference.colorizer import Colorizer
-from jaxcolor.inference.metadata import Tag, encode_exif
+from jaxcolor.inference.encode import Output
+from jaxcolor.inference.metadata import encode_exif
 from jaxcolor.inference.photos import check_target
+from jaxcolor.inference.tags import Tag, seal
 from jaxcolor.prepare.deep import DeepImage
 
 # Sizes of the network's input, parts of the colorizer's.
@@ -99,12 +101,14 @@ def write_picture(agreement: Agreement, size: tuple[int, int], path: Path, tag: 
         overwrite: as in `check_target`.
 
     Raises:
-        UserError: the file cannot be written, or is there and none of this program's.
+        UserError: the file cannot be written, or is there and none of this program's, or was changed.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.atomic(path) as temporary:
-            agreement.picture(size).save(temporary, 'PNG', exif=encode_exif({}, tag)[0])
+            with Output(temporary) as file:
+                agreement.picture(size).save(file, 'PNG', exif=encode_exif({}, tag)[0])
+                seal(file, tag)
             check_target(path, overwrite)
     except OSError as error:
         raise UserError(f'{path} cannot be written ({error.strerror or error}).') from None

@@ -16,10 +16,10 @@ from jaxcolor.inference.agreement import Agreement, measure
 from jaxcolor.inference.colorize import settings_digest
 from jaxcolor.inference.colorizer import MULTIPLE, Colorizer
 from jaxcolor.inference.hints import Hints, as_hints
-from jaxcolor.inference.metadata import Tag
 from jaxcolor.inference.photos import PhotoFile, encode_photo, read_frames, read_photo
 from jaxcolor.inference.plan import result_name
 from jaxcolor.inference.recompose import join
+from jaxcolor.inference.tags import Tag
 from jaxcolor.prepare.decode import pillow_unguarded
 from jaxcolor.prepare.deep import GRAY_MODES, DeepImage, gray_levels
 

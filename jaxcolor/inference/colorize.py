@@ -13,14 +13,14 @@ import numpy as np
 from PIL import Image
 
 from jaxcolor import files
-from jaxcolor.errors import UserError, printable
+from jaxcolor.errors import UserError, counted, ordinary_errors, printable
 from jaxcolor.inference import agreement
 from jaxcolor.inference.colorizer import Colorizer
 from jaxcolor.inference.hints import Hints
-from jaxcolor.inference.metadata import Tag
-from jaxcolor.inference.photos import PhotoFile, check_target, read_frames, write_photo
+from jaxcolor.inference.photos import PhotoFile, check_target, read_file, read_frames, write_photo
 from jaxcolor.inference.plan import Plan
 from jaxcolor.inference.recompose import join
+from jaxcolor.inference.tags import Tag, is_finished
 from jaxcolor.prepare.decode import FORMATS, pillow_unguarded
 from jaxcolor.runtime.logs import Progress
 
@@ -102,16 +102,20 @@ def colorize(
             return [target]
         return [target.with_name(files.fit_name(target.stem, f'-{n}{target.suffix}')) for n in range(1, variants + 1)]
 
+    @ordinary_errors()
     def read(path: Path, target: Path) -> _Photo | None:
         """Reads a photo; None if its results are there."""
         results = [*paths_of(target), *([pictures[target]] if with_agreement else [])]
-        tags = [check_target(result, overwrite) for result in results]
-        file = read_frames(path, max_megapixels)
-        tag = Tag(file.digest, settings)
-        if not overwrite and all(found == tag for found in tags):
+        data = read_file(path)
+        tag = Tag(hashlib.sha256(data).hexdigest(), settings)
+        if not overwrite and all(is_finished(result, tag) for result in results):
             return None
+        for result in results:
+            check_target(result, overwrite)
+        file = read_frames(path, max_megapixels, data, tag.source)
         return _Photo(file, target, tag, [colorizer.preprocess(image) for image in file.images])
 
+    @ordinary_errors()
     def write(photo: _Photo, predictions: Sequence[Sequence[Any]]) -> None:
         """Writes a photo's results; predictions: a*b*, (h, w, 2), or `faithful` photos of every frame of every variant."""
         if with_agreement:  # first, since a photo is finished when its result is there
@@ -145,7 +149,8 @@ def colorize(
         """Colors photos of one frame and one shape together."""
         try:
             lightness = np.concatenate([photo.lightness[0] for photo in batch])
-            predictions = [colorizer.predict_ab(lightness, style, variant) for variant in range(variants)]
+            with ordinary_errors():
+                predictions = [colorizer.predict_ab(lightness, style, variant) for variant in range(variants)]
         except Exception:  # which of them it is shows one by one
             for photo in batch:
                 color_alone(photo)
@@ -155,15 +160,16 @@ def colorize(
 
     def color_alone(photo: _Photo) -> None:
         try:
-            predictions = [
-                [
-                    faithful(image, hints)
-                    if faithful
-                    else colorizer.predict_with_hints(image, lightness, style, variant, hints)
-                    for image, lightness in zip(photo.file.images, photo.lightness, strict=True)
+            with ordinary_errors():
+                predictions = [
+                    [
+                        faithful(image, hints)
+                        if faithful
+                        else colorizer.predict_with_hints(image, lightness, style, variant, hints)
+                        for image, lightness in zip(photo.file.images, photo.lightness, strict=True)
+                    ]
+                    for variant in range(variants)
                 ]
-                for variant in range(variants)
-            ]
         except Exception as error:
             fail(_sentence(photo.path, error))
             progress.update()
@@ -207,7 +213,9 @@ def colorize(
             finish(task)
     progress.close()
     if summary.finished:
-        note(f'{summary.finished} photos were finished by an earlier run; --overwrite colors them again.')
+        was, them = ('was', 'it') if summary.finished == 1 else ('were', 'them')
+        photos = counted(summary.finished, 'photo')
+        note(f'{photos} {was} finished by an earlier run; --overwrite colors {them} again.')
     return summary
 
 
@@ -280,7 +288,7 @@ def _read_ahead(pool, read, pairs):
 def _pixels(path):
     """The number of pixels in the headers of a photo's frames; 0 if they cannot be read."""
     try:
-        with Image.open(path, formats=tuple(FORMATS)) as image:
+        with ordinary_errors(), Image.open(path, formats=tuple(FORMATS)) as image:
             return image.width * image.height * getattr(image, 'n_frames', 1)
     except Exception:  # reading the photo reports what is wrong with it
         return 0

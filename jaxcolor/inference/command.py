@@ -6,7 +6,7 @@ import sys
 import numpy as np
 
 from jaxcolor.config import DEFAULT_MODEL
-from jaxcolor.errors import UserError, printable
+from jaxcolor.errors import UserError, counted, printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,6 +84,6 @@ def run(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
         with_agreement=args.agreement,
     )
-    print(f'{summary.colored} of {len(plan.pairs)} photos colored, in {printable(args.out)}')
+    print(f'{summary.colored} of {counted(len(plan.pairs), "photo")} colored, in {printable(args.out)}')
     if summary.failures:
         sys.exit(1)

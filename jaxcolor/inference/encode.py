@@ -10,8 +10,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin, TiffTags
 
-from jaxcolor.prepare.deep import SRGB, DeepImage, encode_png
+from jaxcolor.prepare.deep import DeepImage, encode_png
 from jaxcolor.prepare.file_metadata import Metadata
+from jaxcolor.prepare.profiles import SRGB
 
 # Formats that hold IPTC records, and how many bytes of XMP and IPTC fit into a segment of a JPEG.
 _HOLD_IPTC = ('JPEG', 'TIFF')
@@ -79,11 +80,11 @@ def save(
     images[0].save(file, file_format, **options)
 
 
-class Output(io.BufferedWriter):
+class Output(io.BufferedRandom):
     """A file that is written by Python: where Pillow's encoders write it themselves, errors do not say what happened."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(io.FileIO(path, 'w'))
+        super().__init__(io.FileIO(path, 'w+'))
 
     def fileno(self) -> int:
         """Hides the descriptor from Pillow."""

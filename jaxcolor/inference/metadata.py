@@ -1,13 +1,12 @@
-"""What a result keeps of its photo's EXIF data, and the tag by which this program knows its own results."""
+"""What a result keeps of its photo's EXIF data."""
 
-import os
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from PIL import ExifTags, Image
 
-from jaxcolor.prepare.decode import FORMATS
+from jaxcolor.inference.tags import Tag
 
 _KEPT = [ExifTags.Base[name] for name in ('ImageDescription', 'Make', 'Model', 'DateTime', 'Artist', 'Copyright')]
 # Descriptions that programs of science write about the stored pixels, which the result does not have.
@@ -22,27 +21,6 @@ _LEFT_OUT = {
         ExifTags.Base.ExifInteroperabilityOffset,
     )
 }
-_TAG = re.compile(r'jaxcolor, source sha256:([0-9a-f]{64}), settings ([0-9a-f]{32})')
-
-
-class Tag(NamedTuple):
-    """How a result was made, written to its EXIF field Software."""
-
-    source: str  # SHA-256 of the photo's file, 64 hex digits
-    settings: str  # digest of the model and its settings, 32 hex digits
-
-    def __str__(self) -> str:
-        return f'jaxcolor, source sha256:{self.source}, settings {self.settings}'
-
-
-def read_tag(path: str | os.PathLike) -> Tag | None:
-    """The tag of a file that this program made; None of all other files."""
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            match = _TAG.fullmatch(str(image.getexif().get(ExifTags.Base.Software)))
-    except Exception:  # broken files raise anything
-        return None
-    return Tag(*match.groups()) if match else None
 
 
 def encode_exif(

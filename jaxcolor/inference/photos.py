@@ -13,9 +13,11 @@ from PIL import Image
 from jaxcolor import files
 from jaxcolor.errors import UserError
 from jaxcolor.inference import encode
-from jaxcolor.inference.metadata import Tag, encode_exif, read_tag
-from jaxcolor.prepare.decode import Frames, RejectedError, open_frames, open_photo
+from jaxcolor.inference.metadata import encode_exif
+from jaxcolor.inference.tags import Tag, is_edited, read_tag, seal
+from jaxcolor.prepare.decode import RejectedError, open_photo
 from jaxcolor.prepare.deep import DeepImage
+from jaxcolor.prepare.frames import Frames, open_frames
 
 # Formats of results, by suffix; other photos become PNG.
 OUTPUT_FORMATS = {'.jpg': 'JPEG', '.jpeg': 'JPEG', '.jpe': 'JPEG', '.jfif': 'JPEG', '.mpo': 'JPEG', '.png': 'PNG'}
@@ -61,60 +63,65 @@ def read_photo(path: str | os.PathLike, max_megapixels: float, data: bytes | Non
     return _read(path, lambda data: open_photo(data, max_megapixels=max_megapixels, keep_alpha=True), data)[1]
 
 
-def read_frames(path: str | os.PathLike, max_megapixels: float, data: bytes | None = None) -> PhotoFile:
+def read_file(path: str | os.PathLike) -> bytes:
+    """The bytes of a photo's file. Raises UserError: it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f'{path} cannot be read ({error.strerror or error}).') from None
+
+
+def read_frames(path: str | os.PathLike, max_megapixels: float, data: bytes | None = None, digest: str = '') -> PhotoFile:
     """Reads a photo with all its frames. Call it inside `pillow_unguarded()`.
 
     Args:
         path: of the file, or what to call it.
         max_megapixels: refuses files of more, all frames together.
         data: the bytes of the file; None reads them.
+        digest: their SHA-256, in hex, where it is known.
 
     Raises:
         UserError: as `read_photo`.
     """
     data, frames = _read(path, lambda data: open_frames(data, max_megapixels=max_megapixels), data)
-    photo = PhotoFile(Path(path), frames, hashlib.sha256(data).hexdigest())
+    photo = PhotoFile(Path(path), frames, digest or hashlib.sha256(data).hexdigest())
     if not frames.metadata.exif_complete:
         photo.notes.append(f'{path}: EXIF data that cannot be read were dropped.')
-    if frames.lost_depth:
-        photo.notes.append(f'{path} has more than 8 bits a channel, its result has 8 ({frames.lost_depth}).')
+    photo.notes += [f'{path}: {note}.' for note in frames.notes]
     return photo
 
 
 def _read(path, decode, data=None):
     """(a photo file's bytes, what `decode` makes of them). Raises UserError."""
+    data = read_file(path) if data is None else data
     try:
-        data = Path(path).read_bytes() if data is None else data
         decoded = decode(data)
-    except OSError as error:
-        raise UserError(f'{path} cannot be read ({error.strerror or error}).') from None
     except RejectedError as error:
         hint = '; raise --max-megapixels to allow it' if 'megapixels' in str(error) else ''
         raise UserError(f'{path} cannot be colored: {error}{hint}.') from None
-    for image in decoded.images if isinstance(decoded, Frames) else [decoded]:
-        if min(image.size) < _MIN_SIDE:
-            raise UserError(f'{path} cannot be colored: {image.width}x{image.height} is too small.')
+    first = decoded.images[0] if isinstance(decoded, Frames) else decoded
+    if min(first.size) < _MIN_SIDE:
+        raise UserError(f'{path} cannot be colored: {first.width}x{first.height} is too small.')
+    if isinstance(decoded, Frames):  # of a scan, some pages may be
+        decoded = decoded._replace(images=[image for image in decoded.images if min(image.size) >= _MIN_SIDE])
     return data, decoded
 
 
-def check_target(path: str | os.PathLike, overwrite: bool) -> Tag | None:
+def check_target(path: str | os.PathLike, overwrite: bool) -> None:
     """Checks that a result may be written to a path.
 
     Args:
         path: of the result.
-        overwrite: whether it may replace a file that this program did not make.
-
-    Returns:
-        The tag of the result that is there.
+        overwrite: whether it may replace a file that this program did not make, or that was changed since.
 
     Raises:
-        UserError: another file is there.
+        UserError: such a file is there.
     """
-    tag = read_tag(path) if os.path.lexists(path) else None
-    if tag is None and not overwrite and os.path.lexists(path):
-        reason = f'{path} exists and is not a result of jaxcolor'
-        raise UserError(f'{reason}; name another folder with --out, or give --overwrite to replace it.')
-    return tag
+    if overwrite or not os.path.lexists(path):
+        return
+    reason = 'is not a result of jaxcolor' if not read_tag(path) else 'was changed since' if is_edited(path) else ''
+    if reason:
+        raise UserError(f'{path} exists and {reason}; name another folder with --out, or give --overwrite to replace it.')
 
 
 def write_photo(
@@ -172,6 +179,7 @@ def _encode(photo, images, file, suffix, tag):
     if len(images) > 1:
         options |= _animation(photo.frames, file_format)
     dropped = _save(photo, images, file, file_format, tag, options)
+    seal(file, tag)
     if dropped:
         notes.append(f'{photo.path}: data that the result cannot hold were dropped ({", ".join(dropped)}).')
     return notes

@@ -12,9 +12,9 @@ from typing import NamedTuple
 from PIL import Image
 
 from jaxcolor import files
-from jaxcolor.errors import UserError, printable
-from jaxcolor.inference.metadata import read_tag
+from jaxcolor.errors import UserError, counted, ordinary_errors, printable
 from jaxcolor.inference.photos import OUTPUT_FORMATS
+from jaxcolor.inference.tags import read_tag
 from jaxcolor.prepare.decode import FORMATS, SUFFIXES, is_photo, pillow_unguarded
 
 
@@ -31,7 +31,8 @@ def plan_outputs(inputs: Iterable[str | PathLike], out: str | PathLike) -> Plan:
     """Lists the photos and where their results go.
 
     Args:
-        inputs: photos and folders, which are searched for photos; the folder `out` is not.
+        inputs: photos and folders, which are searched for photos; the folder `out` is not. Results of earlier runs are no
+            photos, unless nothing else is named.
         out: folder for the results, or the result of a single photo. Photos of a folder keep their paths below it; what
             the format of the name cannot hold becomes PNG. Of two results of one name, be it in letters of another case,
             the second is renamed.
@@ -45,9 +46,15 @@ def plan_outputs(inputs: Iterable[str | PathLike], out: str | PathLike) -> Plan:
         pairs = [(photos[0], out)]
     else:
         pairs = []
+        results = {path for path in photos if os.path.isfile(path) and read_tag(path)}
+        are_meant = len(results) == len(photos)
+        if results and not are_meant:  # a shell's * names them, too
+            plan.notes.append(_left_out(len(results), 'among the photos'))
         for path in photos:
             if os.path.isdir(path):
-                pairs += _photos_of_folder(path, out, plan)
+                pairs += _photos_of_folder(path, out, plan, is_alone=len(photos) == 1)
+            elif path in results and not are_meant:
+                continue
             elif os.path.isfile(path):
                 pairs.append((path, out / path.name))
             else:
@@ -79,13 +86,16 @@ def _is_file_name(out, inputs):
     return os.path.isfile(inputs[0])
 
 
-def _photos_of_folder(folder, out, plan):
+def _photos_of_folder(folder, out, plan, is_alone):
     """[(photo, wanted path of its result)]; what is left out is added to the plan's problems and notes."""
     skip = out.stat() if os.path.isdir(out) else None
     if _is_same_file(folder, out):
-        plan.problems.append(f'{folder} is also --out, so photos would be overwritten; name another folder with --out.')
+        found = [file.path for file in files.walk(folder) if not file.problem and is_photo(file.path)]
+        if not is_alone and all(read_tag(path) for path in found):  # a shell's * names it, too
+            plan.notes.append(f'{folder} is the folder of the results; it was left out.')
+        else:
+            plan.problems.append(f'{folder} is also --out, so photos would be overwritten; name another folder with --out.')
         return []
-    may_hold_results = skip is not None and any(_is_same_file(above, out) for above in folder.resolve().parents)
     pairs, others, results, lost = [], collections.Counter(), 0, 0
     for file in files.walk(folder, skip):
         if file.problem:
@@ -93,7 +103,7 @@ def _photos_of_folder(folder, out, plan):
             lost += file.is_lost
         elif not is_photo(file.path):
             others[Path(file.path).suffix.lower() or 'no suffix'] += 1
-        elif may_hold_results and read_tag(file.path):
+        elif read_tag(file.path):
             results += 1
         else:
             pairs.append((Path(file.path), out.joinpath(*file.parts)))
@@ -101,12 +111,18 @@ def _photos_of_folder(folder, out, plan):
         kinds = ', '.join(f'{count} {suffix}' for suffix, count in others.most_common(5))
         count = sum(others.values())
         what = 'is no photo, by its name' if count == 1 else 'are no photos, by their names'
-        plan.notes.append(f'{count} {"file" if count == 1 else "files"} in {folder} {what} ({kinds}).')
-    if results:
-        plan.notes.append(f'{results} results of earlier runs in {folder} were left out.')
-    if not pairs and not results and not lost:
+        plan.notes.append(f'{counted(count, "file")} in {folder} {what} ({kinds}).')
+    if results and not pairs and is_alone:
+        plan.problems.append(f'the folder {folder} holds results of jaxcolor alone; they are colored only by their names.')
+    elif results:
+        plan.notes.append(_left_out(results, f'in {folder}'))
+    elif not pairs and not lost:
         plan.problems.append(f'the folder {folder} holds no photos ({", ".join(sorted(SUFFIXES))}).')
     return pairs
+
+
+def _left_out(count, where):
+    return f'{counted(count, "result")} of earlier runs {where} {"was" if count == 1 else "were"} left out.'
 
 
 def _without_clashes(pairs, plan):
@@ -157,7 +173,7 @@ def result_name(photo: str | PathLike | bytes, name: str) -> str:
 def _needs_png(photo):
     """Whether a file with a JPEG's name holds transparency or an animation."""
     try:
-        with io.BytesIO(photo) if isinstance(photo, bytes) else open(photo, 'rb') as file:
+        with ordinary_errors(), io.BytesIO(photo) if isinstance(photo, bytes) else open(photo, 'rb') as file:
             if file.read(2) == b'\xff\xd8':
                 return False
             file.seek(0)

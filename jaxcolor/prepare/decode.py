@@ -1,20 +1,22 @@
 """Decodes a photo file's bytes to an upright sRGB image, or says why it cannot."""
 
 import contextlib
-import functools
 import io
 import os
 import threading
 import warnings
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, TypeAlias
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, PngImagePlugin
+from PIL import ExifTags, Image, PngImagePlugin
 from PIL.Image import Transpose
 
-from jaxcolor.prepare.deep import GRAY_MODES, DeepImage, TooDeepError, gray_levels, is_deep, read_deep
-from jaxcolor.prepare.file_metadata import Metadata, read_metadata
+from jaxcolor.errors import ordinary_errors
+from jaxcolor.prepare import tiff
+from jaxcolor.prepare.deep import GRAY_MODES, DeepImage, TooDeepError, gray_levels, is_deep, is_signed, read_deep
+from jaxcolor.prepare.profiles import deep_to_srgb, profile_of, to_srgb
+from jaxcolor.prepare.values import Limits
 
 # Plug-ins of Pillow, in the extra `formats`. They add their formats to Pillow's.
 with contextlib.suppress(ImportError):
@@ -37,10 +39,8 @@ SUFFIXES = frozenset(_SUFFIXES.split())
 # What files start with whose format needs the extra.
 _HEIF_BRANDS = (b'heic', b'heix', b'hevc', b'heim', b'heis', b'mif1', b'msf1')
 _JXL_STARTS = (b'\xff\x0a', b'\0\0\0\x0cJXL \r\n\x87\n')
-# Frames of an MPO file that are no photos of their own: small copies for displays (CIPA DC-007, 5.2.3.3).
-_MPO_THUMBNAILS = ('Large Thumbnail (VGA Equivalent)', 'Large Thumbnail (Full HD Equivalent)')
+AnyImage: TypeAlias = Any  # Image.Image, or the `tiff.OddTiff` that stands for one
 
-_SRGB = ImageCms.createProfile('sRGB')
 # EXIF orientation -> the transposition that turns the photo upright.
 _UPRIGHT = {
     2: Transpose.FLIP_LEFT_RIGHT,
@@ -61,7 +61,6 @@ _UPRIGHT_ARRAY = {
     7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: lambda a: np.rot90(a),
 }
-_PROFILE_ERRORS = (ImageCms.PyCMSError, OSError, ValueError, TypeError)  # of a broken profile
 
 
 def is_photo(name: str | os.PathLike) -> bool:
@@ -128,16 +127,19 @@ def open_photo(
     Raises:
         RejectedError: not a photo, truncated or broken, too many pixels.
     """
-    image = _open(data, max_megapixels)
-    with _rejecting_broken():
+    image = open_image(data, max_megapixels)
+    with rejecting_broken():
         # Of colors of 16 bits, Pillow takes the upper 8, and some layouts wrongly.
-        if image.format == 'TIFF' and image.mode not in GRAY_MODES and is_deep(image, data):
+        is_odd = isinstance(image, tiff.OddTiff)
+        if is_odd or (image.format == 'TIFF' and image.mode not in GRAY_MODES and is_deep(image, data)):
             with contextlib.suppress(TooDeepError):
-                upright = _decode_deep(image, data).in_8_bits()
+                found = decode_deep(image, data, Limits())
+                upright = found.in_8_bits() if isinstance(found, DeepImage) else found
+                upright = upright.convert('RGBA' if upright.mode[-1] == 'A' else 'RGB')
                 upright = upright if keep_alpha or upright.mode == 'RGB' else _on_white(upright)
                 size = _shrunk_size(upright, shorter_side)
                 return upright.resize(size, Image.Resampling.BOX) if size else upright
-        return _decode(image, shorter_side, keep_alpha)
+        return decode(image, shorter_side, keep_alpha)
 
 
 def _shrunk_size(image, shorter_side):
@@ -153,103 +155,12 @@ def _on_white(image):
     return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
 
 
-class Frames(NamedTuple):
-    """The pages or frames of a photo file."""
-
-    # Upright, in sRGB; first the one that viewers show. L, RGB or RGBA, all RGBA if one is; what is deeper, as it is.
-    images: list[Image.Image | DeepImage]
-    total: int  # in the file: some may be missing, small copies or broken ones
-    durations: list[float]  # ms, of each; empty where the frames are no animation
-    loop: int  # how often an animation is played; 0 for ever
-    has_cover: bool  # the first image is shown instead of the animation (PNG)
-    format: str  # Pillow's name
-    metadata: Metadata  # of the first image
-    lost_depth: str  # why a photo of more than 8 bits a channel was read in 8 bits, in a few words
-
-
-def open_frames(data: bytes, *, max_megapixels: float) -> Frames:
-    """Decodes all pages or frames of a photo file, with their transparency. Call it inside `pillow_unguarded()`.
-
-    Args:
-        data: the bytes of the file.
-        max_megapixels: of all frames together; larger files are rejected before they are unpacked.
-
-    Raises:
-        RejectedError: as `open_photo`; frames after the first may be broken.
-    """
-    image = _open(data, max_megapixels)
-    total = _count_frames(image)
-    if total * image.width * image.height > max_megapixels * 1e6:
-        size = f'{total} frames of {image.width}x{image.height}'
-        raise RejectedError(f'{size} are more than {max_megapixels:g} megapixels together')
-    lost = []
-
-    def decode():
-        """The current frame, in all its bits where the result can hold them."""
-        with _rejecting_broken():
-            if is_deep(image, data):
-                try:
-                    return _decode_deep(image, data)
-                except TooDeepError as error:
-                    lost.append(str(error))
-            frame = _decode(image, None, keep_alpha=True, keep_gray=True)
-            return frame.copy() if frame is image and total > 1 else frame
-
-    images = [decode()]
-    metadata = read_metadata(image)
-    is_animation = image.format in ('GIF', 'PNG', 'WEBP', 'AVIF')
-    loop = image.info.get('loop', 1 if image.format == 'GIF' else 0)
-    durations = [image.info.get('duration', 0)]
-    first = image.tell()  # HEIC names the one to show
-    for index in (index for index in range(total) if index != first):
-        try:
-            image.seek(index)
-            with _rejecting_broken():
-                _check_size(image, max_megapixels)
-            frame = decode()
-        except Exception:  # a file that is cut short: the frames before it are there
-            break
-        if image.format == 'MPO' and _is_small_copy(image, index, frame, images[0]):
-            continue
-        images.append(frame)
-        durations.append(image.info.get('duration', 0))
-    if any(isinstance(frame, Image.Image) and frame.mode == 'RGBA' for frame in images):
-        images = [frame if isinstance(frame, DeepImage) else frame.convert('RGBA') for frame in images]
-    frames = Frames(
-        images,
-        total,
-        [float(duration or 0) for duration in durations] if is_animation and len(images) > 1 else [],
-        loop if isinstance(loop, int) else 0,
-        bool(image.info.get('default_image')),
-        str(image.format),
-        metadata,
-        lost[0] if lost else '',
-    )
-    for frame in images:
-        if isinstance(frame, Image.Image):
-            frame.info = {}  # Pillow would write some of it to the result
-    return frames
-
-
-def _count_frames(image):
-    """The number of pages or frames; 1 where it cannot be told."""
-    try:
-        return max(1, int(getattr(image, 'n_frames', 1)))
-    except Exception:  # broken files raise anything
-        return 1
-
-
-def _is_small_copy(image, index, frame, first):
-    """Whether an MPO's frame is a thumbnail, or a depth or gain map: smaller than the photo."""
-    kind = image.mpinfo[0xB002][index]['Attribute']['MPType']
-    return kind in _MPO_THUMBNAILS or frame.width * frame.height < first.width * first.height
-
-
 @contextlib.contextmanager
-def _rejecting_broken():
+def rejecting_broken() -> Iterator[None]:
     """Raises RejectedError where decoding fails."""
     try:
-        yield
+        with ordinary_errors():
+            yield
     except RejectedError:
         raise
     except (OSError, EOFError) as error:
@@ -259,15 +170,20 @@ def _rejecting_broken():
         raise RejectedError(f'broken: {type(error).__name__}: {error}') from None
 
 
-def _open(data, max_megapixels) -> Image.Image:
+def open_image(data: bytes, max_megapixels: float) -> AnyImage:
     """Reads a photo's header. Raises RejectedError: not a photo, or too many pixels."""
     try:
-        image = _open_image(data, [*FORMATS, 'TGA'] if _is_tga(data) else FORMATS)
+        with ordinary_errors():
+            image = _open_image(data, [*FORMATS, 'TGA'] if _is_tga(data) else FORMATS)
+            if tiff.is_odd(image):
+                image = tiff.OddTiff(data)
+    except tiff.LayoutError as error:
+        raise RejectedError(str(error)) from None
     except Exception:  # as above
         if (data[4:8] == b'ftyp' and data[8:12] in _HEIF_BRANDS) or data.startswith(_JXL_STARTS):
             raise RejectedError("HEIC and JPEG XL need pip install 'jaxcolor[formats]'") from None
         raise RejectedError('not a photo') from None
-    _check_size(image, max_megapixels)
+    check_size(image, max_megapixels)
     return image
 
 
@@ -275,6 +191,8 @@ def _open_image(data, formats):
     try:
         return Image.open(io.BytesIO(data), formats=formats)
     except Exception:  # as above
+        if tiff.is_tiff(data):
+            return tiff.OddTiff(data)
         # While Pillow opens a JPEG it takes the resolution from EXIF, and gives up where that is odd. So EXIF comes after.
         start = data.find(b'Exif\0\0', 0, 2**16)
         if start < 0 or not data.startswith(b'\xff\xd8'):
@@ -289,41 +207,69 @@ def _is_tga(data):
     return len(data) > 18 and data[1] in (0, 1) and data[2] in (1, 2, 3, 9, 10, 11) and data[16] in (8, 15, 16, 24, 32)
 
 
-def _check_size(image, max_megapixels):
+def check_size(image: AnyImage, max_megapixels: float) -> None:
+    """Raises RejectedError: an opened image, at its current frame, has too many pixels."""
     width, height = image.size
     if width * height > max_megapixels * 1e6:
         raise RejectedError(f'{width}x{height} is more than {max_megapixels:g} megapixels')
 
 
-def _decode_deep(image, data):
-    """An opened image, at its current frame -> DeepImage. Raises TooDeepError."""
+def decode_deep(image: AnyImage, data: bytes, limits: Limits) -> DeepImage | Image.Image:
+    """Decodes the current frame of an opened image that is an `OddTiff`, or for which `is_deep` holds.
+
+    Args:
+        image: the opened image.
+        data: the bytes of its file.
+        limits: of the file.
+
+    Returns:
+        The frame in sRGB, upright; of 8 bits where the file has no more.
+
+    Raises:
+        TooDeepError: it cannot be read in all its bits.
+        RejectedError: an `OddTiff` cannot be read.
+    """
     stored = image.tag_v2.get(ExifTags.Base.Orientation, 1) if image.format == 'TIFF' else None
     if stored is None or image.mode in GRAY_MODES:  # else Pillow would decode it to 8 bits for nothing
         image.load()
-    profile, orientation = image.info.get('icc_profile'), _orientation(image)
-    with contextlib.suppress(*_PROFILE_ERRORS):
-        if profile and _is_of_rgb(profile) and _is_srgb(profile):
-            profile = None
-    deep, is_turned = read_deep(image, data, profile)
+    orientation, bits = _orientation(image), 16
+    if isinstance(image, tiff.OddTiff):
+        try:
+            (pixels, bits), is_turned = image.decoded(limits), False
+        except tiff.LayoutError as error:
+            raise RejectedError(str(error)) from None
+    else:
+        pixels, is_turned = read_deep(image, data, limits)
+    pixels = deep_to_srgb(pixels, profile_of(image))
     if stored is not None and not is_turned:
         orientation = stored  # Pillow has turned its own pixels, and forgotten why
-    pixels = deep.pixels
-    return DeepImage(np.ascontiguousarray(_UPRIGHT_ARRAY[orientation](pixels)) if orientation in _UPRIGHT else pixels)
+    if orientation in _UPRIGHT_ARRAY:
+        pixels = np.ascontiguousarray(_UPRIGHT_ARRAY[orientation](pixels))
+    if bits > 8:
+        return DeepImage(pixels)
+    upright = DeepImage(pixels).in_8_bits()
+    return upright.convert('RGBA') if upright.mode == 'LA' else upright
 
 
-def _decode(image, shorter_side, keep_alpha, keep_gray=False):
-    """An opened image, at its current frame -> RGB(A) in sRGB, upright; L where gray is kept."""
+def decode(
+    image: Image.Image,
+    shorter_side: int | None,
+    keep_alpha: bool,
+    keep_gray: bool = False,
+    limits: Limits | None = None,
+) -> Image.Image:
+    """An opened image, at its current frame -> RGB(A) in sRGB, upright; L where gray is kept. See `open_photo`."""
     size = _shrunk_size(image, shorter_side)
     if size:
         # JPEG decodes at 1/2, 1/4, 1/8 of its size, itself an area filter; stay at twice the target or more.
         image.draft(None, (2 * size[0], 2 * size[1]))
     image.load()
     # Only now: Pillow turns TIFFs while it loads them, and PNGs may have their EXIF data behind the pixels.
-    profile, orientation = image.info.get('icc_profile'), _orientation(image)
-    upright = _to_8_bits(image, keep_alpha)
+    profile, orientation = profile_of(image), _orientation(image)
+    upright = _to_8_bits(image, keep_alpha, limits)
     if size:
         upright = upright.resize(size, Image.Resampling.BOX)
-    upright = _to_srgb(upright, profile, keep_gray)
+    upright = to_srgb(upright, profile, keep_gray)
     return upright.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else upright
 
 
@@ -337,52 +283,21 @@ def _orientation(image):
         return 1
 
 
-def _to_8_bits(image, keep_alpha):
+def _to_8_bits(image, keep_alpha, limits):
     """An image of any mode -> L, RGB, CMYK, or RGBA where transparency is kept."""
-    if image.mode in GRAY_MODES:
-        return Image.fromarray(gray_levels(image, 255))
+    if image.mode in GRAY_MODES or is_signed(image):
+        gray, clear = Image.fromarray(gray_levels(image, 255, limits)), image.info.get('transparency')
+        if not isinstance(clear, int):
+            return gray
+        alpha = Image.fromarray(np.uint8(255) * (np.asarray(image) != clear))
+        image = Image.merge('RGBA', [gray, gray, gray, alpha])
+        return image if keep_alpha else _on_white(image).convert('L')
     if image.mode in ('PA', 'LA', 'La', 'RGBa', 'RGBA') or 'transparency' in image.info:
         is_gray, image = image.mode in ('LA', 'La'), image.convert('RGBA')
         return image if keep_alpha else _on_white(image).convert('L' if is_gray else 'RGB')
     if image.mode in ('L', 'RGB', 'CMYK'):
         return image
     return image.convert('L' if image.mode == '1' else 'RGB')
-
-
-def _is_of_rgb(profile):
-    return ImageCms.ImageCmsProfile(io.BytesIO(profile)).profile.xcolor_space.strip() == 'RGB'
-
-
-@functools.lru_cache(maxsize=16)
-def _is_srgb(profile):
-    """Whether an ICC profile (bytes) of RGB gives the colors of sRGB to 2 levels, whatever it is called."""
-    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    levels = np.arange(0, 256, 15, dtype=np.uint8)
-    colors = np.stack(np.meshgrid(levels, levels, levels, indexing='ij'), axis=-1).reshape(len(levels), -1, 3)
-    converted = np.asarray(ImageCms.profileToProfile(Image.fromarray(colors), source, _SRGB, outputMode='RGB'))
-    return bool(np.abs(converted.astype(int) - colors).max() <= 2)
-
-
-def _to_srgb(image, profile, keep_gray=False):
-    """An L, RGB, CMYK or RGBA image and its ICC profile (bytes or None) -> RGB(A) in sRGB, or L where gray is kept; the
-    image itself where it is that already. A broken profile is ignored."""
-    if image.mode == 'RGBA':
-        alpha = image.getchannel('A')
-        red, green, blue = image.convert('RGB').split()
-        # Gray that became RGBA may have a profile of gray.
-        image = _to_srgb(red if red == green == blue else image.convert('RGB'), profile)
-        image.putalpha(alpha)
-        return image
-    if profile:
-        with contextlib.suppress(*_PROFILE_ERRORS):
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            is_rgb = _is_of_rgb(profile)
-            if is_rgb and image.mode == 'L':
-                image = image.convert('RGB')
-            if not (is_rgb and _is_srgb(profile)):
-                return ImageCms.profileToProfile(image, source, _SRGB, outputMode='RGB')
-    # A copy of a large photo is a third of the time that it takes to read it.
-    return image if image.mode == 'RGB' or (keep_gray and image.mode == 'L') else image.convert('RGB')
 
 
 def is_gray(lab: np.ndarray) -> bool:

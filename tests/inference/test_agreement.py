@@ -8,7 +8,7 @@ from matplotlib import colormaps
 from PIL import Image
 
 from jaxcolor.inference.agreement import TOP, Agreement, measure, picture_paths
-from jaxcolor.inference.metadata import read_tag
+from jaxcolor.inference.tags import read_tag
 
 FISH = PHOTOS / 'train' / 'fish1.jpg'
 

@@ -11,10 +11,11 @@ from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 from skimage.color import rgb2lab
 
 from jaxcolor.inference import recompose
-from jaxcolor.inference.metadata import Tag, read_tag
 from jaxcolor.inference.photos import read_frames, write_photo
-from jaxcolor.prepare.decode import open_frames, open_photo, pillow_unguarded
+from jaxcolor.inference.tags import Tag, read_tag
+from jaxcolor.prepare.decode import open_photo, pillow_unguarded
 from jaxcolor.prepare.deep import DeepImage
+from jaxcolor.prepare.frames import open_frames
 
 imagecodecs, tifffile = pytest.importorskip('imagecodecs'), pytest.importorskip('tifffile')
 TAG = Tag('0' * 64, 'f' * 32)

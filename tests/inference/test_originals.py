@@ -10,8 +10,8 @@ from PIL import Image
 
 from jaxcolor.errors import UserError
 from jaxcolor.inference.colorizer import Colorizer
-from jaxcolor.inference.metadata import read_tag
 from jaxcolor.inference.plan import plan_outputs
+from jaxcolor.inference.tags import read_tag
 
 PHOTO = Image.fromarray(quadrants())
 

@@ -13,8 +13,8 @@ from PIL import ExifTags, Image, TiffImagePlugin
 import jaxcolor.inference.colorize as stages
 from jaxcolor import color
 from jaxcolor.inference.colorizer import Colorizer
-from jaxcolor.inference.metadata import Tag, read_tag
 from jaxcolor.inference.photos import read_frames, write_photo
+from jaxcolor.inference.tags import Tag, read_tag
 from jaxcolor.prepare.decode import pillow_unguarded
 
 TAG = Tag('0' * 64, 'f' * 32)
@@ -39,10 +39,16 @@ def lightness_error(result, photo):
 # One photo never ends a batch.
 
 
+class Panic(BaseException):
+    """As decoders in Rust raise it."""
+
+
 @pytest.mark.parametrize('stage', ['read_frames', 'preprocess', 'predict_ab', 'join', 'write_photo'])
 @pytest.mark.parametrize('batch_size', [1, 2])
-def test_whatever_is_raised_is_one_sentence(colorizer, tmp_path, monkeypatch, stage, batch_size):
-    raised = itertools.cycle([ZeroDivisionError('a\nb'), MemoryError(), RecursionError('deep'), struct.error('short')])
+@pytest.mark.parametrize('is_panic', [False, True])
+def test_whatever_is_raised_is_one_sentence(colorizer, tmp_path, monkeypatch, stage, batch_size, is_panic):
+    errors = [ZeroDivisionError('a\nb'), MemoryError(), RecursionError('deep'), struct.error('short')]
+    raised = itertools.cycle([Panic('index out of bounds')] if is_panic else errors)
     for i in range(4):
         PHOTO.rotate(90 * i).save(tmp_path / f'{i}.png')
     owner = colorizer if hasattr(colorizer, stage) else stages

@@ -68,7 +68,7 @@ def test_package_contains_the_model():
 def test_command_uses_the_default_model(photos, tmp_path, command, cli):
     Image.fromarray(photos[0]).convert('L').save(tmp_path / 'gray.png')
     code, out, err = command('colorize', tmp_path / 'gray.png', f'--out={tmp_path / "out"}')
-    assert code == 0 and '1 of 1 photos colored' in out, err
+    assert code == 0 and '1 of 1 photo colored' in out, err
     result = Image.open(tmp_path / 'out' / 'gray.png')
     assert result.mode == 'RGB' and result.size == photos[0].shape[1::-1]
     code, _, err = cli('evaluate', f'--model={DEFAULT_MODEL}')

@@ -107,6 +107,23 @@ def test_a_profile_is_what_it_says_not_its_name(mode):
     np.testing.assert_array_equal(np.asarray(open_photo(same, max_megapixels=1)), np.asarray(image.convert('RGB')))
 
 
+@pytest.mark.parametrize('stage', ['open', 'load'])
+def test_a_decoder_that_panics_rejects_the_photo(monkeypatch, stage):
+    class Panic(BaseException):
+        pass
+
+    def panic(*_, **__):
+        raise Panic('index out of bounds')
+
+    data = encoded(Image.fromarray(quadrants()), format='PNG')
+    if stage == 'open':
+        monkeypatch.setattr(Image, 'open', panic)
+    else:
+        monkeypatch.setattr(PngImagePlugin.PngImageFile, 'load', panic)
+    with pytest.raises(RejectedError, match='not a photo' if stage == 'open' else 'Panic: index out of bounds'):
+        open_photo(data, max_megapixels=1)
+
+
 def test_resize_is_an_area_filter():
     rgb = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
     photo = open_photo(encoded(Image.fromarray(rgb), format='PNG'), shorter_side=32, max_megapixels=1)
