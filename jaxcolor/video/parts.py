@@ -1,6 +1,7 @@
 """The parts of a film that is being colored: encoded, whole or not there, in a folder beside the result; and joining."""
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -244,6 +245,9 @@ def _copied(stream, out, container_name, source):
         is_placed = container_name in (('mp4', 'mov') if _is_cover(stream) else ('matroska',))
         if stream.type == 'data' or ((stream.type == 'attachment' or _is_cover(stream)) and not is_placed):
             raise ValueError('data')
+        with av.open(io.BytesIO(), 'w', format=container_name) as probe:  # some refuse a stream with their header alone
+            probe.add_stream_from_template(stream, opaque=True)
+            probe.start_encoding()
         made = out.add_stream_from_template(stream, opaque=True)
     except (ValueError, av.error.FFmpegError):
         source.notes.append(f'{source.path}: {what} does not go into this container and is left out; .mkv takes most.')
