@@ -110,7 +110,7 @@ class PhotoColorizer:
                   [0, 65535], or float16, float32 or float64 in [0, 1], whose colors are those of 16 bits.
                 H and W are at least 2.
             style: another photo, whose global features (the mood) replace the photo's own; for networks that have them.
-            hints: colors at places of all photos: 'x,y,#rrggbb;x,y,#rrggbb', an RGBA image of strokes or its path, or `Hints`.
+            hints: colors at places of all photos: 'x,y,#rrggbb;x,y,#rrggbb', an RGBA image of strokes, its path, or `Hints`.
             chroma: multiplies the predicted a*b*, in [0, 10]; None for what `load` was given.
             variants: how many results; more than 1 for networks that take noise (cgan).
             size: pixels of the shorter side of the network's input, at least 32; None for what `load` was given.

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterator
 from fractions import Fraction
@@ -213,7 +212,7 @@ def _join(parts, source, path, container_name):
 
 
 def _move(packet, offsets, now, last):
-    """Gives a packet its time in the result: with the offset that brings it nearest to now, and after those of its stream."""
+    """Gives a packet its time in the result, by the offset that brings it nearest to now, after those of its stream."""
     index, rises = packet.stream.index, packet.stream.type in ('video', 'audio')
     time = packet.dts * packet.time_base
     own = packet.dts + round(min(offsets, key=lambda offset: abs(time + offset - now)) / packet.time_base)
@@ -245,7 +244,7 @@ def _copied(stream, out, container_name, source):
         is_placed = container_name in (('mp4', 'mov') if _is_cover(stream) else ('matroska',))
         if stream.type == 'data' or ((stream.type == 'attachment' or _is_cover(stream)) and not is_placed):
             raise ValueError('data')
-        with av.open(io.BytesIO(), 'w', format=container_name) as probe:  # some refuse a stream with their header alone
+        with av.open(io.BytesIO(), 'w', format=container_name) as probe:  # some refuse a stream in their header alone
             probe.add_stream_from_template(stream, opaque=True)
             probe.start_encoding()
         made = out.add_stream_from_template(stream, opaque=True)

@@ -19,7 +19,7 @@ from jaxcolor.video.planes import Turn
 
 # Transfer functions of high dynamic range (H.273): PQ and HLG.
 _HDR = (16, 18)
-# A film's time starts again where it jumps back by so many seconds, or, in containers that say that theirs may, ahead by so many.
+# A film's times start again where they jump back by so many seconds; in containers that allow that, also ahead.
 _JUMPS_BACK, _JUMPS_AHEAD = 1, 10
 # Metadata that is not UTF-8 is no reason to refuse a film; PyAV 19 reads it without being told.
 METADATA: dict[str, Any] = {} if int(av.__version__.partition('.')[0]) > 18 else {'metadata_errors': 'replace'}
@@ -134,7 +134,7 @@ class Source:
 
 
 def opened(path: str | os.PathLike[str], mode: Literal['r', 'w'] = 'r', container_name: str | None = None) -> Any:
-    """A container (PyAV's), for reading or writing. FFmpeg would take `Part: 1.mkv` for an address of the protocol `Part`."""
+    """A container (PyAV's), for reading or writing. FFmpeg would take `Part: 1.mkv` for an address of a protocol `Part`."""
     return av.open(os.path.abspath(path), mode, format=container_name, **METADATA)
 
 
