@@ -35,7 +35,7 @@ class Options(TypedDict, total=False):
     """What `PhotoColorizer` takes beside photos, all by name. Its `__call__` says what each is."""
 
     style: Photo | None
-    hints: Hints | Image.Image | str | None
+    hints: Hints | Image.Image | str | os.PathLike[str] | None
     chroma: float | None
     size: int | None
 
@@ -93,7 +93,7 @@ class PhotoColorizer:
         image: Photo | Sequence[Photo],
         *,
         style: Photo | None = None,
-        hints: Hints | Image.Image | str | None = None,
+        hints: Hints | Image.Image | str | os.PathLike[str] | None = None,
         chroma: float | None = None,
         variants: int = 1,
         size: int | None = None,
@@ -110,7 +110,7 @@ class PhotoColorizer:
                   [0, 65535], or float16, float32 or float64 in [0, 1], whose colors are those of 16 bits.
                 H and W are at least 2.
             style: another photo, whose global features (the mood) replace the photo's own; for networks that have them.
-            hints: colors at places of all photos: 'x,y,#rrggbb;x,y,#rrggbb', an RGBA image of strokes, or `Hints`.
+            hints: colors at places of all photos: 'x,y,#rrggbb;x,y,#rrggbb', an RGBA image of strokes, its path, or `Hints`.
             chroma: multiplies the predicted a*b*, in [0, 10]; None for what `load` was given.
             variants: how many results; more than 1 for networks that take noise (cgan).
             size: pixels of the shorter side of the network's input, at least 32; None for what `load` was given.
@@ -141,7 +141,7 @@ class PhotoColorizer:
         name: str,
         *,
         style: Photo | None = None,
-        hints: Hints | Image.Image | str | None = None,
+        hints: Hints | Image.Image | str | os.PathLike[str] | None = None,
         chroma: float | None = None,
         size: int | None = None,
     ) -> ColoredFile:
@@ -160,7 +160,7 @@ class PhotoColorizer:
         with pillow_unguarded(), network.on_device():
             work = _Work(network, self._features(network, style), None if hints is None else as_hints(hints), 1)
             file = read_frames(name, self.max_megapixels, data)
-            taken = _Taken(file.images, file, result_name(data, Path(name).name))
+            taken = _Taken(file.images, file, result_name(data, Path(name).name or 'photo'))
             (result,) = work.color([taken], False)
             return ColoredFile(result, taken.name, tuple(file.notes))
 
@@ -289,7 +289,7 @@ class _Work(NamedTuple):
             return image.in_8_bits() if isinstance(image, DeepImage) else image
         pixels = image.pixels if isinstance(image, DeepImage) else np.asarray(image)
         if photo.kind.kind != 'f':
-            return pixels
+            return pixels.astype(photo.kind, copy=False)
         return (pixels / np.float64(_DEEP)).astype(photo.kind)
 
 
@@ -304,8 +304,14 @@ def _check(network, variants, style, agreement):
 
 def _from_pillow(image):
     """An image of any mode -> L, RGB, RGBA, or of 16 bits."""
+    try:
+        image.load()
+    except (OSError, SyntaxError, ValueError) as error:  # what was not read before, from a broken or a closed file
+        raise UserError(f'an image of Pillow cannot be read ({error}).') from None
     if image.mode in GRAY_MODES:
         return DeepImage(gray_levels(image, _DEEP)[..., None])
+    if image.mode == 'La':  # premultiplied, which Pillow converts to LA alone
+        image = image.convert('LA')
     if image.has_transparency_data:
         return image.convert('RGBA')
     return image if image.mode in ('L', 'RGB') else image.convert('L' if image.mode == '1' else 'RGB')
@@ -322,7 +328,7 @@ def _from_array(array):
         if not (pixels.min() >= 0 and pixels.max() <= 1):  # false of NaN, too
             raise UserError('an array of floats has values from 0 to 1; there are others.')
         pixels = np.round(pixels.astype(np.float64) * _DEEP).astype(np.uint16)
-    if pixels.dtype != np.uint16:
+    if pixels.dtype.newbyteorder('=') != np.uint16:
         raise UserError(f'an array of a photo is of uint8, uint16 or floats, not of {array.dtype}.')
     return DeepImage(np.ascontiguousarray(pixels, np.uint16))
 

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import functools
 import hashlib
+import numbers
 import os
 import threading
 
@@ -90,8 +91,8 @@ class Colorizer:
             return self
         if self.faithful is not None:
             raise UserError('a faithful network colors as its authors do; it takes neither a chroma nor a size.')
-        if size < MULTIPLE:
-            raise UserError(f'the size must be at least {MULTIPLE} pixels, not {size}.')
+        if not isinstance(size, numbers.Integral) or size < MULTIPLE:
+            raise UserError(f'the size must be a whole number of at least {MULTIPLE} pixels, not {size}.')
         other = copy.copy(self)
         other.chroma, other.size = chroma, size
         vars(other).pop('digest', None)
@@ -218,7 +219,7 @@ class Colorizer:
 
 
 def _checked_chroma(chroma):
-    if not 0 <= chroma <= _MAX_CHROMA:
+    if not isinstance(chroma, numbers.Real) or not 0 <= chroma <= _MAX_CHROMA:
         raise UserError(f'the chroma must lie between 0 and {_MAX_CHROMA}, not {chroma}.')
     return chroma
 

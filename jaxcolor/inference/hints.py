@@ -144,15 +144,20 @@ def read_hints(texts: Sequence[str], max_megapixels: float = 200.0) -> Hints:
     return Hints(tuple(points), strokes)
 
 
-def as_hints(hints: 'Hints | Image.Image | str') -> Hints:
-    """Hints from what Python callers give: `Hints`, an RGBA image with strokes, or text as for `read_hints`.
+def as_hints(hints: 'Hints | Image.Image | str | os.PathLike[str]') -> Hints:
+    """Hints from what Python callers give: `Hints`, an RGBA image with strokes, or text or a path as for `read_hints`.
 
     Raises:
-        UserError: as `read_hints`.
+        UserError: they are something else, or as `read_hints`.
     """
     if isinstance(hints, Hints):
         return hints
-    return Hints(strokes=_check_strokes(hints, 'hints')) if isinstance(hints, Image.Image) else read_hints([hints])
+    if isinstance(hints, Image.Image):
+        return Hints(strokes=_check_strokes(hints, 'hints'))
+    if not isinstance(hints, (str, os.PathLike)):
+        kinds = "text ('x,y,#rrggbb;x,y,#rrggbb'), the path of a picture with strokes, or such a Pillow image"
+        raise UserError(f'hints are {kinds}, not {type(hints).__name__}.')
+    return read_hints([os.fspath(hints)])
 
 
 def _check_strokes(image, name):

@@ -20,7 +20,7 @@ from jaxcolor.runtime.logs import Progress
 from jaxcolor.video.encode import KEY_FRAME_EVERY, add_stream, choose, is_taken, luma_of, painted
 from jaxcolor.video.parts import Parts, join
 from jaxcolor.video.planes import gray
-from jaxcolor.video.source import Source
+from jaxcolor.video.source import Source, opened
 from jaxcolor.video.steady import State, Steady
 
 T = TypeVar('T')
@@ -28,7 +28,7 @@ T = TypeVar('T')
 # A part ends at a scene cut once it has so many frames, and at KEY_FRAME_EVERY, where encoders set a key frame anyway.
 _MIN_PART = 60
 _AHEAD = 8  # frames that wait between stages
-_FORMAT = 2  # of the parts; another one cannot go on with them
+_FORMAT = 3  # of the parts; another one cannot go on with them
 
 
 class Summary(NamedTuple):
@@ -116,8 +116,8 @@ def color_film(
 
 def _job(source, colorizer, temporal, encoding):
     """What parts depend on."""
-    found = os.stat(source.path)
-    film = [found.st_size, found.st_mtime_ns]
+    found = source.path.stat() if source.path.exists() else None  # FFmpeg reads numbered pictures by a pattern
+    film = [found.st_size, found.st_mtime_ns] if found else [source.frame_count]
     return {
         'film': film,
         'model': colorizer.digest,
@@ -193,7 +193,7 @@ def _encode(colored, source, encoding, parts, done, progress):
     while waiting is not None:
         first, pts = waiting.number, []
         with parts.writing(first) as temporary:
-            with av.open(os.fspath(temporary), 'w', format=part_format) as container:
+            with opened(temporary, 'w', part_format) as container:
                 stream = add_stream(container, source, encoding)
                 while True:
                     frame = painted(waiting.frame, encoding, waiting.small, waiting.ab, source)

@@ -1,10 +1,12 @@
 """The parts of a film that is being colored: encoded, whole or not there, in a folder beside the result; and joining."""
 
 import contextlib
+import io
 import json
-import os
+import math
 import shutil
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,12 @@ import av
 import av.error
 import filelock
 import numpy as np
+from av.stream import Disposition
 
 from jaxcolor import files
 from jaxcolor.errors import UserError
 from jaxcolor.video.encode import CONTAINERS
-from jaxcolor.video.source import METADATA, Source
+from jaxcolor.video.source import Source, opened
 from jaxcolor.video.steady import State
 
 # Says what a container's muxer writes of itself, or counts of the stream that was: not kept.
@@ -139,7 +142,7 @@ class Parts:
 
 def _packets_of(path):
     """The packets of a part."""
-    with av.open(os.fspath(path)) as container:
+    with opened(path) as container:
         yield from (packet for packet in container.demux(container.streams.video[0]) if packet.size)
 
 
@@ -168,15 +171,15 @@ def join(parts: Parts, source: Source, out: Path) -> None:
 
 def _join(parts, source, path, container_name):
     with (
-        av.open(os.fspath(source.path), **METADATA) as film,
-        av.open(os.fspath(parts.paths[0])) as template,
-        av.open(os.fspath(path), 'w', format=container_name) as out,
+        opened(source.path) as film,
+        opened(parts.paths[0]) as template,
+        opened(path, 'w', container_name) as out,
     ):
         streams = {}
         for stream in film.streams:
             if stream.index == source.stream.index:
                 made = out.add_stream_from_template(template.streams.video[0], opaque=True)
-                made.time_base = source.stream.time_base
+                made.time_base, made.codec_context.framerate = source.stream.time_base, source.rate
                 made.metadata.update(_kept(stream.metadata))
                 made.disposition = int(stream.disposition)
                 if source.matrix is not None:
@@ -187,10 +190,13 @@ def _join(parts, source, path, container_name):
         out.metadata.update(_kept(film.metadata))
         out.set_chapters(film.chapters())
         colored = parts.packets()
+        now, last = 0.0, {}
 
         def put(packet):
+            nonlocal now
             if packet is not None:
                 packet.time_base, packet.stream = source.stream.time_base, video
+                now = float(packet.dts * packet.time_base)
                 out.mux_one(packet)
 
         # A colored packet takes the place of each gray one, so that streams are interleaved as they were.
@@ -198,25 +204,49 @@ def _join(parts, source, path, container_name):
             if packet.stream.index == source.stream.index:
                 put(next(colored, None))
             elif packet.stream.index in streams:
+                _move(packet, source.offsets, now, last)
                 packet.stream = streams[packet.stream.index]
                 out.mux_one(packet)
         for packet in colored:
             put(packet)
 
 
+def _move(packet, offsets, now, last):
+    """Gives a packet its time in the result, by the offset that brings it nearest to now, after those of its stream."""
+    index, rises = packet.stream.index, packet.stream.type in ('video', 'audio')
+    time = packet.dts * packet.time_base
+    own = packet.dts + round(min(offsets, key=lambda offset: abs(time + offset - now)) / packet.time_base)
+    if own < last.get(index, own - 1) + rises:  # broken timestamps: muxers want rising ones, in their own ticks
+        own = last[index] + math.ceil(Fraction(1, 1000) / packet.time_base)
+    last[index] = own
+    packet.pts = None if packet.pts is None else packet.pts + last[index] - packet.dts
+    packet.dts = last[index]
+
+
 def _demuxed(film):
-    """The packets of a film; a damaged end is an end."""
+    """The packets of a film that can be muxed; a damaged end is an end."""
     packets = film.demux()
     with contextlib.suppress(av.error.FFmpegError, EOFError):
-        yield from (packet for packet in packets if packet.size and packet.dts is not None)
+        for packet in packets:
+            if packet.size and _is_cover(packet.stream):
+                packet.pts = packet.dts = 0
+            if packet.size and packet.dts is not None:
+                yield packet
 
 
 def _copied(stream, out, container_name, source):
-    """A stream of the result for the packets of another; None, and a note, where the container takes none."""
+    """A stream of the result for the packets of another; None where there is none, and a note where nothing is kept."""
     what = f'the {stream.type} stream {stream.index}'
     try:
-        if stream.type == 'data' or (stream.type == 'attachment' and container_name != 'matroska'):
+        if _is_cover(stream) and container_name == 'matroska':
+            _attach(stream, out, source)
+            return None
+        is_placed = container_name in (('mp4', 'mov') if _is_cover(stream) else ('matroska',))
+        if stream.type == 'data' or ((stream.type == 'attachment' or _is_cover(stream)) and not is_placed):
             raise ValueError('data')
+        with av.open(io.BytesIO(), 'w', format=container_name) as probe:  # some refuse a stream in their header alone
+            probe.add_stream_from_template(stream, opaque=True)
+            probe.start_encoding()
         made = out.add_stream_from_template(stream, opaque=True)
     except (ValueError, av.error.FFmpegError):
         source.notes.append(f'{source.path}: {what} does not go into this container and is left out; .mkv takes most.')
@@ -224,6 +254,19 @@ def _copied(stream, out, container_name, source):
     made.metadata.update(_kept(stream.metadata))
     made.disposition = int(stream.disposition)
     return made
+
+
+def _is_cover(stream):
+    return stream.type == 'video' and bool(stream.disposition & Disposition.attached_pic)
+
+
+def _attach(stream, out, source):
+    """Matroska's covers are attachments."""
+    with opened(source.path) as film:
+        data = next(bytes(packet) for packet in film.demux(film.streams[stream.index]) if packet.size)
+    kind = {'mjpeg': 'jpeg'}.get(stream.codec_context.name, stream.codec_context.name)
+    name = stream.metadata.get('filename') or f'cover.{kind.replace("jpeg", "jpg")}'
+    out.add_attachment(name, f'image/{kind}', data)
 
 
 def _kept(metadata):

@@ -6,10 +6,11 @@ import struct
 from collections.abc import Generator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 import av.error
+from av.format import Flags
 from av.sidedata.sidedata import Type
 from av.stream import Disposition
 
@@ -18,6 +19,8 @@ from jaxcolor.video.planes import Turn
 
 # Transfer functions of high dynamic range (H.273): PQ and HLG.
 _HDR = (16, 18)
+# A film's times start again where they jump back by so many seconds; in containers that allow that, also ahead.
+_JUMPS_BACK, _JUMPS_AHEAD = 1, 10
 # Metadata that is not UTF-8 is no reason to refuse a film; PyAV 19 reads it without being told.
 METADATA: dict[str, Any] = {} if int(av.__version__.partition('.')[0]) > 18 else {'metadata_errors': 'replace'}
 
@@ -35,6 +38,8 @@ class Source:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.notes: list[str] = []  # a sentence each
+        # Seconds to add to the film's own times, one number for each time that these start again.
+        self.offsets = [Fraction(0)]
         self.container, self.stream = _open(self.path)
         if (count := len(_films(self.container))) > 1:
             self.notes.append(f'{path} has {count} video streams; the first is colored, the others are copied.')
@@ -74,10 +79,19 @@ class Source:
         return self.stream.frames or max(1, round(self.seconds * self.rate))
 
     def frames(self) -> Generator[Any, None, None]:
-        """Yields all frames (`av.VideoFrame`), with rising `pts` in the stream's time base; what is damaged is left out."""
+        """Yields all frames (`av.VideoFrame`); what is damaged is left out.
+
+        Their `pts` rise, in the stream's time base. Where the film's own start again, as in recordings and discs that were
+        joined, they go on; `offsets` has all that was added to them when the last frame was yielded.
+        """
         damaged, last = 0, None
         container, stream = _open(self.path)
         step = max(1, round(1 / (self.rate * stream.time_base)))
+        is_joined = bool(container.format.flags & Flags.ts_discont.value)
+        # Broadcasts and discs begin at any time.
+        self.offsets = [-Fraction(container.start_time or 0, av.time_base) if is_joined else Fraction(0)]
+        add, begin = round(self.offsets[0] / stream.time_base), None
+        back, ahead = (round(seconds / stream.time_base) for seconds in (_JUMPS_BACK, _JUMPS_AHEAD))
         with container:
             packets = container.demux(stream)
             is_end = False
@@ -95,26 +109,39 @@ class Source:
                 for frame in frames:
                     if frame.pts is None:
                         frame.pts = 0 if last is None else last + step
+                    else:
+                        frame.pts += add
+                    if last is not None and (frame.pts < last - back or (is_joined and frame.pts > last + ahead)):
+                        add += last + step - frame.pts
+                        self.offsets.append(add * stream.time_base)
+                        frame.pts = last + step
                     if last is not None and frame.pts <= last:  # broken timestamps: encoders want rising ones
                         frame.pts = last + 1
                     last = frame.pts
+                    begin = last if begin is None else begin
                     yield frame
-        self._say_what_lacks(damaged, last)
+        there = 0.0 if last is None else float((last - begin) * self.stream.time_base + 1 / self.rate)
+        self._say_what_lacks(damaged, there)
 
-    def _say_what_lacks(self, damaged, last):
+    def _say_what_lacks(self, damaged, there):
         """Notes what the film said that it has, and has not."""
         if damaged:
             self.notes.append(f'{self.path} is damaged: {damaged} of its packets cannot be decoded and are left out.')
-        start = self.stream.start_time or 0
-        there = 0 if last is None else float((last - start) * self.stream.time_base + 1 / self.rate)
+        if len(self.offsets) > 1:
+            self.notes.append(f'{self.path} has times that start again ({len(self.offsets) - 1}); in the result they go on.')
         if self.stream.duration and there < self.seconds - 1:
             self.notes.append(f'{self.path} ends after {there:.1f} of {self.seconds:.1f} seconds; what is there is colored.')
+
+
+def opened(path: str | os.PathLike[str], mode: Literal['r', 'w'] = 'r', container_name: str | None = None) -> Any:
+    """A container (PyAV's), for reading or writing. FFmpeg would take `Part: 1.mkv` for an address of a protocol `Part`."""
+    return av.open(os.path.abspath(path), mode, format=container_name, **METADATA)
 
 
 def _open(path):
     """(a film's container, the video stream to color)."""
     try:
-        container = av.open(os.fspath(path), **METADATA)
+        container = opened(path)
     except av.error.FFmpegError as error:
         raise UserError(f'{path} cannot be read as a film ({error.strerror}).') from None
     except OSError as error:

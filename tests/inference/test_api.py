@@ -71,18 +71,21 @@ def test_kinds_of_an_array_agree(loaded):
     np.testing.assert_array_equal(loaded(deep[..., None]), result)
     np.testing.assert_array_equal(loaded(np.repeat(deep[..., None], 3, axis=2)), result)
     np.testing.assert_allclose(loaded(deep / 65535), result / 65535, atol=1e-9)
+    swapped = loaded(deep.astype('>u2'))
+    assert swapped.dtype == np.dtype('>u2')
+    np.testing.assert_array_equal(swapped, result)
 
 
-@pytest.mark.parametrize('mode', ['L', 'RGB', 'RGBA', 'P', '1', 'LA', 'CMYK', 'YCbCr', 'I;16', 'F'])
+@pytest.mark.parametrize('mode', ['L', 'RGB', 'RGBA', 'P', '1', 'LA', 'La', 'CMYK', 'YCbCr', 'I;16', 'F'])
 def test_pillow_images_of_every_mode(loaded, mode):
     photo = Image.open(FISH).convert('RGB').resize((64, 48))
     if mode == 'I;16':
         photo = Image.fromarray(np.asarray(photo.convert('L')).astype(np.uint16) * 257)
     else:
-        photo = photo.convert('L').convert(mode) if mode in ('F', '1') else photo.convert(mode)
+        photo = photo.convert({'F': 'L', '1': 'L', 'La': 'LA'}.get(mode, 'RGB')).convert(mode)
     result = loaded(photo)
     assert isinstance(result, Image.Image) and result.size == photo.size
-    assert result.mode == ('RGBA' if mode in ('LA', 'RGBA') else 'RGB')
+    assert result.mode == ('RGBA' if mode in ('LA', 'La', 'RGBA') else 'RGB')
 
 
 def test_paths_give_pillow_images(loaded, tmp_path):
@@ -224,7 +227,12 @@ WRONG = {
     'chroma': (FISH, {'chroma': 11}, 'between 0 and 10, not 11'),
     'size': (FISH, {'size': 31}, 'at least 32 pixels, not 31'),
     'variants': (FISH, {'variants': 0}, 'at least 1, not 0'),
+    'chroma of text': (FISH, {'chroma': '1'}, 'between 0 and 10, not 1'),
+    'size of text': (FISH, {'size': '64'}, 'a whole number of at least 32 pixels, not 64'),
+    'broken': (Image.open(io.BytesIO(FISH.read_bytes()[:2000])), {}, 'an image of Pillow cannot be read'),
     'hints': (FISH, {'hints': 'red'}, '--hints=red'),
+    'hints of numbers': (FISH, {'hints': [(1, 2, 3)]}, 'hints are text .*, not list'),
+    'a path as hints': (FISH, {'hints': FISH}, 'has no transparency'),
     'outside': (FISH, {'hints': '9999,0,#ff0000'}, 'outside the photo'),
 }
 

@@ -356,13 +356,6 @@ def test_refusals_are_one_sentence(gray, tmp_path, cli, monkeypatch):
         assert sorted(os.listdir(tmp_path)) == before, name
 
 
-def test_streams_that_a_container_does_not_take_are_said(tmp_path):
-    gray = write_film(tmp_path / 'gray.mkv', audio='pcm_s16le')
-    summary = color_film(Painter(), gray, tmp_path / 'out.webm', codec='libvpx-vp9', quiet=True)
-    assert len(summary.notes) == 1 and 'the audio stream 1 does not go into this container' in summary.notes[0]
-    assert len(frames_of(tmp_path / 'out.webm')) == FRAMES
-
-
 def test_the_command_colors_with_a_network(trained, tmp_path, cli):
     gray = write_film(tmp_path / 'gray.mkv', list(pictures(2)))
     code, out, err = cli(
