@@ -24,7 +24,7 @@ import PIL
 
 from jaxcolor import files
 from jaxcolor.data import shards
-from jaxcolor.errors import UserError
+from jaxcolor.errors import UserError, counted
 from jaxcolor.prepare import datasets
 from jaxcolor.prepare.selection import Options, largest_hashes, select
 from jaxcolor.prepare.shard_tasks import (
@@ -120,7 +120,7 @@ def prepare_part(
     counts = ', '.join(f'{count} {split}' for split, count in result.counts.items())
     summary += f'{out}: photos: {counts}; classes: {len(result.classes)}'
     if rejected := result.meta['rejected']:
-        summary += f'; {rejected} files rejected, see {out / "rejected.csv"}'
+        summary += f'; {counted(rejected, "file")} rejected, see {out / "rejected.csv"}'
     if not quiet:
         print(summary, file=sys.stderr)
     return True
@@ -243,7 +243,7 @@ def _finish(out: Path, stems: Iterable[str], classes: list[str], options: Option
                 kept.append(manifest['shard'])
                 counts[manifest['shard']['split']] += manifest['shard']['photos']
         if not kept:
-            reason = f'{rejected} files were rejected, such as {": ".join(example)}' if example else 'none is selected'
+            reason = f'{counted(rejected, "file")} rejected, such as {": ".join(example)}' if example else 'none is selected'
             raise UserError(f'no photos of {plan["photos"]} can be used with these options: {reason}')
     for name in {file.name for file in out.glob('*.arrayrecord')} - {shard['file'] for shard in kept}:
         (out / name).unlink()  # of an interrupted run, when the source held more

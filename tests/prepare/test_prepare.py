@@ -132,7 +132,7 @@ def test_unusable_photos(photos, tmp_path, failure):
     assert 'does not exist' in failure(tmp_path / 'nowhere', out)
     assert 'there are no photos' in failure(tmp_path / 'empty', out)
     assert not (tmp_path / 'out').exists()
-    assert '1 files were rejected, such as x.jpg: not a photo' in failure(tmp_path / 'useless', out)
+    assert '1 file rejected, such as x.jpg: not a photo' in failure(tmp_path / 'useless', out)
     assert 'none is selected' in failure(photos, '--classes=zebra', out)
     assert 'lies inside the photos' in failure(photos, f'--out={photos / "out"}')
     prepare(photos, tmp_path / 'out', **OPTIONS)  # the failed commands left nothing behind
