@@ -49,7 +49,7 @@ ROOT = Path(__file__).parent.parent
 PHOTOS = ROOT / 'jaxcolor' / 'data' / 'photos'
 # The extra [video] is not part of [test].
 has_video = importlib.util.find_spec('av') is not None and importlib.util.find_spec('cv2') is not None
-collect_ignore = [] if has_video else ['video/test_film.py', 'video/test_steady.py']
+collect_ignore = [] if has_video else ['video/test_containers.py', 'video/test_film.py', 'video/test_steady.py']
 
 
 @pytest.fixture(scope='session')
