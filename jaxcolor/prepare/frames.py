@@ -15,6 +15,8 @@ from jaxcolor.prepare.values import Limits
 _MPO_THUMBNAILS = ('Large Thumbnail (VGA Equivalent)', 'Large Thumbnail (Full HD Equivalent)')
 # Formats whose frames may have sizes of their own, and are found without decoding those before them.
 _OF_PAGES = ('TIFF', 'MPO', 'HEIF')
+# What each of several frames counts at least: a million frames of a pixel would take gigabytes, and hours.
+_LEAST_PIXELS = 128 * 128
 # Bits of TIFF's NewSubfileType: a smaller copy of another page, and a mask of transparency.
 _NEW_SUBFILE_TYPE, _NO_PHOTO = 254, 1 | 4
 
@@ -40,7 +42,8 @@ def open_frames(data: bytes, *, max_megapixels: float) -> Frames:
 
     Args:
         data: the bytes of the file.
-        max_megapixels: of all frames together; larger files are rejected before they are unpacked.
+        max_megapixels: of all frames together, of which each counts as 128x128 pixels at least; larger files are rejected
+            before they are unpacked.
 
     Raises:
         RejectedError: as `open_photo`; frames after the first may be broken.
@@ -118,8 +121,10 @@ def _pages(image: AnyImage, max_megapixels: float) -> tuple[list[int], int, bool
             pixels = sum(_pixels_at(image, index) for index in pages)
     with contextlib.suppress(Exception):  # what is wrong with it shows when it is decoded
         image.seek(first)
+    size = f'{len(pages)} frames of {image.width}x{image.height}' if len(pages) > 1 else f'{image.width}x{image.height}'
+    if len(pages) > 1 and pixels < len(pages) * _LEAST_PIXELS:
+        pixels, size = len(pages) * _LEAST_PIXELS, f'{size}, which count as {_LEAST_PIXELS} pixels each,'
     if pixels > max_megapixels * 1e6:
-        size = f'{len(pages)} frames of {image.width}x{image.height}' if len(pages) > 1 else f'{image.width}x{image.height}'
         raise RejectedError(f'{size} are more than {max_megapixels:g} megapixels together')
     return pages, first, is_whole
 

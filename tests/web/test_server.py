@@ -308,6 +308,15 @@ def test_decompression_bombs_are_refused_unopened(client):
     refused(color(client, small(), style=('bomb.png', bomb(60_000, 60_000))), 422, 'megapixels')
 
 
+def test_very_many_small_frames_are_refused_unopened(client):
+    """Each of them would take memory and a run of the network."""
+    file = io.BytesIO()
+    Image.new('L', (2, 2)).save(file, 'GIF')
+    head, comma, frame = file.getvalue()[:-1].partition(b',')
+    answer = color(client, ('many.gif', head + (comma + frame) * 300 + b';'))
+    refused(answer, 422, '300 frames of 2x2, which count as 16384 pixels each, are more than 4 megapixels')
+
+
 @pytest.mark.parametrize(
     ('name', 'clean'),
     [
