@@ -14,7 +14,10 @@ from jaxcolor.inference.plan import plan_outputs
 def encoded(image, **options):
     """The bytes of an image's file."""
     file = io.BytesIO()
-    image.save(file, **options)
+    # Copies: saving as JPEG leaves settings at an image of Pillow, which TIFF stumbles over.
+    if 'append_images' in options:
+        options['append_images'] = [frame.copy() for frame in options['append_images']]
+    image.copy().save(file, **options)
     return file.getvalue()
 
 
