@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
+from jaxcolor.prepare.values import blocks
+
 with contextlib.suppress(ImportError):  # in the extra `formats`
     import imagecodecs
 
@@ -17,7 +19,6 @@ _created = ImageCms.ImageCmsProfile(_SRGB).tobytes()
 # Without the moment of its creation (ICC.1:2022, 7.2.8), so that a photo's result is the same at any time.
 SRGB = _created[:24] + struct.pack('>6H', 2000, 1, 1, 0, 0, 0) + _created[36:]
 _ERRORS = (ImageCms.PyCMSError, OSError, ValueError, TypeError)  # of a broken profile
-_BLOCK = 2**21  # pixels that are converted together; bounds the memory that this takes
 
 
 def profile_of(image: Image.Image) -> bytes | None:
@@ -101,9 +102,7 @@ def _converted(pixels, profile):
     out = np.empty((*pixels.shape[:2], 3 + (pixels.shape[2] in (2, 4))), np.uint16)
     if out.shape[2] == 4:
         out[..., 3] = pixels[..., -1]
-    step = max(1, _BLOCK // pixels.shape[1])
-    for top in range(0, len(pixels), step):
-        rows = slice(top, top + step)
+    for rows in blocks(pixels):
         block = np.ascontiguousarray(colors[rows])
         options = {'colorspace': 'gray' if is_gray else 'rgb', 'outcolorspace': 'rgb', 'outdtype': 'uint16'}
         out[rows, ..., :3] = imagecodecs.cms_transform(block, profile, SRGB, **options)
