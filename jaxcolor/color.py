@@ -20,6 +20,8 @@ _XYZ_FROM_RGB = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0
 _WHITE = np.array([0.95047, 1.0, 1.08883])
 # The white is folded into the matrices, so that XYZ here always means XYZ relative to white.
 _TO_XYZ = (_XYZ_FROM_RGB / _WHITE[:, None]).T.astype(np.float32)
+# What red, green and blue give to Y.
+LUMINANCE = _TO_XYZ[:, 1]
 _FROM_XYZ = np.linalg.inv(_XYZ_FROM_RGB / _WHITE[:, None]).T.astype(np.float32)
 # f(X), f(Y), f(Z) -> L*, a*, b* (plus -16 on L*), CIE 15.
 _TO_LAB = np.array([[0, 500, 0], [116, -500, 200], [0, 0, -200]], np.float32)
@@ -89,7 +91,7 @@ def rgb_to_lab(rgb: Array) -> Array:
 
 def linear_planes_to_y(planes: Sequence[Array]) -> Array:
     """Linear light of RGB in three planes, in [0, 1] -> float32 Y in [0, 1], of the planes' shape."""
-    return planes[0] * _TO_XYZ[0, 1] + planes[1] * _TO_XYZ[1, 1] + planes[2] * _TO_XYZ[2, 1]
+    return planes[0] * LUMINANCE[0] + planes[1] * LUMINANCE[1] + planes[2] * LUMINANCE[2]
 
 
 def y_to_lightness(y: Array) -> Array:

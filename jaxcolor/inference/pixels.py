@@ -109,7 +109,7 @@ def _recolor(lightness, model, factor, bits):
     """One word (N,) of 8 bits a channel, or two of 16; the fourth channel is 0 for colors outside sRGB, else all ones."""
     linear = color.lab_planes_to_linear(*_lab(lightness, model, factor))
     fourth = jnp.where(_is_inside(linear, _TOLERANCE[bits]), jnp.uint32(2**bits - 1), jnp.uint32(0))
-    channels = [*(_level(plane, bits) for plane in linear), fourth]
+    channels = [*_levels(linear, bits), fourth]
     if bits == 8:
         return [channels[0] | channels[1] << 8 | channels[2] << 16 | channels[3] << 24]
     return [channels[0] | channels[1] << 16, channels[2] | channels[3] << 16]
@@ -120,10 +120,26 @@ def _lab(lightness, model, factor):
     return lightness, *((model[i] * lightness + model[2 + i]) * factor for i in (0, 1))
 
 
-def _level(linear, bits):
-    """Linear light, clipped to [0, 1] -> the level of sRGB, uint32."""
-    scaled = _from_linear(jnp.clip(linear, np.float32(0), np.float32(1))) * np.float32(2**bits - 1)
-    return (scaled + np.float32(0.5)).astype(jnp.int32).astype(jnp.uint32)
+def _levels(linear, bits):
+    """Linear light, clipped to [0, 1] -> the levels of sRGB, three of uint32 (N,).
+
+    Of 8 bits, green makes up for what rounding red and blue does to the luminance, and red for what green below 0 cannot:
+    near black, three roundings could add up to more than half a step of gray.
+    """
+    top = np.float32(2**bits - 1)
+    red, green, blue = (_from_linear(jnp.clip(plane, np.float32(0), np.float32(1))) * top for plane in linear)
+    if bits == 8:
+        # The luminance of a step.
+        of_red, of_green, of_blue = (w * _slope(level / top) for w, level in zip(color.LUMINANCE, (red, green, blue)))
+        whole_red, whole_blue = (_rounded(level).astype(jnp.float32) for level in (red, blue))
+        green += ((red - whole_red) * of_red + (blue - whole_blue) * of_blue) / of_green
+        red = jnp.clip(whole_red + jnp.minimum(green, np.float32(0)) * of_green / of_red, np.float32(0), top)
+        green = jnp.clip(green, np.float32(0), top)
+    return [_rounded(level).astype(jnp.uint32) for level in (red, green, blue)]
+
+
+def _rounded(level):
+    return (level + np.float32(0.5)).astype(jnp.int32)
 
 
 def _is_inside(linear, tolerance):
@@ -143,6 +159,8 @@ def _polynomial(function, degree, first):
 _TO_LINEAR = _polynomial(lambda level: ((level + 0.055) / 1.055) ** 2.4, 9, 0.04045)
 # Of fourth roots.
 _FROM_LINEAR = _polynomial(lambda root: 1.055 * root ** (4 / 2.4) - 0.055, 7, 0.0031308**0.25)
+# The slope of the first, to a hundredth.
+_SLOPE = _polynomial(lambda level: 2.4 / 1.055 * ((level + 0.055) / 1.055) ** 1.4, 3, 0.04045)
 _LIGHTNESS = _polynomial(lambda root: 116 * root ** (4 / 3) - 16, 7, (6 / 29) ** 0.75)
 
 
@@ -152,6 +170,10 @@ def _value(coefficients, x):
 
 def _to_linear(level):
     return jnp.where(level > np.float32(0.04045), _value(_TO_LINEAR, level), level / np.float32(12.92))
+
+
+def _slope(level):
+    return jnp.maximum(_value(_SLOPE, level), np.float32(1 / 12.92))
 
 
 def _from_linear(linear):
