@@ -6,6 +6,7 @@ import functools
 import hashlib
 import numbers
 import os
+import re
 import threading
 
 import jax
@@ -60,7 +61,9 @@ class Colorizer:
                 not fit.
         """
         self.chroma = _checked_chroma(chroma)
-        self.device = find_device(device) if isinstance(device, str) else device
+        if not isinstance(model, str | os.PathLike):
+            raise UserError(f'a model is a name or a path, not {type(model).__name__}.')
+        self.device = find_device(device)
         sharding = None if self.device is None else jax.sharding.SingleDeviceSharding(self.device)
         self.config, self.task, self.state = runs.load(os.fspath(model), step, sharding)
         self.size = size or self.config.data.crop
@@ -224,15 +227,19 @@ def _checked_chroma(chroma):
     return chroma
 
 
-def find_device(name: str) -> jax.Device:
-    """The device that is called 'cpu', 'gpu', 'tpu', or one of several, 'gpu:1'.
+def find_device(device: str | jax.Device | None) -> jax.Device | None:
+    """The device that is called 'cpu', 'gpu', 'tpu', or one of several, 'gpu:1'; or the one that is given itself.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it is neither a name nor a device.
     """
-    platform, _, index = name.partition(':')
+    if device is None or isinstance(device, jax.Device):
+        return device
+    parts = re.fullmatch('([a-z]+)(?::([0-9]+))?', device) if isinstance(device, str) else None
     try:
-        return jax.devices(platform)[int(index or 0)]
-    except (RuntimeError, ValueError, IndexError):
-        there = ', '.join(sorted({device.platform for device in jax.devices()} | {'cpu'}))
-        raise UserError(f'there is no device {name!r} here; there is {there}.') from None
+        if parts:
+            return jax.devices(parts[1])[int(parts[2] or 0)]
+    except (RuntimeError, IndexError):
+        pass
+    there = ', '.join(sorted({each.platform for each in jax.devices()} | {'cpu'}))
+    raise UserError(f'there is no device {device!r} here; there is {there}.')

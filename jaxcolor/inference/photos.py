@@ -67,8 +67,8 @@ def read_file(path: str | os.PathLike) -> bytes:
     """The bytes of a photo's file. Raises UserError: it cannot be read."""
     try:
         return Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f'{path} cannot be read ({error.strerror or error}).') from None
+    except (OSError, ValueError) as error:  # a name may hold what no name can
+        raise UserError(f'{path} cannot be read ({getattr(error, "strerror", None) or error}).') from None
 
 
 def read_frames(path: str | os.PathLike, max_megapixels: float, data: bytes | None = None, digest: str = '') -> PhotoFile:

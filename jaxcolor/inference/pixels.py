@@ -130,7 +130,9 @@ def _levels(linear, bits):
     red, green, blue = (_from_linear(jnp.clip(plane, np.float32(0), np.float32(1))) * top for plane in linear)
     if bits == 8:
         # The luminance of a step.
-        of_red, of_green, of_blue = (w * _slope(level / top) for w, level in zip(color.LUMINANCE, (red, green, blue)))
+        of_red, of_green, of_blue = (
+            w * _slope(level / top) for w, level in zip(color.LUMINANCE, (red, green, blue), strict=True)
+        )
         whole_red, whole_blue = (_rounded(level).astype(jnp.float32) for level in (red, blue))
         green += ((red - whole_red) * of_red + (blue - whole_blue) * of_blue) / of_green
         red = jnp.clip(whole_red + jnp.minimum(green, np.float32(0)) * of_green / of_red, np.float32(0), top)

@@ -7,6 +7,7 @@ import importlib.resources
 import json
 import mimetypes
 import os
+import threading
 import urllib.parse
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -81,17 +82,22 @@ class _Photos:
         self.service, self.limits, self.requests = service, limits, 0
         self._free, self._pool = asyncio.Semaphore(workers), ThreadPoolExecutor(workers, 'jaxcolor-photo')
 
-    async def answer(self, request: Request, work: Callable[[Any], Response]) -> Response:
-        """Reads a form, works on it in a thread, and answers. work: takes a `Form`."""
+    async def answer(self, request: Request, work: Callable[[Any, threading.Event], Response]) -> Response:
+        """Reads a form, works on it in a thread, and answers.
+
+        Args:
+            request: whose body is the form.
+            work: takes a `Form`, and what is set when nobody waits for the answer any more.
+        """
         if self.requests >= self.limits.queue:
             return _error(503, f'{self.requests} requests are being answered; come again later.', {'Retry-After': '2'})
         self.requests += 1
-        task = None
+        left = threading.Event()
         try:
             form = await read_form(request, self.limits.max_bytes, self.limits.upload_seconds)
             if 'photo' not in form.files:
                 raise UserError('the form has no file `photo`.')
-            task = asyncio.ensure_future(self._work(functools.partial(work, form)))
+            task = asyncio.ensure_future(self._work(functools.partial(work, form, left)))
             gone = asyncio.ensure_future(_disconnected(request))
             done, _ = await asyncio.wait(
                 [task, gone], timeout=self.limits.color_seconds, return_when=asyncio.FIRST_COMPLETED
@@ -99,7 +105,7 @@ class _Photos:
             gone.cancel()
             if task in done:
                 return task.result()
-            task.cancel()  # if it waits still; a thread goes on to its end
+            task.cancel()  # if it waits still
             if gone in done:
                 return Response(status_code=_GONE)
             return _error(504, f'coloring took longer than {self.limits.color_seconds:g} seconds.')
@@ -108,6 +114,7 @@ class _Photos:
         except ClientDisconnect:
             return Response(status_code=_GONE)
         finally:
+            left.set()
             self.requests -= 1
 
     async def _work(self, work):
@@ -198,7 +205,7 @@ def make_app(
     )
 
 
-def _colorize(service, form):
+def _colorize(service, form, left):
     """Form -> the colored photo. Raises UserError."""
     name, data = form.files['photo']
     try:
@@ -207,7 +214,7 @@ def _colorize(service, form):
         raise UserError(f'chroma={form.texts["chroma"]} is not a number.') from None
     style = form.files.get('style', ('', b''))[1]
     result = service.color(
-        coloring.Request(name, data, form.texts.get('model', ''), chroma, form.texts.get('hints', ''), style)
+        coloring.Request(name, data, form.texts.get('model', ''), chroma, form.texts.get('hints', ''), style, left)
     )
     headers = {
         'Content-Disposition': f"attachment; filename*=UTF-8''{urllib.parse.quote(result.name, safe='')}",
@@ -222,7 +229,7 @@ def _media_type(data):
     return next(f'image/{kind}' for start, kind in starts.items() if data.startswith(start))
 
 
-def _preview(service, form):
+def _preview(service, form, left):
     data, (width, height) = service.preview(*form.files['photo'])
     headers = {'X-Photo-Width': str(width), 'X-Photo-Height': str(height)}
     return Response(data, headers=headers, media_type='image/jpeg')

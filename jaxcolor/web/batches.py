@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxcolor.errors import UserError
 from jaxcolor.inference.colorizer import Colorizer
 from jaxcolor.runtime.parallel import compiler_options
 
@@ -48,13 +49,25 @@ class Batches:
         return self.photos / self.batches if self.batches else 0.0
 
     @contextlib.contextmanager
-    def coming(self) -> Iterator[None]:
-        """Within it, this thread reads a photo and then predicts; a batch waits a little for that."""
+    def coming(self, left: threading.Event | None = None) -> Iterator[None]:
+        """Within it, this thread reads a photo and then predicts; a batch waits a little for that.
+
+        Args:
+            left: set when nobody waits for the photo any more; `check` then ends the work on it.
+        """
+        self._here.left = left
         self._count(1)
         try:
             yield
         finally:
             self._count(-1)
+            self._here.left = None
+
+    def check(self) -> None:
+        """Raises UserError if nobody waits for this thread's photo any more."""
+        left = getattr(self._here, 'left', None)
+        if left is not None and left.is_set():
+            raise UserError('nobody waits for this photo any more.')
 
     def _count(self, change):
         with self._change:
@@ -135,7 +148,8 @@ class QueuedColorizer(Colorizer):
         self._batch = self._predict_batch  # one object: what is alike waits together
 
     def predict_ab(self, lightness: np.ndarray, style: np.ndarray | None = None, variant: int = 0) -> np.ndarray:
-        """As `Colorizer.predict_ab`, to the bit on CPUs."""
+        """As `Colorizer.predict_ab`, to the bit on CPUs. Raises UserError if nobody waits for the photo any more."""
+        self._batches.check()
         if style is not None or variant or len(lightness) > 1 or self.task.takes_noise:
             return super().predict_ab(lightness, style, variant)
         return np.float32(self.chroma) * self._batches.predict(self._batch, lightness)

@@ -33,6 +33,7 @@ class Request(NamedTuple):
     chroma: float
     hints: str  # as of `jaxcolor colorize --hints`, points only; '' for none
     style: bytes  # another photo's file; empty for none
+    left: threading.Event  # set when the client waits no more: a photo of many frames is then left where it is
 
 
 class _Room:
@@ -116,7 +117,7 @@ class Service:
             raise UserError('the hints are not points, which are written x,y,#rrggbb;x,y,#rrggbb.')
         hints = Hints(points) if points else None
         colorizer = self.colorizer(request.model)
-        with pillow_unguarded(), self._room.taken_by(request.data, request.style), self.batches.coming():
+        with pillow_unguarded(), self._room.taken_by(request.data, request.style), self.batches.coming(request.left):
             style = read_photo('the style photo', self.max_megapixels, request.style) if request.style else None
             return colorizer.color_file(request.data, request.name, style=style, hints=hints, chroma=request.chroma)
 

@@ -215,6 +215,7 @@ def test_ab(loaded):
 WRONG = {
     'dict': ({}, {}, 'a path, bytes, a Pillow image or a NumPy array, not dict'),
     'no file': ('nowhere.jpg', {}, 'nowhere.jpg cannot be read'),
+    'no name': ('a\0b.jpg', {}, 'cannot be read'),
     'no photo': (b'text', {}, 'the photo cannot be colored: not a photo'),
     'channels': (np.zeros((9, 9, 2), np.uint8), {}, r'not \(9, 9, 2\)'),
     'dimensions': (np.zeros((9,), np.uint8), {}, r'not \(9,\)'),
@@ -244,12 +245,18 @@ def test_what_cannot_be_used_is_a_user_error(loaded, name):
         loaded(photo, **options)
 
 
+@pytest.mark.parametrize('model', [5, b'ltbc-lite', 'a\0b'])
+def test_what_is_no_model_is_a_user_error(model):
+    with pytest.raises(UserError, match='a model is a name or a path, not|cannot be read'):
+        jaxcolor.load(model)
+
+
 @pytest.mark.slow
 def test_devices(trained):
     last = jaxcolor.load(trained, device=f'cpu:{len(jax.devices()) - 1}')
     assert {array.device for array in jax.tree.leaves(last.network.state.weights())} == {jax.devices()[-1]}
     np.testing.assert_array_equal(last(levels((40, 56), np.uint8)), jaxcolor.load(trained)(levels((40, 56), np.uint8)))
-    for name in ('cpu:99', 'abacus', 'cpu:x'):
+    for name in ('cpu:99', 'abacus', 'cpu:x', 'cpu:-1', 'cpu:', 0):
         with pytest.raises(UserError, match=f'there is no device {name!r} here; there is cpu'):
             jaxcolor.load(trained, device=name)
 

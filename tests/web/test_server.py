@@ -14,6 +14,7 @@ import pytest
 from conftest import PHOTOS, assert_one_sentence
 from PIL import Image
 
+from jaxcolor.errors import UserError
 from jaxcolor.inference.colorize import colorize
 from jaxcolor.inference.colorizer import Colorizer
 from jaxcolor.inference.plan import plan_outputs
@@ -284,12 +285,17 @@ def test_a_full_queue_refuses_and_empties_again(service, monkeypatch):
 
 
 def test_coloring_that_takes_too_long_is_given_up(service, monkeypatch):
-    free, original = threading.Event(), service.color
-    monkeypatch.setattr(service, 'color', lambda request: (free.wait(10), original(request))[1])
+    free, original, requests = threading.Event(), service.color, []
+    monkeypatch.setattr(service, 'color', lambda request: (requests.append(request), free.wait(10), original(request))[2])
     app = make_app(service, LIMITS._replace(color_seconds=0.05), workers=1)
     sent = asyncio.run(answered(app, iter([whole(form(small()[1]))]), HEADERS))
     free.set()
     assert sent[0]['status'] == 504
+    # The thread leaves the photo at its next frame.
+    before = service.batches.photos
+    with pytest.raises(UserError, match='nobody waits'):
+        original(requests[0])
+    assert service.batches.photos == before
 
 
 def bomb(width, height):
