@@ -26,6 +26,12 @@ CONTAINERS = {
     '.ts': 'mpegts',
     '.webm': 'webm',
 }
+# What MPEG transport streams have a type for. FFmpeg writes anything to them, but players do not find what it is.
+TRANSPORTED = frozenset(
+    ('mpeg1video', 'mpeg2video', 'mpeg4', 'h264', 'hevc', 'vc1', 'cavs', 'dirac')
+    + ('mp2', 'mp3', 'aac', 'aac_latm', 'ac3', 'eac3', 'dts', 'truehd', 's302m', 'opus', 'pcm_bluray')
+    + ('dvb_subtitle', 'dvb_teletext', 'hdmv_pgs_subtitle', 'hdmv_text_subtitle', 'arib_caption')
+)
 # What `--quality` means, by encoder: its constant rate factor, lower is better; our defaults lose nothing that is seen.
 QUALITIES = {'libx264': 17, 'libx265': 19, 'libvpx-vp9': 24, 'libsvtav1': 24}
 _OPTIONS = {
@@ -93,7 +99,10 @@ def choose(source: Source, suffix: str, codec: str, quality: float | None, optio
         source.notes.append(f'{source.path} has {depth} bits; {codec} keeps {kept}.')
     if not is_even:
         source.notes.append(f'{source.path} has an odd size, which {codec} takes with chroma in full only.')
-    if any(each.is_alpha for each in first.format.components):
+    has_alpha_apart = ('alpha_mode', '1') in {
+        (key.lower(), value) for key, value in source.stream.metadata.items()
+    }  # VP8, VP9
+    if has_alpha_apart or any(each.is_alpha for each in first.format.components):
         source.notes.append(f'{source.path} has transparency, which is not kept.')
     if quality is not None and codec not in QUALITIES:
         raise UserError(f'--quality is for {", ".join(QUALITIES)}; set what {codec} has by --option.')
@@ -107,6 +116,8 @@ def choose(source: Source, suffix: str, codec: str, quality: float | None, optio
 
 def is_taken(container: str, codec: str) -> bool:
     """Whether a container, by FFmpeg's name, takes what an encoder makes."""
+    if container == 'mpegts' and av.Codec(codec, 'w').canonical_name not in TRANSPORTED:
+        return False
     with av.open(io.BytesIO(), 'w', format=container) as probe:
         try:
             probe.add_stream(codec)

@@ -18,7 +18,7 @@ from av.stream import Disposition
 
 from jaxcolor import files
 from jaxcolor.errors import UserError
-from jaxcolor.video.encode import CONTAINERS
+from jaxcolor.video.encode import CONTAINERS, TRANSPORTED
 from jaxcolor.video.source import Source, opened
 from jaxcolor.video.steady import State
 
@@ -165,6 +165,7 @@ def join(parts: Parts, source: Source, out: Path) -> None:
     try:
         with files.atomic(out, parts.folder) as temporary:
             _join(parts, source, temporary, CONTAINERS[out.suffix.lower()])
+            _say_what_lacks(source, temporary)
     except (OSError, av.error.FFmpegError, ValueError) as error:
         raise UserError(f'{out} cannot be written ({getattr(error, "strerror", None) or error}).') from None
 
@@ -211,6 +212,18 @@ def _join(parts, source, path, container_name):
             put(packet)
 
 
+def _say_what_lacks(source, path):
+    """Notes chapters and metadata that the container of a result did not take."""
+    with opened(source.path) as film, opened(path) as out:
+        there = {key.lower() for key in out.metadata}
+        lost = [key for key in _kept(film.metadata) if key.lower() not in there]
+        if len(film.chapters()) > len(out.chapters()):
+            lost.insert(0, 'chapters')
+    if lost:
+        named = ', '.join(lost[:3]) + (f' and {len(lost) - 3} more' if len(lost) > 3 else '')
+        source.notes.append(f'{source.path}: this container does not keep {named}; .mkv does.')
+
+
 def _move(packet, offsets, now, last):
     """Gives a packet its time in the result, by the offset that brings it nearest to now, after those of its stream."""
     index, rises = packet.stream.index, packet.stream.type in ('video', 'audio')
@@ -244,6 +257,8 @@ def _copied(stream, out, container_name, source):
         is_placed = container_name in (('mp4', 'mov') if _is_cover(stream) else ('matroska',))
         if stream.type == 'data' or ((stream.type == 'attachment' or _is_cover(stream)) and not is_placed):
             raise ValueError('data')
+        if container_name == 'mpegts' and stream.codec_context.codec.canonical_name not in TRANSPORTED:
+            raise ValueError('no type')
         with av.open(io.BytesIO(), 'w', format=container_name) as probe:  # some refuse a stream in their header alone
             probe.add_stream_from_template(stream, opaque=True)
             probe.start_encoding()

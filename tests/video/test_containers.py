@@ -1,5 +1,7 @@
 """Films in containers: what is beside the picture, times that start again, and names that FFmpeg could misread."""
 
+from fractions import Fraction
+
 import av
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from conftest import ROOT
 from film_helpers import FRAMES, Painter, frames_of, packets_of, pictures, times_of, write_film
 from PIL import Image
 
+from jaxcolor.errors import UserError
 from jaxcolor.video.film import color_film
 
 pytestmark = pytest.mark.video
@@ -70,7 +73,38 @@ def test_a_matroska_film_says_its_frame_rate(tmp_path):
 def test_streams_that_a_container_does_not_take_are_said(tmp_path):
     gray = write_film(tmp_path / 'gray.mkv', audio='pcm_s16le')
     flac = write_film(tmp_path / 'flac.mkv', audio='flac')
-    for given, name, codec in ((gray, 'out.webm', 'libvpx-vp9'), (flac, 'out.mov', '')):
+    for given, name, codec in ((gray, 'out.webm', 'libvpx-vp9'), (flac, 'out.mov', ''), (flac, 'out.ts', '')):
         summary = color_film(Painter(), given, tmp_path / name, codec=codec, quiet=True)
         assert len(summary.notes) == 1 and 'the audio stream 1 does not go into this container' in summary.notes[0]
         assert len(frames_of(tmp_path / name)) == FRAMES
+
+
+def test_codecs_that_transport_streams_have_no_type_for_are_refused(tmp_path):
+    gray = write_film(tmp_path / 'gray.mkv', list(pictures(2)))
+    with pytest.raises(UserError, match=r'\.ts does not take what ffv1 encodes'):
+        color_film(Painter(), gray, tmp_path / 'out.ts', codec='ffv1', quiet=True)
+
+
+def test_chapters_and_metadata_that_a_container_does_not_take_are_said(tmp_path):
+    def prepare(container, stream):
+        container.metadata.update({'title': 'A film', 'com.example.lens': '35 mm'})
+        container.set_chapters(
+            [{'id': 1, 'start': 0, 'end': 100, 'time_base': Fraction(1, 1000), 'metadata': {'title': 'One'}}]
+        )
+
+    gray = write_film(tmp_path / 'gray.mkv', list(pictures(3)), prepare=prepare)
+    lost = {'out.mkv': '', 'out.mp4': 'COM.EXAMPLE.LENS', 'out.ts': 'chapters, title, COM.EXAMPLE.LENS'}
+    for name, what in lost.items():
+        notes = color_film(Painter(), gray, tmp_path / name, quiet=True).notes
+        assert [note.partition('keep ')[2] for note in notes] == ([f'{what}; .mkv does.'] if what else [])
+
+
+def test_transparency_beside_the_picture_is_said(tmp_path):
+    gray = write_film(
+        tmp_path / 'gray.webm',
+        list(pictures(2)),
+        codec='libvpx-vp9',
+        pixel_format='yuv420p',
+        prepare=lambda container, stream: stream.metadata.update({'alpha_mode': '1'}),
+    )
+    assert 'transparency, which is not kept' in ' '.join(color_film(Painter(), gray, tmp_path / 'out.mkv', quiet=True).notes)
