@@ -27,11 +27,11 @@ CONTAINERS = {
     '.webm': 'webm',
 }
 # What MPEG transport streams have a type for. FFmpeg writes anything to them, but players do not find what it is.
-TRANSPORTED = frozenset(
-    ('mpeg1video', 'mpeg2video', 'mpeg4', 'h264', 'hevc', 'vc1', 'cavs', 'dirac')
-    + ('mp2', 'mp3', 'aac', 'aac_latm', 'ac3', 'eac3', 'dts', 'truehd', 's302m', 'opus', 'pcm_bluray')
-    + ('dvb_subtitle', 'dvb_teletext', 'hdmv_pgs_subtitle', 'hdmv_text_subtitle', 'arib_caption')
-)
+TRANSPORTED = {
+    *('mpeg1video', 'mpeg2video', 'mpeg4', 'h264', 'hevc', 'vc1', 'cavs', 'dirac'),
+    *('mp2', 'mp3', 'aac', 'aac_latm', 'ac3', 'eac3', 'dts', 'truehd', 's302m', 'opus', 'pcm_bluray'),
+    *('dvb_subtitle', 'dvb_teletext', 'hdmv_pgs_subtitle', 'hdmv_text_subtitle', 'arib_caption'),
+}
 # What `--quality` means, by encoder: its constant rate factor, lower is better; our defaults lose nothing that is seen.
 QUALITIES = {'libx264': 17, 'libx265': 19, 'libvpx-vp9': 24, 'libsvtav1': 24}
 _OPTIONS = {
