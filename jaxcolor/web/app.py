@@ -67,7 +67,10 @@ class _Guard:
             await send(message)
 
         headers = dict(scope.get('headers', ()))
-        is_foreign = headers.get(b'sec-fetch-site') in (b'cross-site', b'same-site')  # browsers tell; programs do not
+        site = headers.get(b'sec-fetch-site')  # browsers tell; programs do not
+        is_foreign = site in (b'cross-site', b'same-site')
+        if site is None and b'origin' in headers:  # browsers without TLS, of posts
+            is_foreign = headers[b'origin'].rpartition(b'//')[2] != headers.get(b'host')
         is_link = headers.get(b'sec-fetch-mode') == b'navigate' and scope.get('method') == 'GET'
         if is_foreign and not is_link:
             await _error(403, 'this server answers its own page alone.')(scope, receive, send_with_headers)

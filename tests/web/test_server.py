@@ -233,8 +233,7 @@ def test_slow_uploads_are_cut_off(service):
     app = make_app(service, LIMITS._replace(upload_seconds=0.05), workers=1)
     pieces = itertools.chain([form(b'')[:-9]], itertools.repeat(b'-', 10_000))
     drops = ({'type': 'http.request', 'body': each, 'more_body': True} for each in pieces)
-    sent = asyncio.run(answered(app, drops, HEADERS, pause=0.01))
-    assert sent[0]['status'] == 408
+    assert asyncio.run(answered(app, drops, HEADERS, pause=0.01))[0]['status'] == 408
 
 
 def test_a_client_that_is_gone_costs_nothing(service, monkeypatch):
@@ -373,7 +372,9 @@ def test_the_page_loads_nothing_from_elsewhere(client):
 def test_pages_of_others_are_not_answered(service):
     client = TestClient(make_app(service, LIMITS, 1, ('localhost',)), base_url='http://localhost')
     foreign = {'Sec-Fetch-Site': 'cross-site', 'Sec-Fetch-Mode': 'cors'}
-    refused(client.post('/api/colorize', files={'photo': small()}, headers=foreign), 403, 'its own page')
+    for headers in (foreign, {'Origin': 'http://evil.example'}, {'Origin': 'null'}):
+        refused(client.post('/api/colorize', files={'photo': small()}, headers=headers), 403, 'its own page')
+    assert client.post('/api/colorize', files={'photo': small()}, headers={'Origin': 'http://localhost'}).status_code == 200
     assert client.get('/', headers={**foreign, 'Sec-Fetch-Mode': 'navigate'}).status_code == 200
     assert client.get('/', headers={'Host': 'evil.example'}).status_code == 400
 
