@@ -100,7 +100,7 @@ class _Photos:
             form = await read_form(request, self.limits.max_bytes, self.limits.upload_seconds)
             if 'photo' not in form.files:
                 raise UserError('the form has no file `photo`.')
-            task = asyncio.ensure_future(self._work(functools.partial(work, form, left)))
+            task = asyncio.ensure_future(self._work(functools.partial(work, form, left), left))
             gone = asyncio.ensure_future(_disconnected(request))
             done, _ = await asyncio.wait(
                 [task, gone], timeout=self.limits.color_seconds, return_when=asyncio.FIRST_COMPLETED
@@ -120,10 +120,18 @@ class _Photos:
             left.set()
             self.requests -= 1
 
-    async def _work(self, work):
+    async def _work(self, work, left):
         """Runs it in a thread, when one is free; keeps the thread until it ends, also where nobody waits any more."""
+
+        def report():
+            try:
+                return work()
+            except UserError:
+                if not left.is_set():  # else nobody is there to be told
+                    raise
+
         await self._free.acquire()
-        future = self._pool.submit(work)
+        future = self._pool.submit(report)
         loop = asyncio.get_running_loop()
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._free.release))
         return await asyncio.shield(asyncio.wrap_future(future))
