@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxcolor.errors import UserError
-from jaxcolor.prepare.decode import RejectedError
+from jaxcolor.prepare.decode import RejectedError, is_photo
 from jaxcolor.prepare.sources import (
     ARCHIVE_SUFFIXES,
     SPLITS,
@@ -332,9 +332,12 @@ def detect(path: Path) -> str:
         return 'lsun'
     if _first_existing(path, _GRAY_FILES):
         return 'numpy'
+    children = list(path.iterdir())
+    if any(is_photo(child) for child in children):  # a table or an archive beside photos is not what is meant
+        return 'folder'
     if _list_parquet_files(path):
         return 'parquet'
-    return 'archive' if list_archives(path) and not any(child.is_dir() for child in path.iterdir()) else 'folder'
+    return 'archive' if list_archives(path) and not any(child.is_dir() for child in children) else 'folder'
 
 
 def open_source(path: str | os.PathLike, source: str, max_bytes: int) -> Iterator[Photo]:

@@ -1,7 +1,9 @@
 """Decodes a photo file's bytes to an upright sRGB image, or says why it cannot."""
 
 import contextlib
+import ctypes
 import io
+import logging
 import os
 import threading
 import warnings
@@ -33,12 +35,14 @@ FORMATS: list[str] = [name for name in _FORMATS if name in Image.OPEN]
 # Parts of the names that photos of these formats have.
 _SUFFIXES = (
     '.jpg .jpeg .jpe .jfif .mpo .png .apng .webp .tif .tiff .bmp .gif .ppm .pgm .pbm .pnm .avif .avifs'
-    ' .jp2 .j2k .jpx .tga .heic .heif .hif .jxl'
+    ' .jp2 .j2k .j2c .jpc .jpf .jpx .tga .dib .heic .heif .heics .heifs .hif .jxl'
 )
 SUFFIXES = frozenset(_SUFFIXES.split())
 # What files start with whose format needs the extra.
 _HEIF_BRANDS = (b'heic', b'heix', b'hevc', b'heim', b'heis', b'mif1', b'msf1')
 _JXL_STARTS = (b'\xff\x0a', b'\0\0\0\x0cJXL \r\n\x87\n')
+# What photos start with: JPEG, PNG, GIF, BMP, TIFF, JPEG 2000.
+_STARTS = (b'\xff\xd8\xff', b'\x89PNG', b'GIF8', b'BM', b'II*\0', b'MM\0*', b'II+\0', b'MM\0+', b'\0\0\0\x0cjP', b'\xffO\xffQ')
 AnyImage: TypeAlias = Any  # Image.Image, or the `tiff.OddTiff` that stands for one
 
 # EXIF orientation -> the transposition that turns the photo upright.
@@ -72,13 +76,16 @@ class RejectedError(Exception):
     """The file cannot be used as a photo. The message is the reason, in a few words."""
 
 
+# Libraries that report what is odd in a file; what it comes to is one sentence of ours.
+_LOGGERS = [logging.getLogger(name) for name in ('PIL', 'tifffile', 'imagecodecs')]
 _guard, _unguarding = threading.Lock(), 0  # how many threads are in `pillow_unguarded`
 _settings = contextlib.ExitStack()
 
 
 @contextlib.contextmanager
 def pillow_unguarded() -> Iterator[None]:
-    """Lifts Pillow's own pixel limit, since `open_photo` checks the caller's, and silences Pillow's warnings.
+    """Lifts Pillow's own pixel limit, since `open_photo` checks the caller's, and silences what Pillow, libtiff and tifffile
+    say of odd files.
 
     It also lets a PNG's text or profile unpack to 64 MB: Pillow rejects photos for more than one.
     All settings are process-wide: they hold from when the first thread enters until the last one leaves. Enter the context
@@ -102,12 +109,36 @@ def pillow_unguarded() -> Iterator[None]:
 def _pillow_settings():
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     text_limit, PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
-    with warnings.catch_warnings():
+    levels = [logger.level for logger in _LOGGERS]
+    for logger in _LOGGERS:
+        logger.setLevel(logging.CRITICAL)
+    with warnings.catch_warnings(), _quiet_libtiff():
         warnings.simplefilter('ignore')
         try:
             yield
         finally:
             Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = limit, text_limit
+            for logger, level in zip(_LOGGERS, levels, strict=True):
+                logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _quiet_libtiff():
+    """Takes away libtiff's handler of errors, which prints them; Pillow takes away that of warnings alone.
+
+    Where Pillow's own module does not lead to its libtiff, it goes on printing.
+    """
+    try:
+        set_handler = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler
+    except (OSError, AttributeError, TypeError):
+        yield
+        return
+    set_handler.restype, set_handler.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    handler = set_handler(None)
+    try:
+        yield
+    finally:
+        set_handler(handler)
 
 
 def open_photo(
@@ -177,12 +208,18 @@ def open_image(data: bytes, max_megapixels: float) -> AnyImage:
             image = _open_image(data, [*FORMATS, 'TGA'] if _is_tga(data) else FORMATS)
             if tiff.is_odd(image):
                 image = tiff.OddTiff(data)
+        clear = image.info.get('transparency')
+        if image.format == 'PNG' and image.mode == 'L' and isinstance(clear, int) and data[24] in (2, 4):
+            # Pillow scales grays of 2 and 4 bits, but not which of them is transparent.
+            image.info['transparency'] = clear % 2 ** data[24] * (255 // (2 ** data[24] - 1))
     except tiff.LayoutError as error:
         raise RejectedError(str(error)) from None
     except Exception:  # as above
-        if (data[4:8] == b'ftyp' and data[8:12] in _HEIF_BRANDS) or data.startswith(_JXL_STARTS):
+        needs_extra = {'HEIF': data[4:8] == b'ftyp' and data[8:12] in _HEIF_BRANDS, 'JXL': data.startswith(_JXL_STARTS)}
+        if any(is_kind and name not in FORMATS for name, is_kind in needs_extra.items()):
             raise RejectedError("HEIC and JPEG XL need pip install 'jaxcolor[formats]'") from None
-        raise RejectedError('not a photo') from None
+        is_photo = data.startswith(_STARTS)
+        raise RejectedError('broken, or of a kind that cannot be read' if is_photo else 'not a photo') from None
     check_size(image, max_megapixels)
     return image
 
@@ -278,7 +315,11 @@ def _orientation(image):
     if image.format in ('HEIF', 'JXL'):
         return 1  # their decoders turn them; what EXIF says is to be ignored (ISO 23008-12, ISO 18181-2)
     try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        exif = image.getexif()
+        if image.format == 'AVIF':  # Pillow writes how it is turned into EXIF, but without that it takes what XMP says
+            exif = Image.Exif()
+            exif.load(image.info.get('exif', b''))
+        return int(exif.get(ExifTags.Base.Orientation, 1))
     except Exception:  # as in `read_exif`
         return 1
 
@@ -292,8 +333,11 @@ def _to_8_bits(image, keep_alpha, limits):
         alpha = Image.fromarray(np.uint8(255) * (np.asarray(image) != clear))
         image = Image.merge('RGBA', [gray, gray, gray, alpha])
         return image if keep_alpha else _on_white(image).convert('L')
+    if image.format == 'TGA' and image.mode == 'RGBA' and not image.getchannel('A').getbbox():
+        return image.convert('RGB')  # many programs leave the fourth channel empty
     if image.mode in ('PA', 'LA', 'La', 'RGBa', 'RGBA') or 'transparency' in image.info:
-        is_gray, image = image.mode in ('LA', 'La'), image.convert('RGBA')
+        is_gray = image.mode in ('LA', 'La')
+        image = (image.convert('LA') if image.mode == 'La' else image).convert('RGBA')
         return image if keep_alpha else _on_white(image).convert('L' if is_gray else 'RGB')
     if image.mode in ('L', 'RGB', 'CMYK'):
         return image

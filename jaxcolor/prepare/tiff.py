@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import logging
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,6 @@ from jaxcolor.prepare.values import Limits, blocks, levels
 
 with contextlib.suppress(ImportError):
     import tifffile
-
-    logging.getLogger('tifffile').addHandler(logging.NullHandler())  # what is wrong with a file is one sentence of ours
 
 _STARTS = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 _COMPRESSION, _WIDTH, _HEIGHT = 259, 256, 257
@@ -50,11 +47,17 @@ class OddTiff:
     mode = 'RGB'  # whatever its pixels are
 
     def __init__(self, data: bytes) -> None:
-        self._data, self._head = data, data[: 16 if 43 in (data[2], data[3]) else 8]  # BigTIFF's is longer
-        self._starts = [TiffImagePlugin.ImageFileDirectory_v2(self._head).next]  # of the directories that were found
+        self._data = data
+        self._order, is_big = data[:2], 43 in (data[2], data[3])
+        # Pillow knows BigTIFF by its little-endian start alone; the byte order can be told.
+        self._head = b'II+\0' + data[4:16] if is_big else data[:8]
+        self._starts = [self._directory().next]  # of the directories that were found
         self.seek(0)
         if 'tifffile' not in globals():
             raise LayoutError("a TIFF of this kind needs pip install 'jaxcolor[formats]'")
+
+    def _directory(self):
+        return TiffImagePlugin.ImageFileDirectory_v2(self._head, self._order)
 
     @property
     def width(self) -> int:
@@ -74,7 +77,7 @@ class OddTiff:
         """Goes to a page. Raises EOFError behind the last one."""
         while True:
             at = min(index, len(self._starts) - 1)
-            directory = TiffImagePlugin.ImageFileDirectory_v2(self._head)
+            directory = self._directory()
             file = io.BytesIO(self._data)
             file.seek(self._starts[at])
             directory.load(file)
@@ -150,11 +153,11 @@ def read_page(page: Any, tags: Any, limits: Limits) -> tuple[np.ndarray, int]:
     colors = np.ascontiguousarray(pixels[..., :channels])
     alpha = None
     if kinds[:1] in ([1], [2]) and pixels.shape[2] > channels:
-        alpha = levels(pixels[..., channels : channels + 1], 0.0, _full(pixels.dtype), 65535)
+        alpha = levels(pixels[..., channels : channels + 1], 0.0, _full(page, pixels.dtype), 65535)
     if space in _LABS:
         colors = _lab_to_srgb(colors, space)
     else:
-        black, white = limits.of(colors, tags) if pixels.dtype != np.uint8 else (0.0, 255.0)
+        black, white = limits.of(colors, tags) if pixels.dtype != np.uint8 else (0.0, _full(page, pixels.dtype))
         colors = levels(colors, *((white, black) if space == 0 else (black, white)), 65535)
     if alpha is None:
         return colors, bits
@@ -164,9 +167,11 @@ def read_page(page: Any, tags: Any, limits: Limits) -> tuple[np.ndarray, int]:
     return np.concatenate([colors, alpha], axis=2), bits
 
 
-def _full(dtype):
-    """What opaque is."""
-    return 1.0 if dtype.kind == 'f' else float(np.iinfo(dtype).max)
+def _full(page, dtype):
+    """The largest value of the page's bits a sample."""
+    if dtype.kind == 'f':
+        return 1.0
+    return float(np.iinfo(dtype).max) if dtype.kind == 'i' else 2.0 ** int(page.bitspersample) - 1
 
 
 def _lab_to_srgb(values, space):

@@ -62,6 +62,7 @@ class Limits:
             overshoot = 1.0 if bits == 16 else _OVERSHOOT
             usual = (255.0, 1023.0, 4095.0, 16383.0, 65535.0)
             white = next((white for white in usual if largest <= white * overshoot), largest)
+            white = natural if largest > natural / 2 else white
         if white != natural and not self.note:
             self.note = f'no field says what white is; {white:.7g} was taken, since the brightest value is {largest:.7g}'
         return white
