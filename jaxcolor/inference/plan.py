@@ -129,12 +129,12 @@ def _without_clashes(pairs, plan):
     """Makes the paths of results differ, even where case does not count; results that keep their photo's name come first."""
     wanted = [(photo, path.with_name(result_name(photo, path.name))) for photo, path in pairs]
     keeps_name = [path == target for (_, path), (_, target) in zip(pairs, wanted, strict=True)]
-    owner: dict[str, Path] = {}
+    owner: dict[str, tuple[Path, Path]] = {}  # (the photo, its result)
     target_of: dict[int, Path] = {}
     for index in sorted(range(len(pairs)), key=lambda index: not keeps_name[index]):
         photo, target = wanted[index]
         number, free = 1, target
-        while (other := owner.get(_key(free))) is not None and not _is_same_file(other, photo):
+        while (other := owner.get(_key(free))) is not None and not _is_same_file(other[0], photo):
             number += 1
             free = target.with_name(files.fit_name(target.stem, f'-{number}{target.suffix}'))
         if other is not None:
@@ -142,8 +142,9 @@ def _without_clashes(pairs, plan):
         if not keeps_name[index] and photo.suffix.lower() in OUTPUT_FORMATS:
             plan.notes.append(f'{photo} holds transparency or frames, which its name does not allow; it becomes a PNG.')
         if free != target:
-            plan.notes.append(f'{photo} is written to {free}, because {owner[_key(target)]} is written to {target}.')
-        owner[_key(free)] = photo
+            first, result = owner[_key(target)]
+            plan.notes.append(f'{photo} is written to {free}, because {first} is written to {result}.')
+        owner[_key(free)] = photo, free
         target_of[index] = free
     return [(wanted[index][0], target_of[index]) for index in sorted(target_of)]
 

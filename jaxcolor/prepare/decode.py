@@ -42,7 +42,18 @@ SUFFIXES = frozenset(_SUFFIXES.split())
 _HEIF_BRANDS = (b'heic', b'heix', b'hevc', b'heim', b'heis', b'mif1', b'msf1')
 _JXL_STARTS = (b'\xff\x0a', b'\0\0\0\x0cJXL \r\n\x87\n')
 # What photos start with: JPEG, PNG, GIF, BMP, TIFF, JPEG 2000.
-_STARTS = (b'\xff\xd8\xff', b'\x89PNG', b'GIF8', b'BM', b'II*\0', b'MM\0*', b'II+\0', b'MM\0+', b'\0\0\0\x0cjP', b'\xffO\xffQ')
+_STARTS = (
+    b'\xff\xd8\xff',
+    b'\x89PNG',
+    b'GIF8',
+    b'BM',
+    b'II*\0',
+    b'MM\0*',
+    b'II+\0',
+    b'MM\0+',
+    b'\0\0\0\x0cjP',
+    b'\xffO\xffQ',
+)
 AnyImage: TypeAlias = Any  # Image.Image, or the `tiff.OddTiff` that stands for one
 
 # EXIF orientation -> the transposition that turns the photo upright.
@@ -202,12 +213,13 @@ def rejecting_broken() -> Iterator[None]:
 
 
 def open_image(data: bytes, max_megapixels: float) -> AnyImage:
-    """Reads a photo's header. Raises RejectedError: not a photo, or too many pixels."""
+    """Reads a photo's header, of a TIFF that of its first page. Raises RejectedError: not a photo, or too many pixels."""
     try:
         with ordinary_errors():
             image = _open_image(data, [*FORMATS, 'TGA'] if _is_tga(data) else FORMATS)
-            if tiff.is_odd(image):
+            if image.format == 'TIFF' and not (tiff.seek_photo(image) and not tiff.is_odd(image)):
                 image = tiff.OddTiff(data)
+                tiff.seek_photo(image)
         clear = image.info.get('transparency')
         if image.format == 'PNG' and image.mode == 'L' and isinstance(clear, int) and data[24] in (2, 4):
             # Pillow scales grays of 2 and 4 bits, but not which of them is transparent.

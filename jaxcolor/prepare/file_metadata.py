@@ -3,7 +3,7 @@
 import re
 from typing import Any, NamedTuple
 
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, TiffImagePlugin
 
 _IPTC_TAG = 33723  # of TIFF
 _IPTC_RESOURCE = 0x0404  # of Photoshop's blocks, in which JPEG has it
@@ -50,10 +50,8 @@ def _read_exif(image):
 
 def _read_iptc(image):
     if image.format == 'TIFF':
-        value = image.tag_v2.get(_IPTC_TAG, b'')
-        if isinstance(value, tuple) and len(value) == 1:
-            value = value[0]
-        return value if isinstance(value, bytes) else b''
+        # As they are stored: many programs, Photoshop among them, say that these bytes are words of 32 bits.
+        return TiffImagePlugin.ImageFileDirectory_v1.from_v2(image.tag_v2).tagdata.get(_IPTC_TAG, b'')
     value = (image.info.get('photoshop') or {}).get(_IPTC_RESOURCE, b'')
     return value if isinstance(value, bytes) else b''
 

@@ -17,8 +17,6 @@ _MPO_THUMBNAILS = ('Large Thumbnail (VGA Equivalent)', 'Large Thumbnail (Full HD
 _OF_PAGES = ('TIFF', 'MPO', 'HEIF')
 # What each of several frames counts at least: a million frames of a pixel would take gigabytes, and hours.
 _LEAST_PIXELS = 128 * 128
-# Bits of TIFF's NewSubfileType: a smaller copy of another page, and a mask of transparency.
-_NEW_SUBFILE_TYPE, _NO_PHOTO = 254, 1 | 4
 
 
 class Frames(NamedTuple):
@@ -111,7 +109,7 @@ def _pages(image: AnyImage, max_megapixels: float) -> tuple[list[int], int, bool
     first = image.tell()  # HEIC names the one to show
     if image.format == 'TIFF':
         found, is_whole = _tiff_pages(image)
-        pages = [index for index, (_, kind) in found.items() if not kind & _NO_PHOTO] or list(found)
+        pages = [index for index, (_, is_copy) in found.items() if not is_copy] or list(found)
         first = pages[0]
         pixels = sum(found[index][0] for index in pages)
     else:
@@ -130,7 +128,7 @@ def _pages(image: AnyImage, max_megapixels: float) -> tuple[list[int], int, bool
 
 
 def _tiff_pages(image):
-    """({index: (pixels, NewSubfileType)} of the pages that can be found, whether that is all of them)."""
+    """({index: (pixels, whether it is a copy or a mask)} of the pages that can be found, whether that is all of them)."""
     found = {}
     while True:
         try:
@@ -138,9 +136,8 @@ def _tiff_pages(image):
         except EOFError:
             return found, True
         except Exception:  # broken files raise anything
-            return found or {0: (0, 0)}, False
-        kind = image.tag_v2.get(_NEW_SUBFILE_TYPE, 0)
-        found[len(found)] = (image.width * image.height, kind if isinstance(kind, int) else 0)
+            return found or {0: (0, False)}, False
+        found[len(found)] = (image.width * image.height, tiff.is_copy(image))
 
 
 def _pixels_at(image, index):

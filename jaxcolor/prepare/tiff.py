@@ -14,6 +14,8 @@ with contextlib.suppress(ImportError):
 
 _STARTS = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 _COMPRESSION, _WIDTH, _HEIGHT = 259, 256, 257
+# Bits of NewSubfileType: a smaller copy of another page, and a mask of transparency.
+_NEW_SUBFILE_TYPE, _NO_PHOTO = 254, 1 | 4
 _INFO = {34675: 'icc_profile', 700: 'xmp'}  # Pillow's names
 _MAX_CHANNELS = 8
 # Compressions that Pillow's library is built without: JPEG 2000 (four numbers), JPEG XL, WebP.
@@ -108,6 +110,28 @@ class OddTiff:
 def is_odd(image: Any) -> bool:
     """Whether Pillow opens a TIFF, but cannot decode it."""
     return image.format == 'TIFF' and (image.mode == 'LAB' or image.tag_v2.get(_COMPRESSION) in _NOT_PILLOWS)
+
+
+def is_copy(image: Any) -> bool:
+    """Whether the current page of an opened TIFF is a smaller copy of another one, or a mask."""
+    kind = image.tag_v2.get(_NEW_SUBFILE_TYPE, 0)
+    return isinstance(kind, int) and bool(kind & _NO_PHOTO)
+
+
+def seek_photo(image: Any) -> bool:
+    """Goes to the first page of an opened TIFF that is no copy: thumbnails may come first. Without one it stays.
+
+    Returns whether the pages could be read.
+    """
+    first = index = image.tell()
+    while is_copy(image):
+        index += 1
+        try:
+            image.seek(index)
+        except Exception as error:  # of broken files any
+            image.seek(first)
+            return isinstance(error, EOFError)
+    return True
 
 
 def is_tiff(data: bytes) -> bool:

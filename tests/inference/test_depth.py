@@ -346,6 +346,20 @@ def test_metadata_are_kept(tmp_path, name, suffix, deep):
             assert any('IPTC' in note for note in photo.notes) == (suffix in ('webp', 'png'))
 
 
+@pytest.mark.parametrize('order', '<>')
+def test_iptc_as_words_of_32_bits(tmp_path, order):
+    """As Photoshop writes it."""
+    stored = IPTC + bytes(-len(IPTC) % 4)
+    words = struct.unpack(f'{order}{len(stored) // 4}I', stored)
+    file = io.BytesIO()
+    tifffile.imwrite(file, quadrants(), byteorder=order, photometric='rgb', extratags=[(33723, 4, len(words), words, True)])
+    with pillow_unguarded():
+        photo = read_frames('a.tif', 1, file.getvalue())
+        write_photo(photo, photo.images, tmp_path / 'result.tif', TAG, overwrite=False)
+    with Image.open(tmp_path / 'result.tif') as image:
+        assert image.tag_v2[33723] == stored
+
+
 def test_xmp_that_a_jpeg_cannot_hold(tmp_path):
     text = PngImagePlugin.PngInfo()
     text.add_itxt('XML:com.adobe.xmp', 70_000 * 'x')

@@ -178,6 +178,9 @@ FILES = {
     'e.tga': {'format': 'TGA'},
     'f.tga': {'format': 'TGA', 'compression': 'tga_rle'},
     'g.mpo': {'format': 'JPEG', 'quality': 95},
+    'i.dib': {'format': 'BMP'},
+    'j.jpf': {'format': 'JPEG2000'},
+    'k.j2c': {'format': 'JPEG2000', 'no_jp2': True},
 }
 
 

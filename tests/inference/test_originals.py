@@ -145,6 +145,14 @@ def test_names_that_differ_in_case_or_accents_get_results_of_their_own(tmp_path)
     assert plan_outputs([tmp_path / 'in'], tmp_path / 'out') == plan
 
 
+def test_the_note_on_a_name_says_the_other_one_as_it_is(tmp_path):
+    save(tmp_path / 'a' / 'X.png', tmp_path / 'b' / 'x.png')
+    plan = plan_outputs([tmp_path / 'a' / 'X.png', tmp_path / 'b' / 'x.png'], tmp_path / 'out')
+    assert [target.name for _, target in plan.pairs] == ['X.png', 'x-2.png']
+    said = f'{tmp_path}/b/x.png is written to {tmp_path}/out/x-2.png, because {tmp_path}/a/X.png is written to'
+    assert plan.notes == [f'{said} {tmp_path}/out/X.png.']
+
+
 def test_photos_of_one_name_and_photos_named_twice(tmp_path):
     save(tmp_path / 'one' / 'a.jpg', tmp_path / 'two' / 'a.jpg')
     plan = plan_outputs([tmp_path / 'one', tmp_path / 'one' / 'a.jpg', tmp_path / 'two' / 'a.jpg'], tmp_path / 'out')

@@ -120,7 +120,7 @@ def test_a_decoder_that_panics_rejects_the_photo(monkeypatch, stage):
         monkeypatch.setattr(Image, 'open', panic)
     else:
         monkeypatch.setattr(PngImagePlugin.PngImageFile, 'load', panic)
-    with pytest.raises(RejectedError, match='not a photo' if stage == 'open' else 'Panic: index out of bounds'):
+    with pytest.raises(RejectedError, match='cannot be read' if stage == 'open' else 'Panic: index out of bounds'):
         open_photo(data, max_megapixels=1)
 
 
@@ -134,14 +134,47 @@ def test_resize_is_an_area_filter():
 
 def png_bomb(side):
     """A one-bit PNG of side x side zeros: a few kilobytes."""
-
-    def chunk(kind, data):
-        return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
-
     packer = zlib.compressobj(9)
     rows = b''.join(packer.compress(bytes((side // 8 + 1) * 1000)) for _ in range(side // 1000)) + packer.flush()
     header = struct.pack('>IIBBBBB', side, side, 1, 0, 0, 0, 0)
     return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', rows) + chunk(b'IEND', b'')
+
+
+def chunk(kind, data):
+    """A chunk of a PNG."""
+    return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize('bits', [1, 2, 4, 8])
+def test_transparent_grays_of_few_bits(bits):
+    gray = np.arange(64).reshape(8, 8) % 2**bits
+    rows = b''.join(
+        b'\0' + np.packbits(np.unpackbits(row[:, None], axis=1)[:, -bits:]).tobytes() for row in gray.astype(np.uint8)
+    )
+    header, clear = struct.pack('>IIBBBBB', 8, 8, bits, 0, 0, 0, 0), 1
+    parts = [(b'IHDR', header), (b'tRNS', struct.pack('>H', clear)), (b'IDAT', zlib.compress(rows)), (b'IEND', b'')]
+    photo = open_photo(b'\x89PNG\r\n\x1a\n' + b''.join(chunk(*part) for part in parts), max_megapixels=1, keep_alpha=True)
+    np.testing.assert_array_equal(np.asarray(photo)[..., 3], np.where(gray == clear, 0, 255))
+    np.testing.assert_array_equal(np.asarray(photo)[..., 0], gray * (255 // (2**bits - 1)))
+
+
+def test_an_empty_fourth_channel_of_a_tga():
+    """Of 32 bits, and of 16, where Pillow takes the highest one for transparency even if the header says that it is none."""
+    rgb, shape = quadrants(), struct.pack('<HH', 64, 48)
+    head = bytes([0, 0, 2, *bytes(9)]) + shape
+    words = np.stack([rgb[..., 2], rgb[..., 1], rgb[..., 0], np.zeros_like(rgb[..., 0])], axis=-1)
+    five = (rgb >> 3).astype(np.uint16)
+    short = 0x8000 | five[..., 0] << 10 | five[..., 1] << 5 | five[..., 2]
+    for data in (head + b'\x20\x20' + words.tobytes(), head + b'\x10\x20' + short.astype('<u2').tobytes()):
+        photo = open_photo(data, max_megapixels=1, keep_alpha=True)
+        assert photo.mode == 'RGB' and np.abs(np.asarray(photo).astype(int) - rgb).max() <= 8
+
+
+def test_photos_of_kinds_that_are_not_read():
+    header = struct.pack('>IIBBBBB', 8, 8, 3, 0, 0, 0, 0)  # grays of 3 bits
+    for data in (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header), b'BM' + bytes(60), b'\xff\xd8\xff\xc3' + bytes(40)):
+        with pytest.raises(RejectedError, match='broken, or of a kind that cannot be read'):
+            open_photo(data, max_megapixels=1)
 
 
 def test_decompression_bomb_is_rejected_before_it_is_unpacked():
@@ -173,6 +206,14 @@ def test_orientation_behind_the_pixels_of_a_png():
     chunk, rest = data[start : start + length], data[:start] + data[start + length :]
     end = rest.index(b'IEND') - 4
     np.testing.assert_array_equal(np.asarray(open_photo(rest[:end] + chunk + rest[end:], max_megapixels=1)), quadrants())
+
+
+@pytest.mark.skipif('AVIF' not in Image.SAVE, reason='this Pillow is built without AVIF')
+def test_xmp_does_not_turn_an_avif():
+    """Its own boxes say how it is turned (ISO 23008-12, 6.5.10)."""
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="3"/></x:xmpmeta>'
+    data = encoded(Image.fromarray(quadrants()), format='AVIF', quality=90, xmp=xmp)
+    assert turned_wrongly(open_photo(data, max_megapixels=1), quadrants()) < 0.1
 
 
 @pytest.mark.parametrize('name', ['JPEG', 'PNG', 'WebP'])

@@ -191,6 +191,15 @@ def test_wrong_source(tmp_path):
         datasets.detect(tmp_path / 'text.txt')
 
 
+@pytest.mark.parametrize('name', ['old.zip', 'metadata.parquet'])
+def test_photos_beside_an_archive_or_a_table(tmp_path, name):
+    write(tmp_path / 'photos' / 'a.jpg', JPEG)
+    write(tmp_path / 'photos' / name, b'text')
+    assert datasets.detect(tmp_path / 'photos') == 'folder'
+    assert prepare(tmp_path / 'photos', tmp_path / 'out', **OPTIONS).counts == {'train': 1}
+    assert rejected(tmp_path) == {name: 'not a photo, by its name'}
+
+
 def test_folders_that_cannot_be_read_loops_and_pipes(tmp_path, monkeypatch):
     """They are rejected by name, and the other photos are prepared."""
     write(tmp_path / 'photos' / 'a' / '1.jpg', JPEG)

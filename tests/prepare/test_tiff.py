@@ -114,7 +114,7 @@ def test_without_the_extra(monkeypatch):
     monkeypatch.delattr('jaxcolor.prepare.tiff.tifffile')
     with pytest.raises(RejectedError, match=r"pip install 'jaxcolor\[formats\]'"):
         open_photo(tiff(GRAY.astype(np.float16)), max_megapixels=1)
-    with pytest.raises(RejectedError, match='not a photo'):
+    with pytest.raises(RejectedError, match='of a kind that cannot be read'):
         open_photo(b'II*\0\x08\0\0\0' + bytes(40), max_megapixels=1)
 
 
@@ -264,3 +264,65 @@ def test_the_gamma_of_a_png(deep, mode):
         for photo in (frames_of(with_chunks(**chunks)).images[0], open_photo(with_chunks(**chunks), max_megapixels=1)):
             found = np.asarray(in_8_bits(photo).convert('RGB'))[..., 0]
             assert np.abs(found - 255 * expected)[bright].max() <= 3
+
+
+@pytest.mark.parametrize('bits', [2, 4, 6])
+@pytest.mark.parametrize('expected', [GRAY, RGB], ids=['gray', 'RGB'])
+def test_packed_bits_of_less_than_a_byte(bits, expected):
+    pixels = np.round((2**bits - 1) * expected).astype(np.uint8)
+    data = tiff((pixels, {'photometric': 'rgb' if expected.ndim == 3 else 'minisblack', 'bitspersample': bits}))
+    stored = pixels / (2**bits - 1)
+    for photo in (frames_of(data).images[0], open_photo(data, max_megapixels=1)):
+        assert difference(photo, stored) < 1
+
+
+def test_gray_that_is_multiplied_by_its_alpha():
+    alpha = np.maximum(GRAY[::-1], 0.5)
+    pixels = np.round(255 * np.stack([GRAY * alpha, alpha], axis=-1)).astype(np.uint8)
+    data = tiff((pixels, {'extrasamples': ['assocalpha']}))
+    (frame,) = frames_of(data).images
+    assert np.abs(np.asarray(frame)[..., 3] - 255 * alpha).max() < 1
+    assert difference(frame, GRAY) <= 2  # a step of half the range is two
+    assert open_photo(data, max_megapixels=1).mode == 'RGB'
+
+
+@pytest.mark.parametrize(('dtype', 'photometric'), [(np.uint8, 'rgb'), (np.uint16, 'rgb'), (np.uint16, 'minisblack')])
+def test_large_files_of_the_other_byte_order(dtype, photometric):
+    file, expected = io.BytesIO(), RGB if photometric == 'rgb' else GRAY
+    pixels = np.round(np.iinfo(dtype).max * expected).astype(dtype)
+    with tifffile.TiffWriter(file, bigtiff=True, byteorder='>') as writer:
+        for page in (pixels, pixels[:, ::-1]):
+            writer.write(page, photometric=photometric, metadata=None)
+    frames = frames_of(file.getvalue())
+    assert len(frames.images) == 2 and isinstance(frames.images[0], DeepImage) == (dtype == np.uint16)
+    assert difference(frames.images[0], expected) < 1 and difference(frames.images[1], expected[:, ::-1]) < 1
+
+
+def test_thumbnails_before_the_photo():
+    thumbnail = (BYTES[::4, ::4].copy(), {'subfiletype': 1})
+    for page in (BYTES, DEEP, GRAY.astype(np.float16)):
+        data = tiff(thumbnail, page)
+        assert open_photo(data, max_megapixels=1).size == (64, 48)
+        assert difference(open_photo(data, max_megapixels=1), GRAY) < 1
+    assert open_photo(tiff(thumbnail, thumbnail), max_megapixels=1).size == (16, 12)
+
+
+def test_32_bits_that_are_used():
+    data = tiff(np.round((2**32 - 1) * 0.8 * GRAY).astype(np.uint32))
+    assert difference(frames_of(data).images[0], 0.8 * GRAY) < 1 and frames_of(data).notes == []
+
+
+def test_libraries_are_silent(capfd):
+    """libtiff writes its errors to the terminal itself; tifffile and Pillow report them to loggers."""
+    lzw, whole = encoded(Image.fromarray(BYTES), format='TIFF', compression='tiff_lzw'), tiff((BYTES, {'rowsperstrip': 8}))
+    Image.open(io.BytesIO(lzw)).load()
+    with pytest.raises(OSError, match='decoder error'):
+        Image.open(io.BytesIO(lzw[:8] + b'\xff' * 400 + lzw[408:])).load()
+    assert capfd.readouterr().err  # outside
+    for data in (lzw[:8] + b'\xff' * 400 + lzw[408:], whole[: len(whole) // 2]):
+        with pillow_unguarded(), pytest.raises(RejectedError):
+            open_photo(data, max_megapixels=1)
+    assert capfd.readouterr() == ('', '')
+    with pytest.raises(OSError, match='decoder error'):
+        Image.open(io.BytesIO(lzw[:8] + b'\xff' * 400 + lzw[408:])).load()
+    assert capfd.readouterr().err  # and as before afterwards
