@@ -31,22 +31,24 @@ with contextlib.suppress(ImportError):
 # The formats of cameras, scanners and the web. Pillow also has formats that start other programs: they are not accepted.
 Image.init()
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'TIFF', 'BMP', 'GIF', 'PPM', 'AVIF', 'MPO', 'JPEG2000', 'HEIF', 'JXL')
+_FORMATS += ('PSD', 'PCX', 'SGI')  # of Photoshop and of older programs
 FORMATS: list[str] = [name for name in _FORMATS if name in Image.OPEN]
 # Parts of the names that photos of these formats have.
 _SUFFIXES = (
     '.jpg .jpeg .jpe .jfif .mpo .png .apng .webp .tif .tiff .bmp .gif .ppm .pgm .pbm .pnm .avif .avifs'
-    ' .jp2 .j2k .j2c .jpc .jpf .jpx .tga .dib .heic .heif .heics .heifs .hif .jxl'
+    ' .jp2 .j2k .j2c .jpc .jpf .jpx .tga .dib .heic .heif .heics .heifs .hif .jxl .psd .pcx .sgi'
 )
 SUFFIXES = frozenset(_SUFFIXES.split())
 # What files start with whose format needs the extra.
 _HEIF_BRANDS = (b'heic', b'heix', b'hevc', b'heim', b'heis', b'mif1', b'msf1')
 _JXL_STARTS = (b'\xff\x0a', b'\0\0\0\x0cJXL \r\n\x87\n')
-# What photos start with: JPEG, PNG, GIF, BMP, TIFF, JPEG 2000.
+# What photos start with: JPEG, PNG, GIF, BMP, Photoshop, TIFF, JPEG 2000.
 _STARTS = (
     b'\xff\xd8\xff',
     b'\x89PNG',
     b'GIF8',
     b'BM',
+    b'8BPS',
     b'II*\0',
     b'MM\0*',
     b'II+\0',

@@ -106,7 +106,7 @@ def _pages(image: AnyImage, max_megapixels: float) -> tuple[list[int], int, bool
 
     The image is at the first one afterwards. Raises RejectedError: they have too many pixels together.
     """
-    first = image.tell()  # HEIC names the one to show
+    first = 0 if image.format == 'PSD' else image.tell()  # HEIC names the one to show
     if image.format == 'TIFF':
         found, is_whole = _tiff_pages(image)
         pages = [index for index, (_, is_copy) in found.items() if not is_copy] or list(found)
@@ -150,6 +150,8 @@ def _pixels_at(image, index):
 
 def _count_frames(image):
     """The number of pages or frames; 1 where it cannot be told."""
+    if image.format == 'PSD':  # Pillow counts layers; what it shows first is all of them together
+        return 1
     try:
         return max(1, int(getattr(image, 'n_frames', 1)))
     except Exception:  # broken files raise anything

@@ -57,6 +57,9 @@ def photo_seeds():
         '.tga': [encoded(photo, format='TGA', compression='tga_rle')],
         '.ppm': [encoded(photo, format='PPM'), b'P5 32 24 65535\n' + bytes(range(256)) * 6],
         '.jp2': [encoded(photo, format='JPEG2000')],
+        '.pcx': [encoded(photo, format='PCX')],
+        '.sgi': [encoded(photo, format='SGI', rle=True)],
+        '.psd': [b'8BPS\0\1' + bytes(7) + b'\3\0\0\0\x18\0\0\0\x20\0\x08\0\3' + bytes(14) + bytes(range(256)) * 9],
     }
     for name, suffix in (('AVIF', '.avif'), ('HEIF', '.heic'), ('JXL', '.jxl')):
         if name in Image.SAVE:

@@ -1,6 +1,7 @@
 """The shape of a file: pages and frames, durations and loops, transparency, formats and suffixes."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -181,6 +182,8 @@ FILES = {
     'i.dib': {'format': 'BMP'},
     'j.jpf': {'format': 'JPEG2000'},
     'k.j2c': {'format': 'JPEG2000', 'no_jp2': True},
+    'l.pcx': {'format': 'PCX'},
+    'm.sgi': {'format': 'SGI'},
 }
 
 
@@ -197,6 +200,22 @@ def test_formats_in_a_folder(colorizer, tmp_path):
     for name, image in results.items():
         assert image.size == PHOTO.size
         assert name.startswith('h.pbm') or error_of(image, PHOTO) < 8, name
+
+
+def test_layers_are_no_frames(colorizer, tmp_path):
+    """Photoshop stores what all layers look like together, too."""
+    gray = np.asarray(PHOTO)
+    pixels, channel = b'\0\0' + gray.tobytes(), struct.pack('>hI', 0, 2 + gray.size)
+    layer = struct.pack('>4iH', 0, 0, *gray.shape, 1) + channel + b'8BIMnorm\xff\0\0\0' + bytes(4)
+    layers = struct.pack('>h', 2) + 2 * layer + 2 * pixels
+    layers += bytes(len(layers) % 2)
+    head = b'8BPS\0\1' + bytes(6) + struct.pack('>HIIHH', 1, *gray.shape, 8, 1) + bytes(4) + bytes(4)
+    section = struct.pack('>I', len(layers)) + layers
+    data = head + struct.pack('>I', len(section)) + section + pixels
+    assert Image.open(io.BytesIO(data)).n_frames == 2
+    frames, _, notes = colored(colorizer, tmp_path / 'a.psd', data)
+    assert len(frames) == 1 and notes == []
+    assert error_of(frames[0][0], PHOTO) < 1
 
 
 @pytest.mark.parametrize('text', ['no photo', '\0\0\2 is the head of a TGA', '\0\1\1' + 60 * '\x08'])
