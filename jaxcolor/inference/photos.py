@@ -146,6 +146,8 @@ def write_photo(
             with encode.Output(temporary) as file:
                 notes = _encode(photo, images, file, path.suffix, tag)
             check_target(path, overwrite)
+            if (before := read_tag(path)) and before.source != tag.source:
+                notes.append(f'{path} was the result of another photo, or of this one as it was before; it was replaced.')
     except OSError as error:
         raise UserError(f'{path} cannot be written ({error.strerror or error}).') from None
     photo.notes += [note for note in notes if note not in photo.notes]

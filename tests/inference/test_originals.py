@@ -129,6 +129,15 @@ def test_what_has_changed_is_colored_again(colorizer, trained, tmp_path, suffix)
     assert 'not a result of jaxcolor' in failure and result.read_bytes() == before
 
 
+def test_replacing_the_result_of_another_photo_is_said(colorizer, tmp_path):
+    one, two = tmp_path / 'one' / 'a.png', tmp_path / 'two' / 'a.png'
+    save(one, two)
+    PHOTO.rotate(180).save(two)
+    assert color_quietly(colorizer, [one], tmp_path / 'out').notes == []
+    (note,) = color_quietly(colorizer, [two], tmp_path / 'out').notes
+    assert note == f'{tmp_path}/out/a.png was the result of another photo, or of this one as it was before; it was replaced.'
+
+
 # Names.
 
 
