@@ -188,7 +188,7 @@ def stub_colorizer():
     from jaxcolor.inference.colorizer import Colorizer
 
     class Stub(Colorizer):
-        digest, batch_size, task = 'f' * 32, 1, types.SimpleNamespace(takes_noise=False)
+        digest, batch_size, task, faithful = 'f' * 32, 1, types.SimpleNamespace(takes_noise=False), None
 
         def __init__(self):
             self.size = 32

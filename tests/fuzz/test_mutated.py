@@ -8,13 +8,21 @@ from pathlib import Path
 import mutated
 import pytest
 
-pytestmark = pytest.mark.slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('target', mutated.TARGETS)
 def test_mutated_files(target):
+    read_mutated_files(target, os.environ.get('JAXCOLOR_FUZZ_FILES', '10000'))
+
+
+def test_a_few_mutated_photos():
+    """So that the nightly command is known to run."""
+    read_mutated_files('colorize', 40)
+
+
+def read_mutated_files(target, count):
     """In a process of its own: libraries may crash or hang in C."""
-    count = os.environ.get('JAXCOLOR_FUZZ_FILES', '10000')
     script = Path(__file__).parent / 'mutated.py'
     done = subprocess.run([sys.executable, script, target, f'--files={count}'], capture_output=True, text=True)
     assert done.returncode == 0, f'exit code {done.returncode}\n{done.stderr[-4000:]}'
