@@ -30,9 +30,8 @@ with contextlib.suppress(ImportError):
 
 # The formats of cameras, scanners and the web. Pillow also has formats that start other programs: they are not accepted.
 Image.init()
-_FORMATS = ('JPEG', 'PNG', 'WEBP', 'TIFF', 'BMP', 'GIF', 'PPM', 'AVIF', 'MPO', 'JPEG2000', 'HEIF', 'JXL')
-_FORMATS += ('PSD', 'PCX', 'SGI')  # of Photoshop and of older programs
-FORMATS: list[str] = [name for name in _FORMATS if name in Image.OPEN]
+_FORMATS = 'JPEG PNG WEBP TIFF BMP GIF PPM AVIF MPO JPEG2000 HEIF JXL PSD PCX SGI'
+FORMATS: list[str] = [name for name in _FORMATS.split() if name in Image.OPEN]
 # Parts of the names that photos of these formats have.
 _SUFFIXES = (
     '.jpg .jpeg .jpe .jfif .mpo .png .apng .webp .tif .tiff .bmp .gif .ppm .pgm .pbm .pnm .avif .avifs'

@@ -175,13 +175,13 @@ def read_page(page: Any, tags: Any, limits: Limits) -> tuple[np.ndarray, int]:
     kinds = [int(kind) for kind in page.extrasamples]
     bits = 8 * pixels.dtype.itemsize
     colors = np.ascontiguousarray(pixels[..., :channels])
-    alpha = None
+    alpha, full = None, _full(page, pixels.dtype)
     if kinds[:1] in ([1], [2]) and pixels.shape[2] > channels:
-        alpha = levels(pixels[..., channels : channels + 1], 0.0, _full(page, pixels.dtype), 65535)
+        alpha = levels(pixels[..., channels : channels + 1], 0.0, full, 65535)
     if space in _LABS:
         colors = _lab_to_srgb(colors, space)
     else:
-        black, white = limits.of(colors, tags) if pixels.dtype != np.uint8 else (0.0, _full(page, pixels.dtype))
+        black, white = limits.of(colors, tags) if pixels.dtype != np.uint8 else (0.0, full)
         colors = levels(colors, *((white, black) if space == 0 else (black, white)), 65535)
     if alpha is None:
         return colors, bits
@@ -191,7 +191,7 @@ def read_page(page: Any, tags: Any, limits: Limits) -> tuple[np.ndarray, int]:
     return np.concatenate([colors, alpha], axis=2), bits
 
 
-def _full(page, dtype):
+def _full(page: Any, dtype: np.dtype) -> float:
     """The largest value of the page's bits a sample."""
     if dtype.kind == 'f':
         return 1.0

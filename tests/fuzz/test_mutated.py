@@ -9,7 +9,6 @@ import mutated
 import pytest
 
 
-
 @pytest.mark.slow
 @pytest.mark.parametrize('target', mutated.TARGETS)
 def test_mutated_files(target):
