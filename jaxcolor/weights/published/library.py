@@ -26,12 +26,14 @@ from jaxcolor.tasks.state import TrainState
 from jaxcolor.weights import store
 from jaxcolor.weights.published import convert
 from jaxcolor.weights.published.table import PUBLISHED, Published
+from jaxcolor.weights.weight_files import brief
 
 # By network, the side of the square that the published one sees; the shorter side of what jaxcolor gives it.
 SIDES = {'eccv16': 256, 'siggraph17': 256, 'iizuka': 224, 'ddcolor': 512, 'deoldify': 560}
 _VIDEO_SIDE = 336  # of deoldify-video
 # A name that several published files share, so that it tells none of them.
 _SHARED_NAME = 'pytorch_model.bin'
+_MAX_REASON = 120  # letters of why a download failed
 
 
 def model_folder(model: str | os.PathLike) -> Path:
@@ -154,7 +156,7 @@ def find_file(published: Published) -> Path:
     try:
         path = Path(pooch.retrieve(published.url, _known_hash(published), names[0], folder, progressbar=True))
     except (OSError, ValueError) as error:  # OSError includes those of requests; ValueError is a wrong checksum
-        reason = str(error).splitlines()[0]
+        reason = brief(error, _MAX_REASON)
         raise UserError(
             f'{published.name} could not be downloaded ({reason}): put {published.url} into {folder} as {names[0]}, or give '
             'the path of the file.'
