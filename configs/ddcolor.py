@@ -10,10 +10,11 @@ error counts in units of 128, so all weights are divided by 12.8, which Adam doe
 
 What differs: the perceptual loss is left out, which needs VGG16-BN's ImageNet weights, so colors will be paler. The
 discriminator takes its step ahead of the network's, sees L*a*b* instead of RGB, of photos as they are and not 1.2 times as
-colorful, and has the network's optimizer, with its weight decay; --config.task.adversarial=0 leaves it out. The encoder
-starts from random numbers, not from ImageNet; start from a published network by --config.train.init_from. The published rate
-halves first after 80,000 steps, then every 40,000; here every 40,000. The network's spectral norms are folded into its
-kernels, and the training does without.
+colorful, and has the network's optimizer, with its weight decay; --config.task.adversarial=0 leaves it out. The published
+code adds up the colorfulness losses of a GPU's four photos and takes the mean of all else; here it is their mean, a quarter
+of that (--config.task.colorfulness=0.15625 is as much). The encoder starts from random numbers, not from ImageNet; start
+from a published network by --config.train.init_from. The published rate halves first after 80,000 steps, then every 40,000;
+here every 40,000. The network's spectral norms are folded into its kernels, and the training does without.
 """
 
 from jaxcolor import config as base

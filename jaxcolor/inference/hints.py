@@ -26,6 +26,7 @@ from jaxcolor.prepare.deep import DeepImage
 
 _POINT = re.compile(r'\s*(\d+(?:\.\d+)?)\s*,\s*(\d+(?:\.\d+)?)\s*,\s*#?([0-9a-fA-F]{6})\s*')
 _MIN_ALPHA = 128  # of 255, of a stroke
+_STROKE_PIXELS = 2**20  # that are converted together; bounds the memory that large pictures take
 _MAX_ASPECT_ERROR = 0.02  # of strokes beside the photo's
 # A point is a disc of this radius, a part of the shorter side, at least one cell.
 _POINT_RADIUS = 0.01
@@ -102,12 +103,17 @@ def _check_aspect(strokes, photo):
 def _strokes_on_grid(strokes, height, width):
     enlarged = tuple(max(pair) for pair in zip(strokes.size, (width, height), strict=True))
     rgba = np.asarray(strokes.resize(enlarged, Image.Resampling.NEAREST))  # no cell without a pixel
-    y, x = np.nonzero(rgba[..., 3] >= _MIN_ALPHA)
-    cell = (y * height // rgba.shape[0]) * width + x * width // rgba.shape[1]
-    colors = color.rgb_to_lab(rgba[y, x, :3])[:, 1:]
-    count = np.bincount(cell, minlength=height * width)
-    total = [np.bincount(cell, colors[:, i], height * width) for i in range(2)]
-    ab = np.stack(total, axis=-1) / np.maximum(count, 1)[:, None]
+    H, W = rgba.shape[:2]
+    count, total = np.zeros(height * width), np.zeros((2, height * width))
+    step = max(1, _STROKE_PIXELS // W)
+    for top in range(0, H, step):
+        part = rgba[top : top + step]
+        y, x = np.nonzero(part[..., 3] >= _MIN_ALPHA)
+        cell = ((top + y) * height // H) * width + x * width // W
+        colors = color.rgb_to_lab(part[y, x, :3])[:, 1:]
+        count += np.bincount(cell, minlength=height * width)
+        total += [np.bincount(cell, colors[:, i], height * width) for i in range(2)]
+    ab = (total / np.maximum(count, 1)).T
     return ab.reshape(height, width, 2).astype(np.float32), count.reshape(height, width) > 0
 
 

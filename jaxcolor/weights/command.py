@@ -81,8 +81,8 @@ def run_models() -> None:
         license_name = published.license + (', no commercial use' if published.noncommercial else '')
         there = ' It is here already.' if library.is_converted(name) else ''
         print(f'  {name}: {parameters}{published.bytes / 2**20:.1f} MiB, {license_name}. {published.title}.{there}')
-        if published.figures:
-            print(f'    {published.figures} ({"verified" if published.verified else "not verified"} by us).')
+        verified = 'verified' if published.verified else 'not verified'
+        print(f'    {published.figures} ({verified} by us).' if published.figures else '    No published figures are known.')
 
 
 def add_import_arguments(parser: argparse.ArgumentParser) -> None:
@@ -115,8 +115,10 @@ def run_import(args: argparse.Namespace) -> None:
         raise UserError('--config, --weights and --out are for checkpoints; of a published file, give only FILE and OUT.')
     if args.folder is None:
         raise UserError(f'give a folder for what becomes of {args.file}: jaxcolor import {args.file} OUT.')
-    source = library.find_file(PUBLISHED[args.file]) if args.file in PUBLISHED else args.file
-    summary = PUBLISHED[args.file].title if args.file in PUBLISHED else ''
-    for note in library.write_model(source, args.folder, args.precision, summary):
+    published = PUBLISHED.get(args.file)
+    source, summary = (library.find_file(published), published.title) if published else (args.file, '')
+    notes = library.write_model(source, args.folder, args.precision, summary)
+    for note in [*notes, published.terms] if published else notes:
         print(note)
+    library.model_folder(args.folder)  # says the license, where that is to be said at every use
     print(f'Imported {args.file} into {args.folder}: --model={args.folder} takes it, and so does train.init_from.')

@@ -13,6 +13,7 @@ from jaxcolor.errors import UserError
 from jaxcolor.tasks.state import TrainState
 from jaxcolor.tasks.task import Task
 from jaxcolor.weights import runs, store
+from jaxcolor.weights.published import library
 
 
 def export(
@@ -44,7 +45,7 @@ def export(
         raise UserError(f'{out} holds something else than an exported model; name a new folder.')
     config, _, state = gather(models, out.name, step, fields)
     try:
-        store.write(out, config, state, summary)
+        store.write(out, config, state, summary, notice=_notice(models))
     except UserError as error:
         raise UserError(f'{_first(models)}: {error}') from None
     return out
@@ -84,6 +85,12 @@ def gather(
         config.model.dtype = 'float32'  # what trains fastest on a GPU in bfloat16 is colored on CPUs, which are slow in it
         config.task.update(fields)
     return config, tasks.build(config), state  # refuses fields that do not fit
+
+
+def _notice(models):
+    """What is to be said at every use of one of the models is so of their export, too."""
+    names = [models] if isinstance(models, (str, os.PathLike)) else models
+    return next(filter(None, (library.notice_of(library.model_folder(name)) for name in names)), '')
 
 
 def _first(models):

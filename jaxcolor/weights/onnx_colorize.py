@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 TO_XYZ = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
 WHITE = np.array([0.95047, 1.0, 1.08883])  # D65
@@ -43,4 +43,4 @@ def colorize(model: str, photo: Image.Image) -> Image.Image:
 
 
 if __name__ == '__main__':
-    colorize(sys.argv[1], Image.open(sys.argv[2])).save(sys.argv[3])
+    colorize(sys.argv[1], ImageOps.exif_transpose(Image.open(sys.argv[2]))).save(sys.argv[3])

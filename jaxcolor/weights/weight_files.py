@@ -6,9 +6,11 @@ without PyTorch and creates nothing but tensors.
 
 import collections
 import io
+import mmap
 import os
 import pickle
 import pickletools
+import re
 import zipfile
 from collections.abc import Callable
 from typing import IO, Any, NamedTuple
@@ -107,11 +109,31 @@ def _check_inflation(content, size):
         raise UserError(f'it claims to hold {content / size:.0f} times its size: it is damaged; fetch it again.')
 
 
+def _check_heaps(data):
+    """Raises UserError where libhdf5 might run forever: at free space of 0 bytes in a heap of strings.
+
+    They are collections of objects, of index, references and size in bytes (HDF5 File Format Specification 3.0, III.E). An
+    object of index 0 is free space, whose size counts these 16 bytes, too.
+    """
+
+    def number(at, length):
+        return int.from_bytes(data[at : at + length], 'little')
+
+    for match in re.finditer(rb'GCOL\x01\0\0\0', data):
+        at, end = match.start() + 16, min(len(data), match.start() + number(match.end(), 8))
+        while at + 16 <= end:
+            index, size = number(at, 2), number(at + 8, 8)
+            if index == 0 and size < 16:
+                raise UserError('it is damaged: a heap of strings has free space of no size; fetch it again.')
+            at += 16 + -(-size // 8) * 8 if index else size
+
+
 def _read_hdf5(file: IO[bytes], size: int) -> WeightFile:
     def values(dataset):
         _check_inflation(dataset.nbytes, size)
         return dataset[()]
 
+    _check_heaps(file.getbuffer() if isinstance(file, io.BytesIO) else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     with h5py.File(file, 'r') as opened:
         # Keras 3: groups by class and number, with numbered variables.
         if 'layers' in opened:

@@ -111,6 +111,15 @@ def test_thin_strokes_reach_the_grid():
     np.testing.assert_allclose(ab[4, 6], RED_AB, atol=1e-3)
 
 
+def test_parts_of_a_large_picture_are_the_whole(monkeypatch):
+    strokes = Image.fromarray(np.random.default_rng(0).integers(0, 256, (41, 60, 4), np.uint8))
+    whole = Hints(strokes=strokes).on_grid((600, 410), 20, 30)
+    monkeypatch.setattr(module, '_STROKE_PIXELS', 130)  # two rows
+    parts = Hints(strokes=strokes).on_grid((600, 410), 20, 30)
+    np.testing.assert_allclose(parts[0], whole[0], rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(parts[1], whole[1])
+
+
 @pytest.mark.parametrize(
     ('texts', 'part'),
     [

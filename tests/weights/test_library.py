@@ -19,6 +19,7 @@ from jaxcolor import tasks
 from jaxcolor.errors import UserError
 from jaxcolor.inference.colorizer import Colorizer
 from jaxcolor.weights import published, runs, store
+from jaxcolor.weights.export import export
 from jaxcolor.weights.published import library, zhang
 
 FISH = PHOTOS / 'train' / 'fish1.jpg'
@@ -60,7 +61,8 @@ def test_the_first_use_downloads_and_converts(cache, file, monkeypatch, capsys, 
             config, _, state = runs.load(NAME)
     assert len(asked) == 1
     assert (cache / f'{NAME}.pth').read_bytes() == file.read_bytes()
-    assert capsys.readouterr().err.count('BSD-2-Clause') == 1
+    said = capsys.readouterr().err
+    assert said.count('BSD-2-Clause') == said.count('The colors of its 313 classes') == 1
     assert config.name == NAME and config.data.crop == 256
     converted = published.convert(file)
     jax.tree.map(np.testing.assert_array_equal, state.params, converted.params)  # in full precision
@@ -125,6 +127,28 @@ def test_a_license_without_commercial_use_is_said_at_every_use(cache, file, monk
             assert not capsys.readouterr().err
     assert published.PUBLISHED['iizuka-places'].noncommercial and 'CC BY-NC-SA' in library._notice('iizuka')
     assert not library._notice('ddcolor')
+
+
+def test_what_is_made_of_such_weights_stays_under_their_license(cache, file, monkeypatch, capsys, tmp_path, cli):
+    def is_said(model):
+        library._say.cache_clear()  # as in another process
+        library.model_folder(model)
+        return 'which forbids commercial use' in capsys.readouterr().err
+
+    own, tuned = store.model_folder(store.model_names()[0]), tmp_path / 'tuned'
+    assert not is_said(own)
+    with serve(file.parent) as (address, _):
+        set_source(monkeypatch, f'{address}/weights.pth', license='CC BY-NC-SA 4.0', noncommercial=True)
+        code, out, err = cli('import', NAME, tmp_path / 'imported')
+    assert code == 0 and 'CC BY-NC-SA 4.0' in out and 'forbids commercial use' in err
+    assert is_said(export(tmp_path / 'imported', tmp_path / 'exported'))
+    tuned.mkdir()
+    for start in ('', NAME, 'FOLDER'):
+        content = {'model': {'name': NAME}, 'train': {'init_from': start}}
+        (tuned / 'config.json').write_text(json.dumps(content))
+        assert is_said(tuned) == bool(start)
+    (tuned / 'config.json').write_text('[')
+    assert not is_said(tuned)  # whoever reads it says what is wrong
 
 
 def test_a_file_is_a_model(cache, file, tmp_path, cli):
@@ -199,4 +223,9 @@ def test_models_are_listed(cache, cli):
     for name, each in published.PUBLISHED.items():
         (line,) = [line for line in lines if line.startswith(f'  {name}: ')]
         assert each.license in line and each.title in line and ('no commercial use' in line) == each.noncommercial
+        after = lines[lines.index(line) + 1]
+        assert after.strip() == (
+            f'{each.figures} (not verified by us).' if each.figures else 'No published figures are known.'
+        )
+    assert 'FID 6.59' in published.PUBLISHED['deoldify-artistic'].figures
     assert f'  {store.model_names()[0]}: ' in out and '(not verified by us)' in out and str(cache) in out

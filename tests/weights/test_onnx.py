@@ -71,7 +71,11 @@ def test_the_page_of_plain_python_colors_a_photo(tmp_path):
     page = ROOT / 'jaxcolor' / 'weights' / 'onnx_colorize.py'
     copy = tmp_path / 'page.py'
     copy.write_bytes(page.read_bytes())
-    subprocess.run([sys.executable, '-I', copy, model, FISH, tmp_path / 'result.png'], check=True, timeout=120)
+    exif = Image.Exif()
+    exif[0x112] = 6  # it is stored turned to the left
+    Image.open(FISH).transpose(Image.Transpose.ROTATE_90).save(tmp_path / 'turned.png', exif=exif)
+    for given, result in ((FISH, 'result.png'), (tmp_path / 'turned.png', 'upright.png')):
+        subprocess.run([sys.executable, '-I', copy, model, given, tmp_path / result], check=True, timeout=120)
     # The same by jaxcolor's functions; colors outside sRGB, which the page clips, are left out.
     photo = Image.open(FISH).convert('RGB')
     small = color.rgb_to_lab(np.asarray(photo.resize((288, 224), Image.Resampling.BILINEAR)))[None, ..., :1]
@@ -80,4 +84,5 @@ def test_the_page_of_plain_python_colors_a_photo(tmp_path):
     lightness = color.rgb_to_lab(np.asarray(photo))[..., :1]
     expected = color.to_uint8(color.lab_to_rgb(np.concatenate([lightness, np.stack(planes, axis=-1)], axis=-1)))
     result = np.asarray(Image.open(tmp_path / 'result.png'))
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'upright.png')), result)
     assert np.abs(result.astype(np.int32) - expected).max() <= 1

@@ -4,6 +4,7 @@ import functools
 
 import flax
 import jax
+import ml_dtypes
 import numpy as np
 import published_files
 import pytest
@@ -22,6 +23,7 @@ from jaxcolor import config as base
 from jaxcolor.errors import UserError
 from jaxcolor.inference.colorizer import Colorizer
 from jaxcolor.models.eccv16 import CLASSES
+from jaxcolor.models.layers import IMAGENET_DEVIATION, IMAGENET_MEAN
 from jaxcolor.recipes import load_recipe
 from jaxcolor.tasks.color_classes import class_centers
 from jaxcolor.train import train
@@ -190,6 +192,26 @@ def test_files_of_unets_that_do_not_fit(name, monkeypatch):
     ):
         with pytest.raises(UserError, match=f'it does not fit {name}: .*{words}'):
             convert(changed)
+
+
+@pytest.mark.parametrize('dtype', [np.float16, ml_dtypes.bfloat16])
+def test_ddcolor_in_half_precision(dtype, monkeypatch):
+    """Its mean and deviation of the input are rounded, too; those of another input are refused."""
+    network, convert = small_network('ddcolor', monkeypatch), small_converter('ddcolor', monkeypatch)
+    arrays = published_files.state_dict(network)
+    arrays |= {
+        'mean': np.float32(IMAGENET_MEAN).reshape(1, 3, 1, 1),
+        'std': np.float32(IMAGENET_DEVIATION).reshape(1, 3, 1, 1),
+    }
+    whole = convert(arrays)
+    half = convert({name: array.astype(dtype).astype(np.float32) for name, array in arrays.items()})
+    assert (half.model, half.notes) == (whole.model, whole.notes)
+    for path, array in flax.traverse_util.flatten_dict(whole.params).items():
+        found = flax.traverse_util.flatten_dict(half.params)[path]
+        # Spectral norm divides rounded numbers by what follows from them.
+        assert np.abs(found - array).max() <= 8 * float(ml_dtypes.finfo(dtype).eps) * np.abs(array).max(), path
+    with pytest.raises(UserError, match='its mean of the input is not that of ImageNet'):
+        convert({**arrays, 'mean': np.full((1, 3, 1, 1), 0.48, np.float32)})
 
 
 # -- The table --------------------------------------------------------------------------------------------------------

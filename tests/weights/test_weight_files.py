@@ -147,6 +147,24 @@ def test_content_that_grows_by_much_is_refused(tmp_path):
             read_weights(tmp_path / name)
 
 
+def test_a_heap_that_never_ends_is_refused(tmp_path):
+    """libhdf5 would run forever."""
+    with h5py.File(tmp_path / 'whole.h5', 'w') as file:
+        file['conv/kernel'] = np.zeros(3, np.float32)
+        file['conv'].attrs['weight_names'] = ['kernel', 'x' * 100, '']
+        file['conv'].attrs['weight_names'] = ['kernel']
+    assert list(read_weights(tmp_path / 'whole.h5').arrays) == ['conv/0']
+    data = bytearray((tmp_path / 'whole.h5').read_bytes())
+    heap = data.index(b'GCOL')
+    data[heap + 16 :] = bytes(len(data) - heap - 16)
+    (tmp_path / 'damaged.h5').write_bytes(data)
+    with zipfile.ZipFile(tmp_path / 'damaged.keras', 'w') as archive:
+        archive.writestr('model.weights.h5', bytes(data))
+    for name in ('damaged.h5', 'damaged.keras'):
+        with pytest.raises(UserError, match=f'{name}: it is damaged: a heap of strings'):
+            read_weights(tmp_path / name)
+
+
 @pytest.mark.parametrize('head', [b'PK\x03\x04', b'\x80\x02', struct.pack('<ii', 3, 1), b'\x89HDF\r\n\x1a\n'])
 def test_files_of_many_gigabytes_of_nothing_are_refused(tmp_path, head):
     """Such as downloads leave whose space was set aside."""

@@ -15,6 +15,7 @@ _ERROR = 'it does not fit ddcolor'
 _ENCODER, _DECODER = 'encoder.arch', 'decoder.color_decoder'
 _UNUSED = (f'{_ENCODER}.norm.weight', f'{_ENCODER}.norm.bias')
 _PARTS = ('query', 'key', 'value')  # of an attention's stacked projection
+_ROUNDING = 2**-8  # of bfloat16, relative; files in half precision round the input's statistics, too
 
 
 def convert(arrays: Mapping[str, np.ndarray], network: DDColor | None = None) -> Converted:
@@ -32,7 +33,7 @@ def convert(arrays: Mapping[str, np.ndarray], network: DDColor | None = None) ->
     notes = [f'This is DDColor, {network.variant}.']
     for name, expected in (('mean', IMAGENET_MEAN), ('std', IMAGENET_DEVIATION)):
         found = arrays.pop(name, expected)
-        if found.size != 3 or not np.allclose(found.ravel(), expected, atol=1e-6):
+        if found.size != 3 or not np.allclose(found.ravel(), expected, rtol=_ROUNDING, atol=0):
             raise UserError(f'{_ERROR}: its {name} of the input is not that of ImageNet.')
     if [arrays.pop(name) for name in _UNUSED if name in arrays]:
         notes.append(f'Its {_ENCODER}.norm was left out: the network does not use it.')

@@ -6,6 +6,7 @@ Files lie in the cache folder (`runtime.cache`), what they were converted to in 
 import contextlib
 import functools
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -25,27 +26,49 @@ from jaxcolor.tasks.state import TrainState
 from jaxcolor.weights import store
 from jaxcolor.weights.published import convert
 from jaxcolor.weights.published.table import PUBLISHED, Published
+from jaxcolor.weights.weight_files import brief
 
 # By network, the side of the square that the published one sees; the shorter side of what jaxcolor gives it.
 SIDES = {'eccv16': 256, 'siggraph17': 256, 'iizuka': 224, 'ddcolor': 512, 'deoldify': 560}
 _VIDEO_SIDE = 336  # of deoldify-video
 # A name that several published files share, so that it tells none of them.
 _SHARED_NAME = 'pytorch_model.bin'
+_MAX_REASON = 120  # letters of why a download failed
 
 
 def model_folder(model: str | os.PathLike) -> Path:
     """The folder of a model: of a published name or file it is that of its conversion, of all others `store.model_folder`.
 
-    The first use of a name may download its file. Licenses are said on stderr: at the first use; those that forbid
-    commercial use at every use, of an imported file, too.
+    The first use of a name may download its file. At the first use it is said on stderr what was found in the file, and the
+    license; one that forbids commercial use at every use, of an imported file and of what was trained from it, too.
 
     Raises:
         UserError: the file cannot be downloaded, is another than the published one, or does not fit.
     """
     folder = _find_folder(model)
-    if (folder / store.WEIGHTS).exists() and (notice := store.read_metadata(folder).get('notice')):
+    if notice := notice_of(folder):
         _say(notice)
     return folder
+
+
+def notice_of(folder: Path) -> str:
+    """A sentence to say whenever a model is used, '' for most.
+
+    Args:
+        folder: an exported model, which holds the sentence, or a run directory: its weights are under the license of those
+            that its training started from.
+
+    Raises:
+        UserError: the exported model cannot be read.
+    """
+    if (folder / store.WEIGHTS).exists():
+        return store.read_metadata(folder).get('notice', '')
+    try:
+        config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+        start, network = config['train']['init_from'], config['model']['name']
+    except (OSError, ValueError, TypeError, LookupError):  # what is wrong with it is said where it is read
+        return ''
+    return start and (_notice(str(start).partition('-')[0]) or _notice(network))
 
 
 def _find_folder(model):
@@ -55,8 +78,9 @@ def _find_folder(model):
     published, folder = PUBLISHED[name], _folder(name)
     with _conversion_of(folder) as is_first:
         if is_first:
-            write_model(find_file(published), folder, precision='float32', summary=published.title)
-            _say(f'{name} ({published.title}) is under {published.license}, {published.license_url}.')
+            notes = write_model(find_file(published), folder, precision='float32', summary=published.title)
+            for sentence in [*notes, published.terms]:
+                _say(sentence)
     return folder
 
 
@@ -95,7 +119,8 @@ def _of_file(path):
     folder = _folder(f'sha256-{digest[:32]}')
     with _conversion_of(folder) as is_first:
         if is_first:
-            write_model(path, folder, precision='float32', summary=f'From {path.name}.')
+            for sentence in write_model(path, folder, precision='float32', summary=f'From {path.name}.'):
+                _say(sentence)
     return folder
 
 
@@ -131,7 +156,7 @@ def find_file(published: Published) -> Path:
     try:
         path = Path(pooch.retrieve(published.url, _known_hash(published), names[0], folder, progressbar=True))
     except (OSError, ValueError) as error:  # OSError includes those of requests; ValueError is a wrong checksum
-        reason = str(error).splitlines()[0]
+        reason = brief(error, _MAX_REASON)
         raise UserError(
             f'{published.name} could not be downloaded ({reason}): put {published.url} into {folder} as {names[0]}, or give '
             'the path of the file.'

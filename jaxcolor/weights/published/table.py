@@ -39,6 +39,11 @@ class Published:
     noncommercial: bool = False
     verified: bool = False
 
+    @property
+    def terms(self) -> str:
+        """A sentence on the license."""
+        return f'{self.name} ({self.title}) is under {self.license}, {self.license_url}.'
+
 
 def _ddcolor(name, title, parameters, bytes, sha256='', figures=''):
     url = f'https://huggingface.co/piddnad/{name.replace("-", "_")}/resolve/main/pytorch_model.bin'
@@ -50,8 +55,10 @@ def _ddcolor_figures(fid, colorfulness, psnr, fid_50k, colorfulness_50k):
     return f'{val5k}; val50k: FID {fid_50k}, colorfulness {colorfulness_50k}'
 
 
-def _deoldify(variant, url, parameters, bytes, figures=''):
+def _deoldify(variant, url, parameters, bytes):
     title = f'Antic: DeOldify, {variant}, 2019'
+    measured = 'of DeOldify, they do not say which, as the authors of DDColor measured it'
+    figures = f'ImageNet val5k, {measured}: FID 6.59, colorfulness 21.29, PSNR 24.11 dB'
     return Published(f'deoldify-{variant}', title, url, '', bytes, 'MIT', _DEOLDIFY, parameters, figures)
 
 
