@@ -235,7 +235,7 @@ def find_device(device: str | jax.Device | None) -> jax.Device | None:
     """
     if device is None or isinstance(device, jax.Device):
         return device
-    parts = re.fullmatch('([a-z]+)(?::([0-9]+))?', device) if isinstance(device, str) else None
+    parts = re.fullmatch('([a-zA-Z_]+)(?::([0-9]+))?', device) if isinstance(device, str) else None
     try:
         if parts:
             return jax.devices(parts[1])[int(parts[2] or 0)]

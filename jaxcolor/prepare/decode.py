@@ -41,17 +41,13 @@ SUFFIXES = frozenset(_SUFFIXES.split())
 # What files start with whose format needs the extra.
 _HEIF_BRANDS = (b'heic', b'heix', b'hevc', b'heim', b'heis', b'mif1', b'msf1')
 _JXL_STARTS = (b'\xff\x0a', b'\0\0\0\x0cJXL \r\n\x87\n')
-# What photos start with: JPEG, PNG, GIF, BMP, Photoshop, TIFF, JPEG 2000.
+# What photos start with, beside TIFFs: JPEG, PNG, GIF, BMP, Photoshop, JPEG 2000.
 _STARTS = (
     b'\xff\xd8\xff',
     b'\x89PNG',
     b'GIF8',
     b'BM',
     b'8BPS',
-    b'II*\0',
-    b'MM\0*',
-    b'II+\0',
-    b'MM\0+',
     b'\0\0\0\x0cjP',
     b'\xffO\xffQ',
 )
@@ -218,7 +214,7 @@ def open_image(data: bytes, max_megapixels: float) -> AnyImage:
     try:
         with ordinary_errors():
             image = _open_image(data, [*FORMATS, 'TGA'] if _is_tga(data) else FORMATS)
-            if image.format == 'TIFF' and not (tiff.seek_photo(image) and not tiff.is_odd(image)):
+            if image.format == 'TIFF' and (not tiff.seek_photo(image) or tiff.is_odd(image)):
                 image = tiff.OddTiff(data)
                 tiff.seek_photo(image)
         clear = image.info.get('transparency')
@@ -231,8 +227,8 @@ def open_image(data: bytes, max_megapixels: float) -> AnyImage:
         needs_extra = {'HEIF': data[4:8] == b'ftyp' and data[8:12] in _HEIF_BRANDS, 'JXL': data.startswith(_JXL_STARTS)}
         if any(is_kind and name not in FORMATS for name, is_kind in needs_extra.items()):
             raise RejectedError("HEIC and JPEG XL need pip install 'jaxcolor[formats]'") from None
-        is_photo = data.startswith(_STARTS)
-        raise RejectedError('broken, or of a kind that cannot be read' if is_photo else 'not a photo') from None
+        is_known = tiff.is_tiff(data) or data.startswith(_STARTS)
+        raise RejectedError('broken, or of a kind that cannot be read' if is_known else 'not a photo') from None
     check_size(image, max_megapixels)
     return image
 
