@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.sparse
-import scipy.sparse.linalg
 from PIL import Image
 
 from jaxcolor import color
@@ -201,6 +199,9 @@ def spread(image: Image.Image | DeepImage, ab: np.ndarray, hints: Hints) -> np.n
 
 def _solve(lightness, mask, change):
     """The change (h, w, 2) of all cells, given that of the hinted ones, mask (h, w), and L* (h, w)."""
+    import scipy.sparse  # imported late: it takes 0.2 s, and few photos have hints
+    import scipy.sparse.linalg
+
     height, width = mask.shape
     index = np.arange(mask.size).reshape(mask.shape)
     weights = scipy.sparse.csr_array((mask.size, mask.size))

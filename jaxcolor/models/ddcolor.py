@@ -24,6 +24,7 @@ from jaxcolor.models.layers import (
     check_variant,
     depthwise_conv2d,
     pad_to_multiple,
+    parameter,
     scaled,
 )
 from jaxcolor.models.unet import Gain, UNetBlock, blur, shuffle
@@ -53,8 +54,8 @@ class DepthwiseConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         C = x.shape[-1]
-        kernel = self.param('kernel', nn.initializers.he_normal(), (7, 7, 1, C), jnp.float32).astype(self.dtype)
-        bias = self.param('bias', nn.initializers.zeros, (C,), jnp.float32).astype(self.dtype)
+        kernel = parameter(self, 'kernel', nn.initializers.he_normal(), (7, 7, 1, C)).astype(self.dtype)
+        bias = parameter(self, 'bias', nn.initializers.zeros, (C,)).astype(self.dtype)
         return depthwise_conv2d(x, kernel, strides=1, padding=((3, 3), (3, 3))) + bias
 
 
@@ -146,7 +147,7 @@ class Learned(nn.Module):
 
     @nn.compact
     def __call__(self) -> jax.Array:
-        vectors = self.param('vectors', nn.initializers.normal(1.0), (self.count, self.features), jnp.float32)
+        vectors = parameter(self, 'vectors', nn.initializers.normal(1.0), (self.count, self.features))
         return vectors.astype(self.dtype)[None]
 
 
@@ -213,8 +214,8 @@ class Refine(nn.Module):
     @nn.compact
     def __call__(self, colors: jax.Array, image: jax.Array) -> tuple[jax.Array, jax.Array]:
         Q = colors.shape[1]
-        kernel = self.param('kernel', nn.initializers.lecun_normal(), (Q + image.shape[-1], 2), jnp.float32)
-        bias = self.param('bias', nn.initializers.zeros, (2,), jnp.float32).astype(self.dtype)
+        kernel = parameter(self, 'kernel', nn.initializers.lecun_normal(), (Q + image.shape[-1], 2))
+        bias = parameter(self, 'bias', nn.initializers.zeros, (2,)).astype(self.dtype)
         kernel = kernel.astype(self.dtype)
         return jnp.einsum('bqc,qo->bco', colors, kernel[:Q]), image @ kernel[Q:] + bias
 
@@ -230,8 +231,8 @@ class Enlarge(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
         C = x.shape[-1]
-        kernel = self.param('kernel', nn.initializers.he_normal(), (1, 1, C, 16 * C), jnp.float32)
-        bias = self.param('bias', nn.initializers.zeros, (16 * C,), jnp.float32)
+        kernel = parameter(self, 'kernel', nn.initializers.he_normal(), (1, 1, C, 16 * C))
+        bias = parameter(self, 'bias', nn.initializers.zeros, (16 * C,))
         return by_pixel(x, kernel[0, 0].astype(self.dtype), bias.astype(self.dtype), mixed, function=_enlarge)
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxcolor.models.layers import BatchNorm, check_variant, conv2d, depthwise_conv2d
+from jaxcolor.models.layers import BatchNorm, check_variant, conv2d, depthwise_conv2d, parameter
 
 
 class Variant(NamedTuple):
@@ -93,7 +93,7 @@ class ConvBN(nn.Module):
         """(B, H, W, C) -> (B, H/strides, W/strides, features), rounded up"""
         size = (self.kernel, self.kernel)
         channels = 1 if self.depthwise else x.shape[-1]
-        kernel = self.param('kernel', nn.initializers.he_normal(), (*size, channels, self.features), jnp.float32)
+        kernel = parameter(self, 'kernel', nn.initializers.he_normal(), (*size, channels, self.features))
         padding = tuple(lax.padtype_to_pads(x.shape[1:3], size, (self.strides, self.strides), 'SAME'))
         conv = depthwise_conv2d if self.depthwise else conv2d
         x = conv(x.astype(self.dtype), kernel.astype(self.dtype), strides=self.strides, padding=padding)

@@ -4,22 +4,53 @@ As in Jacob et al., *Quantization and Training of Neural Networks*, CVPR 2018, s
 bias and applies ReLU while it convolves, and the map passes through memory once instead of twice.
 """
 
+import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxcolor.models.layers import BatchNorm
+from jaxcolor.models.layers import BatchNorm, only_shapes
+
+
+class Layout(NamedTuple):
+    """What tracing a network tells.
+
+    shapes: of its variables, as `network.init` nests them.
+    norms: {path of a batch norm that directly follows a linear layer: (path of that layer, from their parent; epsilon)}.
+    """
+
+    shapes: dict[str, Any]
+    norms: dict[tuple[str, ...], tuple[tuple[str, ...], float]]
+
+
+@functools.lru_cache(maxsize=8)
+def layout(network: nn.Module, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> Layout:
+    """The layout of a network that is called with such inputs; its modules say by `normalized` which layer a `BatchNorm`
+    called 'norm' directly follows. Kept, since tracing is a large part of what loading a model takes.
+    """
+    norms = {}
+
+    def look(method, args, kwargs, context):
+        module = context.module
+        layer = getattr(module.parent, 'normalized', None)
+        if isinstance(module, BatchNorm) and module.name == 'norm' and layer is not None:
+            norms[module.path] = layer, module.epsilon
+        return method(*args, **kwargs)
+
+    with nn.intercept_methods(look), only_shapes():
+        shapes = jax.eval_shape(network.init, jax.ShapeDtypeStruct((2,), np.uint32), *inputs)
+    return Layout(shapes, norms)
 
 
 def fold_batch_norms(network: nn.Module, variables: Mapping[str, Any], *inputs: Any) -> dict[str, Any]:
     """Variables with which a network predicts the same without those batch norms that directly follow a linear layer.
 
     Args:
-        network: its modules say by `normalized` which of their layers a `BatchNorm` called 'norm' directly follows.
+        network: as of `layout`.
         variables: of the network, with 'params' and, where it has batch norm, 'batch_stats'.
         inputs: of the network, arrays or `jax.ShapeDtypeStruct`.
 
@@ -29,7 +60,8 @@ def fold_batch_norms(network: nn.Module, variables: Mapping[str, Any], *inputs: 
     """
     params, others = flatten_dict(variables['params']), {k: v for k, v in variables.items() if k != 'params'}
     statistics = flatten_dict(others.get('batch_stats', {}))
-    for (*block, name), (layer, epsilon) in _norms(network, variables, inputs).items():
+    norms = layout(network, tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs)).norms
+    for (*block, name), (layer, epsilon) in norms.items():
         norm = (*block, name)
         mean, var = (_on_host(statistics.pop((*norm, kind))) for kind in ('mean', 'var'))
         scale = _on_host(params.pop((*norm, 'scale'))) / (var + np.float32(epsilon)) ** np.float32(0.5)
@@ -55,19 +87,3 @@ def _placed_like(array, values):
     """The values on the devices of an array."""
     is_placed = isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer)
     return jax.device_put(values, array.sharding) if is_placed else values
-
-
-def _norms(network, variables, inputs):
-    """{path of a batch norm: (path of the layer ahead of it, from their parent; epsilon)}"""
-    found = {}
-
-    def look(method, args, kwargs, context):
-        module = context.module
-        layer = getattr(module.parent, 'normalized', None)
-        if isinstance(module, BatchNorm) and module.name == 'norm' and layer is not None:
-            found[module.path] = layer, module.epsilon
-        return method(*args, **kwargs)
-
-    with nn.intercept_methods(look):
-        jax.eval_shape(network.apply, variables, *inputs)
-    return found

@@ -3,8 +3,10 @@
 Parameters are float32; a layer computes in its `dtype`. `on_cpus` names the kernels that replace an operation on CPUs.
 """
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -49,6 +51,26 @@ def pad_to_multiple(x: jax.Array, multiple: int) -> jax.Array:
     if H % multiple == 0 and W % multiple == 0:
         return x
     return jnp.pad(x, ((0, 0), (0, -H % multiple), (0, -W % multiple), (0, 0)), mode='edge')
+
+
+_is_drawn = contextvars.ContextVar('parameters_are_drawn', default=True)
+
+
+@contextlib.contextmanager
+def only_shapes() -> Iterator[None]:
+    """Parameters that are initialized inside are zeros: tracing how they are drawn takes longer than all else."""
+    token = _is_drawn.set(False)
+    try:
+        yield
+    finally:
+        _is_drawn.reset(token)
+
+
+def parameter(module: nn.Module, name: str, init: nn.initializers.Initializer, shape: tuple[int, ...]) -> jax.Array:
+    """`module.param` in float32. Where it has a value already, Flax would trace how it is drawn, to compare shapes."""
+    if module.has_variable('params', name):
+        return module.get_variable('params', name)
+    return module.param(name, init if _is_drawn.get() else nn.initializers.zeros, shape, jnp.float32)
 
 
 @on_cpus(cpu_kernels.STRIDED, cpu_kernels.WINOGRAD, cpu_kernels.NARROW, cpu_kernels.GRADIENTS)
@@ -184,8 +206,8 @@ class BatchNorm(nn.Module):
         C = x.shape[-1:]
         if not self.is_initializing() and not self.has_variable('batch_stats', 'mean'):
             return x + self.get_variable('params', 'bias', np.float32(0)).astype(self.dtype)
-        scale = self.param('scale', nn.initializers.ones, C, jnp.float32)
-        bias = self.param('bias', nn.initializers.zeros, C, jnp.float32)
+        scale = parameter(self, 'scale', nn.initializers.ones, C)
+        bias = parameter(self, 'bias', nn.initializers.zeros, C)
         running_mean = self.variable('batch_stats', 'mean', jnp.zeros, C, jnp.float32)
         running_var = self.variable('batch_stats', 'var', jnp.ones, C, jnp.float32)
         x = x.astype(jnp.float32)
@@ -255,10 +277,10 @@ class ConvTranspose(nn.Module):
 
 
 def _kernel_and_bias(module, shape, use_bias=True):
-    kernel = module.param('kernel', module.kernel_init, shape, jnp.float32).astype(module.dtype)
+    kernel = parameter(module, 'kernel', module.kernel_init, shape).astype(module.dtype)
     if not use_bias:
         return kernel, None
-    return kernel, module.param('bias', nn.initializers.zeros, shape[-1:], jnp.float32).astype(module.dtype)
+    return kernel, parameter(module, 'bias', nn.initializers.zeros, shape[-1:]).astype(module.dtype)
 
 
 class ConvBlock(nn.Module):
@@ -351,8 +373,8 @@ class Fusion(nn.Module):
     @nn.compact
     def __call__(self, local: jax.Array, vector: jax.Array, train: bool = False) -> jax.Array:
         C, G = local.shape[-1], vector.shape[-1]
-        kernel = self.param('kernel', _kernel_init('relu'), (1, 1, C + G, self.features), jnp.float32)
-        bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
+        kernel = parameter(self, 'kernel', _kernel_init('relu'), (1, 1, C + G, self.features))
+        bias = parameter(self, 'bias', nn.initializers.zeros, (self.features,))
         kernel, bias = kernel[0, 0].astype(self.dtype), bias.astype(self.dtype)
         of_vector = vector.astype(self.dtype) @ kernel[C:] + bias  # (B, features)
         x = local.astype(self.dtype) @ kernel[:C] + of_vector[:, None, None]

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcolor.models.layers import BatchNorm, Conv
+from jaxcolor.models.layers import BatchNorm, Conv, parameter
 
 
 def shuffle(x: jax.Array, ratio: int) -> jax.Array:
@@ -40,7 +40,7 @@ class Gain(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        gain = self.param('gain', nn.initializers.constant(self.start), (self.size,), jnp.float32)
+        gain = parameter(self, 'gain', nn.initializers.constant(self.start), (self.size,))
         return x * gain.astype(self.dtype)
 
 

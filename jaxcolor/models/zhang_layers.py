@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcolor.models.cpu_kernels import interleave
-from jaxcolor.models.layers import BatchNorm, Conv, conv2d, scaled
+from jaxcolor.models.layers import BatchNorm, Conv, conv2d, parameter, scaled
 
 AB_SCALE = 110.0  # units of a*b*: what both networks divide a*b* by
 ENCODER = tuple(f'block_{i}' for i in range(7))  # what `encoder` makes, by the names of the parameters
@@ -54,8 +54,8 @@ class Doubling(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         # A pixel sees a quarter of the taps.
         init = nn.initializers.variance_scaling(8.0, 'fan_in', 'truncated_normal')
-        kernel = self.param('kernel', init, (4, 4, x.shape[-1], self.features), jnp.float32).astype(self.dtype)
-        bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
+        kernel = parameter(self, 'kernel', init, (4, 4, x.shape[-1], self.features)).astype(self.dtype)
+        bias = parameter(self, 'bias', nn.initializers.zeros, (self.features,)).astype(self.dtype)
         x = x.astype(self.dtype)
         phases = [conv2d(x, kernel[p::2, q::2], strides=1, padding=((1 - p, p), (1 - q, q))) for p in (0, 1) for q in (0, 1)]
         return interleave(phases) + bias

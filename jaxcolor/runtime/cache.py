@@ -9,6 +9,8 @@ import pooch
 
 from jaxcolor.runtime.machine import processor_features
 
+_WORTH_KEEPING = 0.05  # seconds; JAX's default of 1 compiles the small programs of coloring at every start
+
 
 def folder() -> Path:
     """$JAXCOLOR_CACHE, else the user's cache folder."""
@@ -18,8 +20,8 @@ def folder() -> Path:
 def enable_compilation_cache() -> None:
     """Turns on JAX's persistent compilation cache, so that the same training compiles only the first time.
 
-    Programs that compile in less than a second are not cached (JAX's default). Nothing changes if JAX has a cache folder
-    already (JAX_COMPILATION_CACHE_DIR), or if the folder cannot be made.
+    Programs that compile in less than `_WORTH_KEEPING` are not cached. Nothing changes if JAX has a cache folder already
+    (JAX_COMPILATION_CACHE_DIR), or if the folder cannot be made.
     """
     if getattr(jax.config, 'jax_compilation_cache_dir', None) is not None:
         return
@@ -31,3 +33,4 @@ def enable_compilation_cache() -> None:
     except OSError:
         return
     jax.config.update('jax_compilation_cache_dir', os.fspath(path))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', _WORTH_KEEPING)

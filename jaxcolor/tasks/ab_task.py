@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxcolor import color
 from jaxcolor.errors import UserError
-from jaxcolor.models.folding import fold_batch_norms
+from jaxcolor.models.folding import fold_batch_norms, layout
 from jaxcolor.models.layers import upsample
 from jaxcolor.runtime.parallel import mean_over_batch
 from jaxcolor.tasks import losses
@@ -83,6 +83,11 @@ class AbTask(Task):
         model_state = {**variables, **self.init_statistics()}
         state = TrainState(jnp.zeros((), jnp.int32), params, model_state, self.optimizer.init(params), rng)
         return state.replace(ema=state.weights() if self.ema else ())
+
+    def weight_shapes(self) -> dict[str, Any]:
+        """As of `Task`."""
+        variables = layout(self.network, self.network_inputs()).shapes | jax.eval_shape(self.init_statistics)
+        return {'params': variables.pop('params'), 'model_state': variables}
 
     def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         """One step of one device on its share of the batch; gradients and batch statistics are averaged over AXIS."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -54,6 +55,10 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def init(self, rng: jax.Array) -> TrainState:
         """A fresh state. rng: uint32 (2,) key."""
+
+    def weight_shapes(self) -> dict[str, Any]:
+        """The shapes of `TrainState.weights` (`jax.ShapeDtypeStruct`): what an exported model holds."""
+        return jax.eval_shape(self.init, jax.ShapeDtypeStruct((2,), np.uint32)).weights()
 
     @abc.abstractmethod
     def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

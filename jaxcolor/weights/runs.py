@@ -18,7 +18,6 @@ from jaxcolor.data.shards import ShardSet
 from jaxcolor.errors import UserError
 from jaxcolor.models import extractors
 from jaxcolor.runtime import cluster
-from jaxcolor.runtime.checkpoint import Checkpoints, abstract
 from jaxcolor.tasks import optimizers
 from jaxcolor.tasks.state import TrainState
 from jaxcolor.weights import imagenet, store
@@ -160,13 +159,15 @@ def load(
     except FieldError as error:
         raise UserError(f'{run} is of another version of jaxcolor: {error} Train it again.') from None
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.eval_shape(task.init, jax.random.PRNGKey(0))
     if store.is_exported(run):
         if step not in (None, only := int(store.read_metadata(run)['step'])):
             raise UserError(f'--step={step}: the exported model {run} has step {only} only.')
-        return config, task, jax.device_put(store.read_state(run, shapes), sharding)
+        return config, task, jax.device_put(store.read_state(run, task.weight_shapes()), sharding)
     if not (run / 'checkpoints').is_dir():
         raise UserError(f'{run} holds no checkpoint yet.')
+    from jaxcolor.runtime.checkpoint import Checkpoints, abstract  # imported late: Orbax takes 0.2 s
+
+    shapes = jax.eval_shape(task.init, jax.random.PRNGKey(0))
     with Checkpoints(run / 'checkpoints', read_only=True) as checkpoints:
         step = checkpoints.best_step if step is None else step
         if step is None:

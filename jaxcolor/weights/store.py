@@ -61,12 +61,12 @@ def read_metadata(folder: str | os.PathLike) -> dict[str, str]:
     return metadata
 
 
-def read_state(folder: str | os.PathLike, shapes: TrainState) -> TrainState:
+def read_state(folder: str | os.PathLike, shapes: Mapping[str, Any]) -> TrainState:
     """Reads the state of an exported model.
 
     Args:
         folder: of the model.
-        shapes: the state as `jax.eval_shape(task.init, ...)` returns it.
+        shapes: of its weights, as `Task.weight_shapes` returns them.
 
     Returns:
         A state with its step, and float32 NumPy arrays for `params` and `model_state`.
@@ -81,7 +81,7 @@ def read_state(folder: str | os.PathLike, shapes: TrainState) -> TrainState:
         arrays = safetensors.numpy.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise _unreadable(path, error) from None
-    expected = _flatten(shapes)
+    expected = flax.traverse_util.flatten_dict(shapes, sep='/')
     for name in sorted(expected.keys() | arrays.keys()):
         in_file, in_network = (getattr(tree.get(name), 'shape', 'missing') for tree in (arrays, expected))
         if in_file != in_network:
@@ -89,14 +89,8 @@ def read_state(folder: str | os.PathLike, shapes: TrainState) -> TrainState:
                 f'{path} does not fit its config.json: {name} is {in_file} in the file and {in_network} in the network.'
             )
     weights = flax.traverse_util.unflatten_dict({name: array.astype(np.float32) for name, array in arrays.items()}, '/')
-    return shapes.replace(
-        params=weights['params'],
-        model_state=weights.get('model_state', {}),
-        opt_state=(),
-        ema=(),
-        step=np.int32(metadata['step']),
-        rng=np.zeros(2, np.uint32),
-    )
+    step, rng = np.int32(metadata['step']), np.zeros(2, np.uint32)
+    return TrainState(step, weights['params'], weights.get('model_state', {}), opt_state=(), rng=rng)
 
 
 def write(
@@ -125,7 +119,7 @@ def write(
     with np.errstate(over='ignore'):  # checked below
         arrays = {
             name: np.ascontiguousarray(array.astype(precision if array.ndim > 1 else np.float32))
-            for name, array in _flatten(state).items()
+            for name, array in flax.traverse_util.flatten_dict(state.weights(), sep='/').items()
         }
     if overflowing := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
         raise UserError(f'{overflowing[0]} does not fit half precision; the model cannot be exported.')
@@ -152,8 +146,3 @@ def write(
 
 def _unreadable(path, error):
     return UserError(f'{path} cannot be read ({error}); {_REMEDY}.')
-
-
-def _flatten(state: TrainState) -> Mapping[str, Any]:
-    """{'params/low_0/conv/kernel': array, ..., 'model_state/...': ...}"""
-    return flax.traverse_util.flatten_dict(state.weights(), sep='/')
