@@ -5,6 +5,7 @@ measured.
 """
 
 import functools
+import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -148,12 +149,31 @@ def paint(planes: Sequence[np.ndarray], small: Image.Image, ab: np.ndarray, layo
     edges = slopes_and_offsets(_LIGHTNESS[levels][..., None], cb_cr, _mean3) if is_larger else (0 * cb_cr, cb_cr)
     model = turn.stored(np.concatenate(edges, axis=-1))  # (h, w, 4)
     height, width = chroma[0].shape
-    enlarged = cv2.resize(model, (width, height), interpolation=cv2.INTER_CUBIC)  # (Hc, Wc, 4)
+    scratch = _scratch.array((height, width, 4))
+    enlarged = cv2.resize(model, (width, height), scratch, interpolation=cv2.INTER_CUBIC)  # (Hc, Wc, 4)
     codes = _at_chroma(luma, (height, width))
-    lightness = np.take(_lightness_of_codes(layout), codes, mode='clip')  # without a check of each it takes half the time
+    # Without a check of each it takes half the time.
+    lightness = np.take(_lightness_of_codes(layout), codes, out=_scratch.array((height, width)), mode='clip')
     made = _compiled(_chroma_planes)(layout, codes, lightness, enlarged)
     for plane, values in zip(chroma, made, strict=True):
         plane[:] = values
+
+
+class _Scratch(threading.local):
+    """Arrays that a thread's next frame overwrites: the system's work for new memory is a fifth of that for the planes."""
+
+    def __init__(self):
+        self.arrays = {}
+
+    def array(self, shape):
+        """float32, of a shape; those of other films go."""
+        if shape not in self.arrays:
+            self.arrays = {kept: array for kept, array in self.arrays.items() if kept[:2] == shape[:2]}
+            self.arrays[shape] = np.empty(shape, np.float32)
+        return self.arrays[shape]
+
+
+_scratch = _Scratch()
 
 
 def _at_chroma(luma, shape):
