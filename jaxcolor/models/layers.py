@@ -165,6 +165,12 @@ def by_pixel(x: jax.Array, *weights: jax.Array, function: Callable[..., jax.Arra
     return function(x, *weights)
 
 
+@on_cpus(cpu_kernels.PHOTOS)
+def by_photo(weights: Any, *inputs: jax.Array, function: Callable[..., Any]) -> Any:
+    """function(weights, *inputs), which sees each photo of a batch for itself: (B, H, W, C) first -> arrays (B, ...)."""
+    return function(weights, *inputs)
+
+
 @on_cpus(cpu_kernels.ATTENTION)
 def attention(queries: jax.Array, keys: jax.Array, values: jax.Array, *, heads: int) -> jax.Array:
     """Multi-head attention (Vaswani et al., 2017, section 3.2.2) without its dense layers, C / heads channels a head.

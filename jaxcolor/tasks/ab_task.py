@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.export
 import jax.numpy as jnp
 import optax
 from jax import lax
@@ -14,7 +13,7 @@ from ml_collections import ConfigDict
 from jaxcolor import color
 from jaxcolor.errors import UserError
 from jaxcolor.models.folding import fold_batch_norms, layout
-from jaxcolor.models.layers import upsample
+from jaxcolor.models.layers import by_photo, upsample
 from jaxcolor.runtime.parallel import mean_over_batch
 from jaxcolor.tasks import losses
 from jaxcolor.tasks.degrade import degrade
@@ -22,9 +21,6 @@ from jaxcolor.tasks.state import TrainState, update_ema
 from jaxcolor.tasks.task import Batch, Task
 
 Outputs = Mapping[str, jax.Array]
-
-# Pixels of photos that CPUs take one after the other: a batch's maps lie in no cache, and need a multiple of the memory.
-_LARGE = 2**17
 
 
 class AbTask(Task):
@@ -185,17 +181,7 @@ class AbTask(Task):
 
     def _forward(self, state, lightness, *features):
         """-> the network's outputs"""
-
-        def apply(*inputs):
-            return self.network.apply(_variables(state), *inputs)
-
-        def apply_to_each(*inputs):
-            return lax.map(lambda each: jax.tree.map(lambda y: y[0], apply(*(x[None] for x in each))), inputs)
-
-        inputs, (B, H, W, _) = (color.normalize_l(lightness), *features), lightness.shape
-        if any(jax.export.is_symbolic_dim(side) for side in (B, H, W)) or B == 1 or H * W < _LARGE:
-            return apply(*inputs)
-        return lax.platform_dependent(*inputs, cpu=apply_to_each, default=apply)
+        return by_photo(_variables(state), color.normalize_l(lightness), *features, function=self.network.apply)
 
     def _train_forward(self, state, lightness, *features):
         """-> (the network's outputs in training mode, the new model_state)"""

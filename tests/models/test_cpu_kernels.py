@@ -165,6 +165,11 @@ CASES = {
     ),
     # One product in a loop; and both gradients.
     'bands': (lambda x, kernel: layers.by_pixel(x, kernel[0, 0], function=jnp.matmul), (0, 0, 3, 0), (0, 0, 3, 0)),
+    'photos': (
+        lambda x, kernel: layers.by_photo(kernel[0, 0], x, function=lambda weights, x: x @ weights),
+        (0, 0, 3, 0),
+        (0, 0, 3, 0),
+    ),
     'batch_norm': (
         lambda x, kernel: layers.scale_and_shift(x, *layers.channel_moments(kernel)),
         (0, 0, 0, 0),
@@ -182,7 +187,8 @@ def case(request):
 
 def inputs_of(kernel):
     C, features = (128, 256) if kernel == 'winograd' else (8, 8)
-    return random(2, 32, 32, C), random(3, 3, C, features) / 34
+    side = 384 if kernel == 'photos' else 32
+    return random(2, side, side, C), random(3, 3, C, features) / 34
 
 
 def test_programs_for_cpus_have_the_kernels_alone(case):
