@@ -20,6 +20,7 @@ from jaxcolor.models import cpu_kernels
 from jaxcolor.models.cpu_kernels import on_cpus
 
 Padding = tuple[tuple[int, int], ...]  # ((above, below), (left, right))
+_AXES = ('NHWC', 'HWIO', 'NHWC')
 # Of batch norm: Torch's defaults, which the code of Iizuka et al. ran with.
 MOMENTUM, EPSILON = 0.9, 1e-5
 # Of ImageNet's RGB in [0, 1] (torchvision): what networks that have seen it expect is (RGB - mean) / deviation.
@@ -76,23 +77,25 @@ def parameter(module: nn.Module, name: str, init: nn.initializers.Initializer, s
 @on_cpus(cpu_kernels.STRIDED, cpu_kernels.WINOGRAD, cpu_kernels.NARROW, cpu_kernels.GRADIENTS)
 def conv2d(x: jax.Array, kernel: jax.Array, *, strides: int, padding: Padding) -> jax.Array:
     """(B, H, W, C), (h, w, C, features) -> (B, H', W', features). padding: zeros ((above, below), (left, right))."""
-    return lax.conv_general_dilated(x, kernel, (strides,) * 2, padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    return lax.conv_general_dilated(x, kernel, (strides,) * 2, padding, dimension_numbers=_AXES)
 
 
 @on_cpus(cpu_kernels.DILATED)
 def dilated_conv2d(x: jax.Array, kernel: jax.Array, *, dilation: int) -> jax.Array:
     """3x3 convolution whose taps lie `dilation` pixels apart; keeps the size: (B, H, W, C) -> (B, H, W, features)."""
-    numbers = ('NHWC', 'HWIO', 'NHWC')
     padding = ((dilation, dilation),) * 2
-    return lax.conv_general_dilated(x, kernel, (1, 1), padding, None, (dilation, dilation), dimension_numbers=numbers)
+    return lax.conv_general_dilated(x, kernel, (1, 1), padding, None, (dilation, dilation), _AXES)
 
 
 def depthwise_conv2d(x: jax.Array, kernel: jax.Array, *, strides: int, padding: Padding) -> jax.Array:
     """A kernel for each channel: (B, H, W, C), (h, w, 1, C) -> (B, H', W', C). padding: as for `conv2d`.
 
     A multiplication for each pixel of the kernel, which XLA fuses into one loop. Its grouped convolutions are slow on CPUs,
-    and on an H100 those of an EfficientNet were not compiled after 80 s.
+    and on an H100 those of an EfficientNet were not compiled after 80 s; TPUs move a fifteenth of the bytes with them.
     """
+
+    def grouped(x, kernel):
+        return lax.conv_general_dilated(x, kernel, (strides,) * 2, padding, None, None, _AXES, x.shape[-1])
 
     def seen(x):
         """What each pixel of the kernel sees, [(B, H', W', C)] in float32."""
@@ -105,14 +108,21 @@ def depthwise_conv2d(x: jax.Array, kernel: jax.Array, *, strides: int, padding: 
         weights = kernel.astype(jnp.float32).reshape(-1, kernel.shape[-1])
         return sum(pixels * weight for pixels, weight in zip(seen(x), weights, strict=True)).astype(kernel.dtype)
 
-    def backward(arrays, gradient):
-        x, kernel = arrays
+    def backward(x, kernel, gradient):
         (to_x,) = jax.vjp(lambda x: convolve(x, kernel), x)[1](gradient)
         return to_x, sums_of_products(gradient.astype(jnp.float32), *seen(x)).reshape(kernel.shape).astype(kernel.dtype)
 
+    def forward(x, kernel):
+        return lax.platform_dependent(x, kernel, tpu=grouped, default=convolve)
+
     # JAX would derive a sum for each pixel of the kernel; a GPU's compiler takes long to try hundreds of them.
-    convolution = jax.custom_vjp(convolve)
-    convolution.defvjp(lambda x, kernel: (convolve(x, kernel), (x, kernel)), backward)
+    def pullback(arrays, gradient):
+        return lax.platform_dependent(
+            *arrays, gradient, tpu=lambda x, kernel, gradient: jax.vjp(grouped, x, kernel)[1](gradient), default=backward
+        )
+
+    convolution = jax.custom_vjp(forward)
+    convolution.defvjp(lambda x, kernel: (forward(x, kernel), (x, kernel)), pullback)
     return convolution(x, kernel)
 
 
@@ -136,7 +146,7 @@ def conv_transpose2d(x: jax.Array, kernel: jax.Array, *, strides: int) -> jax.Ar
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv_transpose2d(x, kernel, strides):
-    return lax.conv_transpose(x, kernel, (strides,) * 2, 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    return lax.conv_transpose(x, kernel, (strides,) * 2, 'SAME', dimension_numbers=_AXES)
 
 
 def _conv_transpose2d_backward(strides, arrays, gradient):
@@ -284,9 +294,7 @@ class ConvTranspose(nn.Module):
 
 def _kernel_and_bias(module, shape, use_bias=True):
     kernel = parameter(module, 'kernel', module.kernel_init, shape).astype(module.dtype)
-    if not use_bias:
-        return kernel, None
-    return kernel, parameter(module, 'bias', nn.initializers.zeros, shape[-1:]).astype(module.dtype)
+    return kernel, parameter(module, 'bias', nn.initializers.zeros, shape[-1:]).astype(module.dtype) if use_bias else None
 
 
 class ConvBlock(nn.Module):

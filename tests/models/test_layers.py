@@ -72,6 +72,19 @@ def test_depthwise_convolutions_are_grouped_ones(size, strides, kernel, dtype, k
         np.testing.assert_allclose(np.asarray(a, np.float32), b, rtol=0, atol=tolerance * np.abs(b).max())
 
 
+@pytest.mark.parametrize(('platform', 'convolutions'), [('cpu', 0), ('cuda', 0), ('tpu', 3)])
+def test_only_tpus_have_grouped_convolutions(platform, convolutions):
+    """One for the value, two for the gradients."""
+    x, w = jnp.zeros((2, 8, 8, 3)), jnp.zeros((3, 3, 1, 3))
+
+    def gradients(x, w):
+        y, pullback = jax.vjp(lambda *both: layers.depthwise_conv2d(*both, strides=1, padding=((1, 1), (1, 1))), x, w)
+        return y, pullback(y)
+
+    program = jax.jit(gradients).trace(x, w).lower(lowering_platforms=(platform,)).as_text()
+    assert program.count('stablehlo.convolution') == convolutions
+
+
 @pytest.mark.parametrize('strides', [1, 2])
 @pytest.mark.parametrize('size', [(8, 8), (7, 9)])
 @pytest.mark.parametrize('kernels', [(), CPU_KERNELS])
