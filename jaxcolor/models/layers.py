@@ -91,7 +91,7 @@ def depthwise_conv2d(x: jax.Array, kernel: jax.Array, *, strides: int, padding: 
     """A kernel for each channel: (B, H, W, C), (h, w, 1, C) -> (B, H', W', C). padding: as for `conv2d`.
 
     A multiplication for each pixel of the kernel, which XLA fuses into one loop. Its grouped convolutions are slow on CPUs,
-    and on an H100 those of an EfficientNet were not compiled after 80 s; TPUs move a fifteenth of the bytes with them.
+    and on an H100 those of an EfficientNet were not compiled after 80 s; compiled for a TPU, they move a fifteenth of the bytes.
     """
 
     def grouped(x, kernel):
@@ -100,9 +100,8 @@ def depthwise_conv2d(x: jax.Array, kernel: jax.Array, *, strides: int, padding: 
     def seen(x):
         """What each pixel of the kernel sees, [(B, H', W', C)] in float32."""
         x = jnp.pad(x, ((0, 0), *padding, (0, 0))).astype(jnp.float32)
-        h, w = ((side - taps) // strides + 1 for side, taps in zip(x.shape[1:3], kernel.shape[:2], strict=True))
-        places = np.ndindex(kernel.shape[:2])
-        return [x[:, i : i + (h - 1) * strides + 1 : strides, j : j + (w - 1) * strides + 1 : strides] for i, j in places]
+        h, w = (side - taps + 1 for side, taps in zip(x.shape[1:3], kernel.shape[:2], strict=True))
+        return [x[:, i : i + h : strides, j : j + w : strides] for i, j in np.ndindex(kernel.shape[:2])]
 
     def convolve(x, kernel):
         weights = kernel.astype(jnp.float32).reshape(-1, kernel.shape[-1])
@@ -112,8 +111,7 @@ def depthwise_conv2d(x: jax.Array, kernel: jax.Array, *, strides: int, padding: 
         (to_x,) = jax.vjp(lambda x: convolve(x, kernel), x)[1](gradient)
         return to_x, sums_of_products(gradient.astype(jnp.float32), *seen(x)).reshape(kernel.shape).astype(kernel.dtype)
 
-    def forward(x, kernel):
-        return lax.platform_dependent(x, kernel, tpu=grouped, default=convolve)
+    forward = functools.partial(lax.platform_dependent, tpu=grouped, default=convolve)
 
     # JAX would derive a sum for each pixel of the kernel; a GPU's compiler takes long to try hundreds of them.
     def pullback(arrays, gradient):
@@ -121,6 +119,8 @@ def depthwise_conv2d(x: jax.Array, kernel: jax.Array, *, strides: int, padding: 
             *arrays, gradient, tpu=lambda x, kernel, gradient: jax.vjp(grouped, x, kernel)[1](gradient), default=backward
         )
 
+    if not _is_drawn.get():  # one operation to trace, not a hundred
+        return grouped(x, kernel)
     convolution = jax.custom_vjp(forward)
     convolution.defvjp(lambda x, kernel: (forward(x, kernel), (x, kernel)), pullback)
     return convolution(x, kernel)
