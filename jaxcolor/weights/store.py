@@ -89,7 +89,8 @@ def read_state(folder: str | os.PathLike, shapes: Mapping[str, Any]) -> TrainSta
                 f'{path} does not fit its config.json: {name} is {in_file} in the file and {in_network} in the network.'
             )
     weights = flax.traverse_util.unflatten_dict({name: array.astype(np.float32) for name, array in arrays.items()}, '/')
-    step, rng = np.int32(metadata['step']), np.zeros(2, np.uint32)
+    step: Any = np.int32(metadata['step'])
+    rng: Any = np.zeros(2, np.uint32)
     return TrainState(step, weights['params'], weights.get('model_state', {}), opt_state=(), rng=rng)
 
 
