@@ -14,7 +14,7 @@ def run() -> None:
     # JAX makes hundreds of thousands of objects, and nearly all stay: to look for the others takes a tenth of a second.
     gc.set_threshold(20_000)
     main()
-    gc.freeze()  # nor at the end
+    gc.freeze()  # Python looks once more when it ends
 
 
 if __name__ == '__main__':

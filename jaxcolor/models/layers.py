@@ -119,7 +119,7 @@ def depthwise_conv2d(x: jax.Array, kernel: jax.Array, *, strides: int, padding: 
             *arrays, gradient, tpu=lambda x, kernel, gradient: jax.vjp(grouped, x, kernel)[1](gradient), default=backward
         )
 
-    if not _is_drawn.get():  # one operation to trace, not a hundred
+    if not _is_drawn.get():  # in `only_shapes`: one operation to trace, not a hundred
         return grouped(x, kernel)
     convolution = jax.custom_vjp(forward)
     convolution.defvjp(lambda x, kernel: (forward(x, kernel), (x, kernel)), pullback)
