@@ -12,6 +12,8 @@ import flax.linen as nn
 import jax
 from jax.extend.core import Literal
 
+from jaxcolor.models.cpu_kernels import only_cpu_kernels
+
 _SCOPE = 'jaxcolor_layer_'  # of a layer's equations, with the number of its node
 _KINDS = {
     'ConvBlock': 'convolution',
@@ -91,7 +93,7 @@ def network_graph(network: nn.Module, inputs: Sequence[jax.ShapeDtypeStruct]) ->
     variables = jax.eval_shape(network.init, jax.random.PRNGKey(0), *inputs)
 
     def apply(variables, *inputs):
-        with nn.intercept_methods(watch):
+        with nn.intercept_methods(watch), only_cpu_kernels(()):
             return network.apply(variables, *inputs)
 
     closed, outputs = jax.make_jaxpr(apply, return_shape=True)(variables, *inputs)

@@ -20,13 +20,13 @@ from jaxcolor.models.layers import (
     IMAGENET_MEAN,
     Conv,
     attention,
-    by_pixel,
     check_variant,
     depthwise_conv2d,
     pad_to_multiple,
     parameter,
     scaled,
 )
+from jaxcolor.models.parts import by_pixel
 from jaxcolor.models.unet import Gain, UNetBlock, blur, shuffle
 
 MULTIPLE = 32  # pixels, the coarsest stride of the encoder: sides are padded to multiples of it

@@ -41,14 +41,5 @@ class Iizuka(LTBC):
         ab = self._colors(self._low(luma, False), vector, False).astype(jnp.float32)
         return upsample(ab) if self.repeat_output else ab
 
-    def global_features(
-        self, lightness: jax.Array, low: jax.Array | None = None, *, train: bool = False
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """As `LTBC`."""
-        return super().global_features(lightness, low, train=train and self.encoder_norm == 'trained')
-
-    def _low(self, x, train):
-        return super()._low(x, train and self.encoder_norm == 'trained')
-
     def _input(self, lightness):
         return color.gray_luma(100 * lightness) - self.luma_mean

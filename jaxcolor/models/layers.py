@@ -6,7 +6,7 @@ Parameters are float32; a layer computes in its `dtype`. `on_cpus` names the ker
 import contextlib
 import contextvars
 import functools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -169,18 +169,6 @@ _conv_transpose2d.defvjp(
 )
 
 
-@on_cpus(cpu_kernels.BANDS)
-def by_pixel(x: jax.Array, *weights: jax.Array, function: Callable[..., jax.Array]) -> jax.Array:
-    """function(x, *weights), which sees each pixel of a photo for itself: (B, H, W, C) -> (B, H, W, features)."""
-    return function(x, *weights)
-
-
-@on_cpus(cpu_kernels.PHOTOS)
-def by_photo(weights: Any, *inputs: jax.Array, function: Callable[..., Any]) -> Any:
-    """function(weights, *inputs), which sees each photo of a batch for itself: (B, H, W, C) first -> arrays (B, ...)."""
-    return function(weights, *inputs)
-
-
 @on_cpus(cpu_kernels.ATTENTION)
 def attention(queries: jax.Array, keys: jax.Array, values: jax.Array, *, heads: int) -> jax.Array:
     """Multi-head attention (Vaswani et al., 2017, section 3.2.2) without its dense layers, C / heads channels a head.
@@ -316,6 +304,11 @@ class ConvBlock(nn.Module):
     epsilon: float = EPSILON
     residual: bool = False
     normalized: ClassVar[tuple[str, ...]] = ('conv',)  # the layer that batch norm directly follows
+
+    @property
+    def reach(self) -> int:
+        """How many rows of the input a pixel sees beyond its own, at most, above and below."""
+        return self.kernel // 2 if self.padding == 'symmetric' else self.kernel - 1
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:

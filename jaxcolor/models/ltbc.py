@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxcolor.color import OUTPUT_SPACES
 from jaxcolor.models.layers import ConvBlock, DeconvBlock, DenseBlock, Fusion, pad_to_multiple, scaled
+from jaxcolor.models.parts import run_by_parts
 
 
 class LTBC(nn.Module):
@@ -38,6 +39,7 @@ class LTBC(nn.Module):
     axis_name: str | None = None
     dtype: Any = jnp.float32
 
+    encoder_norm = 'trained'  # batch norm of the low-level and global features, in training; of `Iizuka`, a field
     encoder_layers = tuple(
         f'{part}_{i}' for part, count in {'low': 6, 'global_conv': 4, 'global_dense': 3}.items() for i in range(count)
     )
@@ -130,16 +132,19 @@ class LTBC(nn.Module):
             B, G = lightness.shape[0], self.global_size
             resized = jax.image.resize(self._input(lightness), (B, G, G, 1), 'linear')
             low = self._low(resized, train)  # (B, G/8, G/8, 512)
-        x = _run(self.global_conv, low, train)  # (B, G/32, G/32, 512)
+        x = _run(self.global_conv, low, self._trains_norms(train))  # (B, G/32, G/32, 512)
         x = x.reshape(x.shape[0], -1)
         for layer in self.global_dense[:2]:
-            x = layer(x, train)  # (B, 1024), then (B, 512)
+            x = layer(x, self._trains_norms(train))  # (B, 1024), then (B, 512)
             if train and self.global_dropout:
                 x = dropout_by_photo(x, lightness, self.make_rng('dropout'), self.global_dropout)
         logits = None
         if self.classes:
             logits = self.classifier(self.classifier_hidden(x, train), train).astype(jnp.float32)
-        return self.global_dense[2](x, train), logits
+        return self.global_dense[2](x, self._trains_norms(train)), logits
+
+    def _trains_norms(self, train):
+        return train and self.encoder_norm == 'trained'
 
     def _input(self, lightness):
         """L*/100 (B, H, W, 1) -> what the first convolution sees, of the same shape."""
@@ -147,7 +152,12 @@ class LTBC(nn.Module):
 
     def _low(self, x, train):
         """(B, H, W, 1), sides that are multiples of 8 -> low-level features (B, H/8, W/8, 512)."""
-        return _run(self.low, x.astype(self.dtype), train)
+        x = x.astype(self.dtype)
+        if train:
+            return _run(self.low, x, self._trains_norms(train))
+        x = run_by_parts(self.low[:3], x)  # (B, H/4, W/4, 128)
+        x = run_by_parts(self.low[3:5], x)  # (B, H/8, W/8, 256)
+        return self.low[5](x, False)
 
     def _colors(self, low, global_features, train):
         """Low-level features (B, H/8, W/8, 512) and the vector (B, 256) -> the output, at the size that `__call__` names."""

@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from jaxcolor import color
 from jaxcolor.errors import UserError
 from jaxcolor.models.folding import fold_batch_norms, layout
-from jaxcolor.models.layers import by_photo, upsample
+from jaxcolor.models.layers import upsample
+from jaxcolor.models.parts import by_photo
 from jaxcolor.runtime.parallel import mean_over_batch
 from jaxcolor.tasks import losses
 from jaxcolor.tasks.degrade import degrade

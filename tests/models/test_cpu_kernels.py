@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import export
 
-from jaxcolor.models import layers
+from jaxcolor.models import layers, parts
 from jaxcolor.models.cpu_kernels import CPU_KERNELS, only_cpu_kernels
 
 # Of the largest value: sums of up to a thousand products, regrouped; bfloat16 has 2^-8, and several roundings.
@@ -116,21 +116,6 @@ def test_dilated(size, features, dilation):
     assert_same_with_kernels(lambda x, kernel: layers.dilated_conv2d(x, kernel, dilation=dilation), *inputs)
 
 
-@pytest.mark.parametrize('size', [(64, 48), (6, 1100), (37, 80), (3, 5)])
-def test_bands(size):
-    inputs = random(2, *size, 4), random(4, 9), random(2, 9, 3)
-
-    def mix(x, kernel, mixed):
-        hidden = jnp.maximum(x @ kernel, 0)
-        return (hidden.reshape(2, -1, 9) @ mixed).reshape(*hidden.shape[:3], 3)
-
-    def function(*arrays):
-        return layers.by_pixel(*arrays, function=mix)
-
-    expected, found = value_and_gradients(function, ())(*inputs), value_and_gradients(function)(*inputs)
-    assert_close(expected, found, TOLERANCE['float32'])
-
-
 @pytest.mark.parametrize('dtype', TOLERANCE)
 def test_attention(dtype):
     inputs = (random(2, n, 12, dtype=dtype, seed=n) for n in (5, 9, 9))
@@ -150,7 +135,7 @@ CASES = {
     ),
     'dilated': (lambda x, kernel: layers.dilated_conv2d(x, kernel, dilation=2), (3, 1, 0, 0), (3, 3, 0, 0)),
     'gradients': (lambda x, kernel: layers.conv2d(x, kernel, strides=1, padding=SAME), (3, 1, 0, 0), (3, 3, 0, 0)),
-    'upsampled': (layers.upsample_conv2d, (3, 1, 0, 0), (12, 12, 0, 0)),
+    'upsampled': (layers.upsample_conv2d, (3, 1, 0, 0), (0, 0, 12, 0)),
     'transposed': (lambda x, kernel: layers.conv_transpose2d(x, kernel, strides=2), (3, 2, 0, 0), (12, 12, 0, 0)),
     'depthwise': (
         lambda x, kernel: layers.depthwise_conv2d(x, kernel[:, :, :1], strides=1, padding=SAME),
@@ -164,9 +149,14 @@ CASES = {
         (0, 0, 28, 0),
     ),
     # One product in a loop; and both gradients.
-    'bands': (lambda x, kernel: layers.by_pixel(x, kernel[0, 0], function=jnp.matmul), (0, 0, 3, 0), (0, 0, 3, 0)),
+    'bands': (lambda x, kernel: parts.by_pixel(x, kernel[0, 0], function=jnp.matmul), (0, 0, 3, 0), (0, 0, 3, 0)),
     'photos': (
-        lambda x, kernel: layers.by_photo(kernel[0, 0], x, function=lambda weights, x: x @ weights),
+        lambda x, kernel: parts.by_photo(kernel[0, 0], x, function=lambda weights, x: x @ weights),
+        (0, 0, 3, 0),
+        (0, 0, 3, 0),
+    ),
+    'parts': (
+        lambda x, kernel: parts.by_parts(kernel[0, 0], x, function=lambda w, x: x @ w, strides=1, reach=0, values=8),
         (0, 0, 3, 0),
         (0, 0, 3, 0),
     ),
@@ -187,7 +177,7 @@ def case(request):
 
 def inputs_of(kernel):
     C, features = (128, 256) if kernel == 'winograd' else (8, 8)
-    side = 384 if kernel == 'photos' else 32
+    side = 384 if kernel in ('photos', 'parts') else 32
     return random(2, side, side, C), random(3, 3, C, features) / 34
 
 
