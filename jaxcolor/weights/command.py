@@ -77,10 +77,11 @@ def run_models() -> None:
         print(f'  {name}: {int(about["parameters"]):,} parameters, {size:.1f} MiB. {about["summary"]}')
     print(f'These were published by others; the first use downloads the file to {cache.folder()}:')
     for name, published in PUBLISHED.items():
-        parameters = f'{published.parameters:,} parameters, ' if published.parameters else ''
+        millions, rest = divmod(published.parameters, 10**6)
+        count = f'{published.parameters:,}' if rest else f'about {millions} million'
         license_name = published.license + (', no commercial use' if published.noncommercial else '')
         there = ' It is here already.' if library.is_converted(name) else ''
-        print(f'  {name}: {parameters}{published.bytes / 2**20:.1f} MiB, {license_name}. {published.title}.{there}')
+        print(f'  {name}: {count} parameters, {published.bytes / 2**20:.1f} MiB, {license_name}. {published.title}.{there}')
         verified = 'verified' if published.verified else 'not verified'
         print(f'    {published.figures} ({verified} by us).' if published.figures else '    No published figures are known.')
 

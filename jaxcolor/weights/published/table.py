@@ -21,7 +21,8 @@ class Published:
         bytes: the file's size, rounded where the published one is.
         license, license_url: of the weights.
         noncommercial: whether the license forbids commercial use.
-        parameters: of the published network, as its file holds them; 0 where nothing but the file says it.
+        parameters: of the published network, as its file holds them; of the paper's layers for colors, in whole
+            millions, where nothing but the file says it exactly.
         figures: what was published of its quality, and by whom; '' if there is nothing.
         verified: whether jaxcolor's authors measured those figures with the published file.
     """
@@ -71,7 +72,7 @@ def _iizuka(name, trained_on, file, md5, mebibytes):
         mebibytes * _MIB,
         'CC BY-NC-SA 4.0',
         'https://creativecommons.org/licenses/by-nc-sa/4.0/',
-        0,
+        42_000_000,
         md5=md5,
         noncommercial=True,
     )
