@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 from PIL import Image
 
 from jaxcolor import files
@@ -84,6 +85,9 @@ class PhotoSet:
         self.names = names[: self.protocol.limit]
         if not self.names:
             raise UserError(f'PHOTOS: the folder {folder} holds no photos.')
+        if self.protocol.limit and len(self.names) < self.protocol.limit and not photo_list:
+            missing = f'is for {self.protocol.limit:,} photos, and {folder} has {len(self.names):,}'
+            logging.warning('--protocol=%s %s: the figures do not compare with published ones', protocol, missing)
 
     def records(self, split: str | None = None) -> Sequence[dict[str, Any]]:
         """The photos as `ShardSet.records` returns them: {lab: uint8 (H, W, 3), label: -1, name: str}."""

@@ -39,6 +39,15 @@ def test_list_has_relative_names_and_hashes(folder, tmp_path):
     assert len({row['sha256'] for row in rows}) == 5
 
 
+def test_too_few_photos_for_a_protocol_are_said(folder, monkeypatch):
+    said = []
+    monkeypatch.setattr(photo_sets.logging, 'warning', lambda text, *values: said.append(text % values))
+    photo_sets.PhotoSet(folder, 'val5k')
+    assert len(said) == 1 and '5,000 photos' in said[0] and 'has 5:' in said[0]
+    photo_sets.PhotoSet(folder, 'native')
+    assert len(said) == 1
+
+
 def test_photos_are_cropped_and_resized(folder):
     for name, box in [('val5k', True), ('val50k', False)]:
         photo_set = photo_sets.PhotoSet(folder, name)
