@@ -107,11 +107,12 @@ def _train(args):
     jaxcolor train --config=ltbc:quickstart
     jaxcolor train --config=ltbc --data=SHARDS --config.train.batch_size=64
     """
+    from jaxcolor.runtime import local
+
     config = _read_config(args)
     process = _detect_process(args)
+    local.end_with_starter()
     if args.processes != '1':
-        from jaxcolor.runtime import local
-
         gpus = local.device_ids(process)
         if (count := local.count_processes(args.processes, process, len(gpus))) > 1:
             run = [f'--workdir={args.workdir}'] if args.workdir else []

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from jaxcolor.runtime import cluster
 
 # Seconds that the others have to report and end by themselves after one has failed: `cluster.abort_on_error` takes 2.
 _GRACE = 5
+_STARTER = 'JAXCOLOR_STARTER'  # the end of a pipe that is read to its end when the process that started this one has ended
 
 
 def device_ids(process: cluster.ProcessInfo) -> list[int]:
@@ -61,7 +63,7 @@ def run_processes(arguments: Sequence[str], count: int, gpus: Sequence[int]) -> 
     """Runs `jaxcolor ARGUMENTS...` as `count` processes that train together, until all have ended.
 
     Process 0 writes to this process's output; of the others, only what they say when they fail first is shown. SIGTERM goes
-    to all, so that they save. When one fails, all end.
+    to all, so that they save. When one fails, all end; when this one is killed, they save and end.
 
     Args:
         arguments: of the command, which takes --coordinator-address, --num-processes and --process-id.
@@ -78,11 +80,16 @@ def run_processes(arguments: Sequence[str], count: int, gpus: Sequence[int]) -> 
     with contextlib.ExitStack() as stack:
         outputs = [None, *(stack.enter_context(tempfile.TemporaryFile()) for _ in range(count - 1))]
         processes: list[subprocess.Popen[bytes]] = []
+        read, write = os.pipe()
+        for end in (read, write):
+            stack.callback(os.close, end)
         stack.callback(_end, processes)
         stack.enter_context(_forwarded(signal.SIGTERM, processes))
         for i, environment in enumerate(environments(count, gpus, os.environ)):
             command = [sys.executable, '-m', 'jaxcolor', *arguments, *shared, f'--process-id={i}']
-            processes.append(subprocess.Popen(command, env=environment, stdout=outputs[i], stderr=outputs[i]))
+            environment[_STARTER] = str(read)
+            output = {'stdout': outputs[i], 'stderr': outputs[i]}
+            processes.append(subprocess.Popen(command, env=environment, pass_fds=[read], **output))
         failed = _first_failed(processes)
         if failed is None:
             return 0
@@ -91,6 +98,18 @@ def run_processes(arguments: Sequence[str], count: int, gpus: Sequence[int]) -> 
         if processes[0].returncode != code:  # it has not said the same
             _show(failed, outputs[failed], code)
         return _status(code)
+
+
+def end_with_starter() -> None:
+    """In a process of `run_processes`: sends it SIGTERM when the one that started it ends, even by SIGKILL."""
+    if (pipe := os.environ.pop(_STARTER, None)) is None:
+        return
+
+    def wait() -> None:
+        os.read(int(pipe), 1)  # nobody writes
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import FLAGS, ROOT, assert_one_sentence
@@ -111,3 +112,19 @@ def test_the_death_of_one_ends_all(shards, tmp_path, which):
     _, err = process.communicate(timeout=60)
     assert process.returncode in (128 + signal.SIGKILL, cluster.EXIT_FAULT, 128 + signal.SIGABRT)
     assert not any(os.path.exists(f'/proc/{child}') for child in children), err
+
+
+@pytest.mark.slow
+def test_the_processes_save_and_end_when_the_command_is_killed(shards, tmp_path):
+    process = start(tmp_path, shards, *ENDLESS)
+    wait_for(process, 'saved step')
+    children = children_of(process)
+    assert len(children) == 2
+    process.kill()
+    step = int(wait_for(process, r'SIGTERM: step (\d+) is saved').group(1))
+    for _ in range(600):
+        if not any(os.path.exists(f'/proc/{child}') for child in children):
+            break
+        time.sleep(0.1)
+    assert not any(os.path.exists(f'/proc/{child}') for child in children)
+    assert max(int(path.name) for path in (tmp_path / 'checkpoints').iterdir()) == step
