@@ -86,8 +86,8 @@ class PhotoSet:
         if not self.names:
             raise UserError(f'PHOTOS: the folder {folder} holds no photos.')
         if self.protocol.limit and len(self.names) < self.protocol.limit and not photo_list:
-            missing = f'is for {self.protocol.limit:,} photos, and {folder} has {len(self.names):,}'
-            logging.warning('--protocol=%s %s: the figures do not compare with published ones', protocol, missing)
+            few = f'is for {self.protocol.limit:,} photos, and {folder} has {len(self.names):,}'
+            logging.warning('--protocol=%s %s: the figures do not compare with published ones', protocol, few)
 
     def records(self, split: str | None = None) -> Sequence[dict[str, Any]]:
         """The photos as `ShardSet.records` returns them: {lab: uint8 (H, W, 3), label: -1, name: str}."""

@@ -88,8 +88,8 @@ def run_processes(arguments: Sequence[str], count: int, gpus: Sequence[int]) -> 
         for i, environment in enumerate(environments(count, gpus, os.environ)):
             command = [sys.executable, '-m', 'jaxcolor', *arguments, *shared, f'--process-id={i}']
             environment[_STARTER] = str(read)
-            output = {'stdout': outputs[i], 'stderr': outputs[i]}
-            processes.append(subprocess.Popen(command, env=environment, pass_fds=[read], **output))
+            out = outputs[i]
+            processes.append(subprocess.Popen(command, env=environment, stdout=out, stderr=out, pass_fds=[read]))
         failed = _first_failed(processes)
         if failed is None:
             return 0
