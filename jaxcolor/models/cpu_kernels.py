@@ -50,13 +50,18 @@ _enabled = contextvars.ContextVar('cpu_kernels', default=frozenset(CPU_KERNELS))
 
 
 @contextlib.contextmanager
-def only_cpu_kernels(names: Iterable[str]) -> Iterator[None]:
-    """Only these of CPU_KERNELS are used in what is traced inside; for comparisons. `()` turns all off."""
-    token = _enabled.set(frozenset(names))
+def setting(variable: contextvars.ContextVar[Any], value: Any) -> Iterator[None]:
+    """A context variable has this value inside."""
+    token = variable.set(value)
     try:
         yield
     finally:
-        _enabled.reset(token)
+        variable.reset(token)
+
+
+def only_cpu_kernels(names: Iterable[str]) -> contextlib.AbstractContextManager[None]:
+    """Only these of CPU_KERNELS are used in what is traced inside; for comparisons. `()` turns all off."""
+    return setting(_enabled, frozenset(names))
 
 
 class CPUKernel(NamedTuple):

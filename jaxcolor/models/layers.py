@@ -17,7 +17,7 @@ from jax import lax
 
 from jaxcolor.errors import UserError
 from jaxcolor.models import cpu_kernels
-from jaxcolor.models.cpu_kernels import on_cpus
+from jaxcolor.models.cpu_kernels import on_cpus, setting
 
 Padding = tuple[tuple[int, int], ...]  # ((above, below), (left, right))
 _AXES = ('NHWC', 'HWIO', 'NHWC')
@@ -55,16 +55,19 @@ def pad_to_multiple(x: jax.Array, multiple: int) -> jax.Array:
 
 
 _is_drawn = contextvars.ContextVar('parameters_are_drawn', default=True)
+_is_grouped = contextvars.ContextVar('depthwise_convolutions_are_grouped', default=False)
 
 
 @contextlib.contextmanager
 def only_shapes() -> Iterator[None]:
     """Parameters that are initialized inside are zeros: tracing how they are drawn takes longer than all else."""
-    token = _is_drawn.set(False)
-    try:
+    with setting(_is_drawn, False), grouped_depthwise():
         yield
-    finally:
-        _is_drawn.reset(token)
+
+
+def grouped_depthwise() -> contextlib.AbstractContextManager[None]:
+    """Depthwise convolutions traced inside are one operation each: fastest to trace, and to run outside of XLA."""
+    return setting(_is_grouped, True)
 
 
 def parameter(module: nn.Module, name: str, init: nn.initializers.Initializer, shape: tuple[int, ...]) -> jax.Array:
@@ -119,7 +122,7 @@ def depthwise_conv2d(x: jax.Array, kernel: jax.Array, *, strides: int, padding: 
             *arrays, gradient, tpu=lambda x, kernel, gradient: jax.vjp(grouped, x, kernel)[1](gradient), default=backward
         )
 
-    if not _is_drawn.get():  # in `only_shapes`: one operation to trace, not a hundred
+    if _is_grouped.get():
         return grouped(x, kernel)
     convolution = jax.custom_vjp(forward)
     convolution.defvjp(lambda x, kernel: (forward(x, kernel), (x, kernel)), pullback)

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from jaxcolor import files
 from jaxcolor.errors import UserError
 from jaxcolor.models.cpu_kernels import only_cpu_kernels
+from jaxcolor.models.layers import grouped_depthwise
 from jaxcolor.tasks.state import TrainState
 from jaxcolor.tasks.task import Task
 
@@ -103,7 +104,8 @@ def _write_onnx(path, config, task, state, size):
 
     # Of operations of lax alone: the converter has its own, lesser ones for jax.image.resize and the like.
     lightness = np.random.default_rng(0).uniform(0, 100, (1, *size, 1)).astype(np.float32)
-    operations = jax.make_jaxpr(_function(task, state))(lightness)
+    with grouped_depthwise():
+        operations = jax.make_jaxpr(_function(task, state))(lightness)
     function = jax.extend.core.jaxpr_as_fun(operations)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
