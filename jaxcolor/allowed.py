@@ -108,7 +108,10 @@ def check_section(name: str, section: Mapping[str, Any], defaults: Mapping[str, 
     if defaults is not None:
         kind = f' of {section["name"]}' if 'name' in section else ''
         if missing := sorted(set(defaults) - set(section)):
-            raise FieldError(f'the section {name}{kind} lacks the field {missing[0]!r} (jaxcolor/config.py lists all).')
+            whole = '; a recipe sets another kind of section whole, not by its name alone' if kind else ''
+            raise FieldError(
+                f'the section {name}{kind} lacks the field {missing[0]!r} (jaxcolor/config.py lists all){whole}.'
+            )
         if unknown := sorted(set(section) - set(defaults)):
             raise FieldError(f'the section {name}{kind} has no field {unknown[0]!r} (jaxcolor/config.py lists all).')
     for field, value in section.items():

@@ -187,7 +187,7 @@ def _evaluate(args):
     """Measures a trained network beside baselines: tables, pictures, comparisons.
 
     jaxcolor evaluate --model=runs/ltbc --splits=validation,test
-    jaxcolor evaluate --model=ltbc-lite --protocol=val5k PHOTOS
+    jaxcolor evaluate --model=ltbc-lite --compare=eccv16,RUN --protocol=val5k PHOTOS
     """
     command = _of_room('evaluation')
     command.check(args.photos, args.protocol)

@@ -40,7 +40,7 @@ def evaluate(
         splits: of the shard set.
         protocol: how photos are selected: 'val5k', 'val50k', 'ctest10k' or 'native'.
         photo_list: with `protocol`, a file with the photos to take, one name a line.
-        compare: other runs, to write a page that compares them with `model`, on the first split.
+        compare: other runs, to write a page that compares them with `model`, on the first split or the protocol's photos.
         lpips: whether to compute LPIPS.
         fid: weights of Inception v3, to compute the FID.
         grid_photos: photos in each picture of examples; None for the training's.
@@ -57,12 +57,16 @@ def evaluate(
     check(photos, protocol)
     from jaxcolor.evaluation.compare import compare_runs
     from jaxcolor.evaluation.evaluate import evaluate_protocol, evaluate_run
+    from jaxcolor.evaluation.photo_sets import PhotoSet
     from jaxcolor.runtime.cache import enable_compilation_cache
 
     enable_compilation_cache()
     model, data = os.fspath(model), os.fspath(data)
     if compare:
-        return compare_runs([model, *compare], data, splits[0], lpips=lpips, fid=fid, faithful=faithful)
+        photo_set = PhotoSet(photos, protocol, photo_list) if protocol else None
+        return compare_runs(
+            [model, *compare], data, protocol or splits[0], lpips=lpips, fid=fid, faithful=faithful, photo_set=photo_set
+        )
     if protocol:
         return evaluate_protocol(model, protocol, os.fspath(photos), photo_list, step, lpips, fid, grid_photos, faithful)
     return evaluate_run(model, data, splits, step, lpips, fid, grid_photos, faithful)

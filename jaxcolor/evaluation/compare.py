@@ -5,6 +5,7 @@ import importlib.resources
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jinja2
@@ -22,6 +23,7 @@ from jaxcolor.evaluation.evaluator import Evaluator, aggregate
 from jaxcolor.evaluation.grids import save_grid
 from jaxcolor.evaluation.metrics import METRICS
 from jaxcolor.evaluation.perceptual import load_perceptual_metrics
+from jaxcolor.evaluation.photo_sets import PhotoSet
 from jaxcolor.inference.colorizer import Colorizer
 from jaxcolor.inference.faithful import is_published
 from jaxcolor.runtime.parallel import DataParallel
@@ -42,6 +44,7 @@ def compare_runs(
     lpips: bool = False,
     fid: str = '',
     faithful: bool = False,
+    photo_set: PhotoSet | None = None,
 ) -> Path:
     """Compares runs on a split of a shard set; writes FIRST_RUN/evaluation/compare_SPLIT.html, .md and .png.
 
@@ -56,6 +59,7 @@ def compare_runs(
         lpips: whether to compute LPIPS.
         fid: weights of Inception v3, to compute the FID; '' skips it.
         faithful: whether to compare pictures, those of published networks as their authors' programs make them, too.
+        photo_set: photos of one size in place of the shard set; `split` is then the name of their protocol.
 
     Returns:
         Path of the page.
@@ -67,9 +71,16 @@ def compare_runs(
     names = _names(run_paths)
     colorizers = dict(zip(names, map(Colorizer, run_paths), strict=True))
     config = max((colorizer.config for colorizer in colorizers.values()), key=lambda config: config.data.crop)
-    shards = open_shards_for(run_paths[0], colorizers[names[0]].config, data)
-    parallel = DataParallel(devices=jax.devices()[:1])
-    evaluator = Evaluator(colorizers[names[0]].task, parallel, shards, config, load_perceptual_metrics(lpips, fid))
+    parallel, metrics = DataParallel(devices=jax.devices()[:1]), load_perceptual_metrics(lpips, fid)
+    shards: Any = photo_set
+    if photo_set is None:
+        shards = open_shards_for(run_paths[0], colorizers[names[0]].config, data)
+    elif not photo_set.protocol.size:
+        raise UserError(f'--compare needs photos of one size, and --protocol={split} keeps theirs: take val5k or val50k.')
+    else:
+        config = config.copy_and_resolve_references()
+        config.data.crop = photo_set.protocol.size
+    evaluator = Evaluator(colorizers[names[0]].task, parallel, shards, config, metrics, losses=photo_set is None)
 
     predictors = {name: predictor(colorizer, of_pictures=faithful) for name, colorizer in colorizers.items()}
     if faithful:

@@ -8,10 +8,14 @@ import re
 import shutil
 
 import numpy as np
+import pytest
+from conftest import PHOTOS
 from PIL import Image
 
 from jaxcolor.data import pipeline
 from jaxcolor.data.shards import open_shards
+from jaxcolor.errors import UserError
+from jaxcolor.evaluation.command import evaluate
 from jaxcolor.evaluation.compare import compare_runs
 
 
@@ -45,3 +49,20 @@ def test_page_shows_all_runs_and_photos(trained, shards, tmp_path):
     assert '| PSNR (dB)' in markdown and 'nearest photo' in markdown.splitlines()[2]
     assert Image.open(page.with_suffix('.png')).size[1] == 4 * 64
     assert Image.open(page.parent / 'compare_validation_curves.png').width > 500
+
+
+def test_a_folder_of_photos_by_a_protocol(trained, tmp_path):
+    runs = [shutil.copytree(trained, tmp_path / name) for name in ('one', 'two')]
+    folder = tmp_path / 'photos'
+    folder.mkdir()
+    for name in ('farm_animals-owl.jpg', 'fish1.jpg'):
+        shutil.copy(PHOTOS / 'train' / name, folder)
+    page = evaluate(runs[0], folder, protocol='val50k', compare=runs[1:])
+    assert page.name == 'compare_val50k.html' and page.parent == runs[0] / 'evaluation'
+    sections = re.findall(r'<section data-metrics="(.*?)">(.*?)</section>', page.read_text(), re.DOTALL)
+    assert len(sections) == 2 and all(name in body for name, (_, body) in zip(('owl', 'fish1'), sections, strict=True))
+    # The network sees 64 pixels here, and the protocol's 256 alone; the photos are the same.
+    gray = evaluate(runs[0], folder, protocol='val50k')['gray']['psnr']
+    assert f'{gray:.5g}' in page.with_suffix('.md').read_text()
+    with pytest.raises(UserError, match='photos of one size'):
+        evaluate(runs[0], folder, protocol='native', compare=runs[1:])
