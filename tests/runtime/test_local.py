@@ -86,15 +86,19 @@ def test_a_refusal_is_said_once(shards, tmp_path):
     assert_one_sentence(process.returncode, err, 'multiple of 2')
 
 
-ENDLESS = ('--config.train.steps=1000000', '--config.train.eval_splits=()', '--config.train.checkpoint_every=2')
+def start_endless(run, shards):
+    """The command and its two processes, once they have saved."""
+    endless = ('--config.train.steps=1000000', '--config.train.eval_splits=()', '--config.train.checkpoint_every=2')
+    process = start(run, shards, *endless)
+    wait_for(process, 'saved step')
+    children = children_of(process)
+    assert len(children) == 2
+    return process, children
 
 
 @pytest.mark.slow
 def test_a_sigterm_saves_and_ends_all(shards, tmp_path):
-    process = start(tmp_path, shards, *ENDLESS)
-    wait_for(process, 'saved step')
-    children = children_of(process)
-    assert len(children) == 2
+    process, children = start_endless(tmp_path, shards)
     process.send_signal(signal.SIGTERM)
     step = int(wait_for(process, r'SIGTERM: step (\d+) is saved').group(1))
     assert process.wait(timeout=60) == cluster.EXIT_PREEMPTED
@@ -105,9 +109,7 @@ def test_a_sigterm_saves_and_ends_all(shards, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('which', [0, 1])
 def test_the_death_of_one_ends_all(shards, tmp_path, which):
-    process = start(tmp_path, shards, *ENDLESS)
-    wait_for(process, 'saved step')
-    children = children_of(process)
+    process, children = start_endless(tmp_path, shards)
     os.kill(children[which], signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert process.returncode in (128 + signal.SIGKILL, cluster.EXIT_FAULT, 128 + signal.SIGABRT)
@@ -116,10 +118,7 @@ def test_the_death_of_one_ends_all(shards, tmp_path, which):
 
 @pytest.mark.slow
 def test_the_processes_save_and_end_when_the_command_is_killed(shards, tmp_path):
-    process = start(tmp_path, shards, *ENDLESS)
-    wait_for(process, 'saved step')
-    children = children_of(process)
-    assert len(children) == 2
+    process, children = start_endless(tmp_path, shards)
     process.kill()
     step = int(wait_for(process, r'SIGTERM: step (\d+) is saved').group(1))
     for _ in range(600):
