@@ -42,7 +42,7 @@ def time_beside_torch(workload: Workload, rounds: int, compiled_alone: bool = Fa
     For inference of published networks, after `check_same_colors`.
 
     Args:
-        workload: the compiled step.
+        workload: the compiled step, without the aging of photos, which PyTorch's side lacks.
         rounds: of each, at least 0.3 s long.
         compiled_alone: whether to leave out PyTorch without torch.compile.
 
@@ -56,7 +56,7 @@ def time_beside_torch(workload: Workload, rounds: int, compiled_alone: bool = Fa
     batch = varied_batch(config, case.batch)
     is_published = case.mode == 'infer' and config.model.name in SIDES
     if case.mode == 'train':
-        check_same_loss(config, batch)
+        check_same_loss(_less_chaotic(config), batch)
     steps = workload.steps_that_take(0.3)
     ratios = {}
     for name, is_compiled in [('eager', False), ('compiled', True)][compiled_alone:]:
@@ -76,6 +76,14 @@ def time_beside_torch(workload: Workload, rounds: int, compiled_alone: bool = Fa
         ratio = paired(lambda: workload.run(steps), run, rounds)
         ratios[name] = ratio._replace(ours_s=ratio.ours_s / steps, theirs_s=ratio.theirs_s / steps)._asdict()
     return ratios
+
+
+def _less_chaotic(config):
+    """For comparing gradients: sixteen blocks of batch statistics amplify float32's rounding to a tenth of them."""
+    config = copy.deepcopy(config)
+    if config.model.name == 'ltbc_lite':
+        config.model.encoder_norm = 'frozen'
+    return config
 
 
 def torch_training(*args: Any, **options: Any) -> 'TorchTraining':
@@ -151,6 +159,7 @@ def check_same_loss(
     config.model.dtype = 'float32'
     config.optimizer.update({'name': 'sgd', 'momentum': 0.9, 'nesterov': False, 'weight_decay': 0.0, 'clip_norm': 0.0})
     config.optimizer.update({'learning_rate': 1e-3, 'schedule': 'constant', 'warmup_steps': 0})
+    config.data.degraded = 0.0  # aging is random
     task: Any = tasks.build(config)
     parallel = DataParallel(devices=jax.devices()[:1])
     state = random_state(task, config, seed)
@@ -227,6 +236,8 @@ def random_state(task: Any, config: ConfigDict, seed: int = 0) -> TrainState:
         name = path[-1].key
         if name == 'kernel':
             values = rng.standard_normal(leaf.shape) * (2 / math.prod(leaf.shape[:-1])) ** 0.5
+        elif name == 'share':  # of the color classes, adding up to 1
+            values = rng.dirichlet(np.ones(leaf.size))
         else:
             values = rng.uniform(-0.1, 0.1, leaf.shape) + (name in ('scale', 'var'))
         return values.astype(np.float32)
@@ -235,6 +246,8 @@ def random_state(task: Any, config: ConfigDict, seed: int = 0) -> TrainState:
     params, model_state = jax.tree_util.tree_map_with_path(draw, (state.params, state.model_state))
     state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
     state = state.replace(params=params, model_state=model_state, rng=np.array([0, seed], np.uint32))
+    if state.ema:
+        state = state.replace(ema=state.weights())
     if config.extractor.name and not config.extractor.cached:
         state = state.replace(frozen=extractors.random_extractor(config.extractor.name, seed))
     return state

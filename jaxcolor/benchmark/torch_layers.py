@@ -74,10 +74,12 @@ def lab_to_rgb(lab: torch.Tensor) -> torch.Tensor:
     """As `color.lab_to_rgb`: float L*a*b* (..., 3) -> sRGB (..., 3) in [0, 1]."""
     fy = (lab[..., 0] + 16) / 116
     f = torch.stack([fy + lab[..., 1] / 500, fy, fy - lab[..., 2] / 200], dim=-1)
-    xyz = torch.where(f > 6 / 29, f * f * f, (f - _F_OFFSET) / _F_SLOPE)
-    linear = _mix(xyz, _FROM_XYZ).clamp(0, 1)
-    curve = 1.055 * linear.clamp_min(0.003) ** (1 / 2.4) - 0.055
-    return torch.where(linear > 0.0031308, curve, linear * 12.92)
+    return _linear_to_srgb(_mix(_f_inverse(f), _FROM_XYZ).clamp(0, 1))
+
+
+def gray_luma(lightness: torch.Tensor) -> torch.Tensor:
+    """As `color.gray_luma`: L* -> the sRGB level in [0, 1] of that gray, of the same shape."""
+    return _linear_to_srgb(_f_inverse((lightness + 16) / 116))
 
 
 def rgb_to_lab(rgb: torch.Tensor) -> torch.Tensor:
@@ -99,6 +101,15 @@ def yuv_to_rgb(yuv: torch.Tensor) -> torch.Tensor:
     """As `color.yuv_to_rgb`: YUV (..., 3), every channel in [0, 1] -> sRGB (..., 3), clipped to [0, 1]."""
     y, u, v = yuv.unbind(-1)
     return _mix(torch.stack([y, (u - 0.5) * (2 * _UV_MAX[0]), (v - 0.5) * (2 * _UV_MAX[1])], dim=-1), _FROM_YUV).clamp(0, 1)
+
+
+def _f_inverse(f):
+    return torch.where(f > 6 / 29, f * f * f, (f - _F_OFFSET) / _F_SLOPE)
+
+
+def _linear_to_srgb(linear):
+    curve = 1.055 * linear.clamp_min(0.003) ** (1 / 2.4) - 0.055
+    return torch.where(linear > 0.0031308, curve, linear * 12.92)
 
 
 def _mix(x, rows):

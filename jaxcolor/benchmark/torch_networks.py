@@ -19,6 +19,8 @@ from torch import nn
 
 from jaxcolor import models
 from jaxcolor.benchmark.torch_layers import ACTIVATIONS, Fusion, conv, deconv, dense, lab_to_rgb, upsample
+from jaxcolor.benchmark.torch_lite import LTBCLite
+from jaxcolor.benchmark.torch_zhang import TrainedECCV16
 from jaxcolor.errors import UserError
 from jaxcolor.models import cgan, encoder_fusion, ltbc
 from jaxcolor.models.encoder_fusion import DEEPCOLOR
@@ -32,7 +34,12 @@ def build(config: ConfigDict) -> nn.Module:
     Raises:
         UserError: the network or a field is unknown, or the PyTorch side lacks it.
     """
-    networks = {'ltbc': LTBC, 'iizuka': LTBC, 'deepcolor': DeepColor, 'vgg_fusion': VGGFusion, 'cgan': CGAN}
+    networks = {
+        **{'ltbc': LTBC, 'iizuka': LTBC, 'ltbc_lite': LTBCLite, 'eccv16': TrainedECCV16},
+        **{'deepcolor': DeepColor, 'vgg_fusion': VGGFusion, 'cgan': CGAN},
+    }
+    if config.name not in networks:
+        raise UserError(f'the PyTorch side does not train {config.name}; it trains {", ".join(networks)}.')
     return networks[config.name](models.build(config))
 
 
@@ -77,7 +84,11 @@ class LTBC(nn.Module):
         self.global_dense = chain(dense, (side * side * d, first), (first, second), (second, third))
         self.fusion = Fusion(w(256), third, w(256), net.batch_norm and net.batch_norm_fusion)
         normalize_output = net.batch_norm and net.batch_norm_output
-        if net.decoder == 'deconv':
+        self.color_classes = net.color_classes
+        if net.color_classes:
+            self.color = chain(conv, (w(256), w(128)), (w(128), w(128)), (w(128), w(128)))
+            self.output = conv(w(128), net.color_classes, 1, 1, normalize_output, 'linear')
+        elif net.decoder == 'deconv':
             self.color = chain(deconv, (w(256), w(128)), (w(128), w(64), 2), (w(64), w(64)), (w(64), w(32), 2))
             self.output = deconv(w(32), 2, 2, normalize_output, net.output_activation)
         else:
@@ -90,7 +101,8 @@ class LTBC(nn.Module):
         self.flattened = {'global_dense.0.dense.weight': (side, side, d)}
 
     def forward(self, lightness: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """L*/100 (B, 1, H, W) -> (ab (B, 2, H, W) or half that size, class logits (B, classes) in training)."""
+        """L*/100 (B, 1, H, W) -> (ab (B, 2, H, W) or half that size, or color logits (B, Q, H/4, W/4); class logits
+        (B, classes) in training)."""
         G = self.global_size
         low = self.low(lightness)  # (B, 512, H/8, W/8)
         own_size = tuple(lightness.shape[2:]) == (G, G)
@@ -100,7 +112,9 @@ class LTBC(nn.Module):
         x = self.fusion(self.mid(low), self.global_dense[2](x))
         if self.rotated:
             return self.output(self.color(x)), logits  # (B, 2, H, W)
-        x = self.color[1:3](upsample(self.color[0](x)))  # (B, 64, H/4, W/4)
+        x = self.color[1:3](upsample(self.color[0](x)))  # (B, 64, H/4, W/4), of color classes 128
+        if self.color_classes:
+            return self.output(x), logits
         return self.output(self.color[3](upsample(x))), logits  # (B, 2, H/2, W/2)
 
 

@@ -15,10 +15,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from ml_collections import ConfigDict
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from jaxcolor import color
 from jaxcolor.benchmark import torch_networks
 from jaxcolor.benchmark.torch_layers import lab_to_rgb, rgb_to_lab, rgb_to_yuv, upsample, yuv_to_rgb
+from jaxcolor.benchmark.torch_losses import ColorClasses, color_error
 from jaxcolor.benchmark.torch_weights import fold_batch_norm, load_jax, to_torch
 from jaxcolor.errors import UserError
 from jaxcolor.tasks import optimizers
@@ -61,8 +64,9 @@ class TorchTraining:
         """
         if precision not in PRECISIONS:
             raise UserError(f'precision {precision!r} is none of {", ".join(PRECISIONS)}.')
-        if config.task.get('adversarial'):
-            raise UserError('the PyTorch side needs task.adversarial=0.')
+        for field in ('adversarial', 'colorfulness'):
+            if config.task.get(field):
+                raise UserError(f'the PyTorch side needs task.{field}=0.')
         self.config, self.precision = config, precision
         self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         if self.device.type == 'cuda':
@@ -87,14 +91,21 @@ class TorchTraining:
         self._fixed_noise: Sequence[torch.Tensor] = ()
         parts = ('discriminator', 'generator') if self.adversarial else ('',)
         self._optimizers = {part: self._optimizer(getattr(self.network, part) if part else self.network) for part in parts}
+        self._average: AveragedModel | None = None
+        if config.train.ema:
+            average = get_ema_multi_avg_fn(config.train.ema)
+            self._average = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
         # Plain values, which torch.compile can trace.
         self._task, self._activation = types.SimpleNamespace(**config.task), config.model.get('output_activation')
+        self._classes: ColorClasses | None = None
+        if config.task.name == 'color_classes':
+            self._classes = ColorClasses(config.model.color_classes, self._task).to(self.device)
         self._folded = None
         # Forget what was compiled for another network; static shapes are fastest and always compile.
         torch.compiler.reset()
         mode = compile if isinstance(compile, str) else None
         maybe_compile = (lambda call: torch.compile(call, mode=mode, dynamic=False)) if compile else (lambda call: call)
-        self._regression_loss = maybe_compile(self._compute_regression_loss)
+        self._network_loss = maybe_compile(self._compute_network_loss)
         self._generate = maybe_compile(self._compute_fake)
         self._discriminator_loss = maybe_compile(self._compute_discriminator_loss)
         self._generator_loss = maybe_compile(self._compute_generator_loss)
@@ -104,6 +115,8 @@ class TorchTraining:
         """Copies the parameters, batch statistics and extractor of a state of the same config. Raises UserError."""
         state = jax.device_get(state)
         load_jax(self.network, state.params, state.model_state)
+        if self._classes is not None:
+            self._classes.share.copy_(torch.from_numpy(np.array(state.model_state['color_prior']['share'])))
         if self.extractor is not None:
             if state.frozen.flavor != 'keras':
                 raise UserError(f"PyTorch's VGG16 preprocesses as Keras does, not as {state.frozen.flavor}.")
@@ -115,7 +128,10 @@ class TorchTraining:
         self._folded = None
         self.network.train()
         if not self.adversarial:
-            return self._descend('', self._regression_loss)
+            loss = self._descend('', self._network_loss)
+            if self._average is not None:
+                self._average.update_parameters(self.network)
+            return loss
         first, second = self._fixed_noise or (self._noise(), self._noise())
         with self._forward_context(), torch.no_grad():
             fake = self._generate(first)
@@ -201,26 +217,19 @@ class TorchTraining:
         with self._forward_context():
             loss = loss_function(*inputs)
         loss.backward()
+        if self.config.optimizer.clip_norm:
+            nn.utils.clip_grad_norm_(self._parameters_of(optimizer), self.config.optimizer.clip_norm, foreach=True)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
+    def _parameters_of(self, optimizer):
+        return [parameter for group in optimizer.param_groups for parameter in group['params']]
+
     def _optimizer(self, module):
         c = optimizers.resolve(self.config.optimizer)
-        parameters = list(module.parameters())
-        if not self.adversarial and self.config.task.kernel_l2:
-            if c.name == 'adam' and c.weight_decay:
-                raise UserError('the PyTorch side cannot combine task.kernel_l2 and optimizer.weight_decay.')
-            excluded = set(self.config.task.kernel_l2_excluded)
-            kernels = [
-                parameter
-                for name, parameter in module.named_parameters()
-                if parameter.ndim > 1 and '_'.join(name.split('.')[:2]) not in excluded
-            ]
-            decayed = set(kernels)
-            others = [parameter for parameter in parameters if parameter not in decayed]
-            decay = 2 * self.config.task.kernel_l2
-            parameters = [{'params': others}, {'params': kernels, 'weight_decay': decay, 'is_kernel_l2': True}]
+        encoder_rate = c.learning_rate * c.encoder_rate if c.encoder_rate != 1 else None
+        parameters = self._groups(module, encoder_rate, c.weight_decay if c.name == 'adam' else 0.0)
         if c.name == 'adam':
             adam = torch.optim.AdamW if c.weight_decay else torch.optim.Adam
             return adam(parameters, c.learning_rate, (c.beta1, c.beta2), c.eps, weight_decay=c.weight_decay, fused=True)
@@ -232,6 +241,23 @@ class TorchTraining:
             raise UserError(f'the PyTorch side has no optimizer {c.name!r}; it has adadelta, adam, rmsprop and sgd.')
         return torch.optim.SGD(parameters, c.learning_rate, c.momentum, nesterov=c.nesterov, fused=True)
 
+    def _groups(self, module, encoder_rate, weight_decay):
+        """Groups of parameters: kernels whose L2 is in the loss, the pretrained encoder with a rate of its own, all else."""
+        task, excluded = self.config.task, set(self.config.task.get('kernel_l2_excluded', ()))
+        has_l2 = not self.adversarial and task.kernel_l2 > 0
+        if has_l2 and weight_decay:
+            raise UserError('the PyTorch side cannot combine task.kernel_l2 and optimizer.weight_decay.')
+        groups: dict[tuple[bool, bool], list[torch.Tensor]] = {}
+        for name, parameter in module.named_parameters():
+            is_kernel = has_l2 and parameter.ndim > 1 and '_'.join(name.split('.')[:2]) not in excluded
+            is_encoder = encoder_rate is not None and name.startswith('encoder.')
+            groups.setdefault((is_kernel, is_encoder), []).append(parameter)
+        l2 = {'weight_decay': 2 * task.kernel_l2, 'is_kernel_l2': True} if has_l2 else {}
+        return [
+            {'params': parameters} | (l2 if is_kernel else {}) | ({'lr': encoder_rate} if is_encoder else {})
+            for (is_kernel, is_encoder), parameters in groups.items()
+        ]
+
     def _lightness(self):
         """L*/100, (B, 1, H, W)."""
         return self._channels_first(self.lab[..., :1].float() / 255)
@@ -239,22 +265,25 @@ class TorchTraining:
     def _channels_first(self, x):
         return x.permute(0, 3, 1, 2).contiguous(memory_format=self.format)
 
-    def _compute_regression_loss(self):
+    def _compute_network_loss(self):
         task = self._task
-        ab, logits = self.network(self._lightness(), *self.features())
-        scale, offset = color.AB_RANGE[self._activation]
-        ab, target = ab.float(), (self._channels_first(self.lab[..., 1:].float()) - 128 - offset) / scale
-        if ab.shape != target.shape:
-            if task.loss_resolution == 'output':
-                target = F.avg_pool2d(target, 2)
-            else:
-                ab = upsample(ab)
-        B = len(ab)
-        loss = F.mse_loss(ab, target, reduction='sum') / (B if task.reduction == 'sum' else ab.numel())
+        output, logits = self.network(self._lightness(), *self.features())
+        ab = self._channels_first(self.lab[..., 1:].float()) - 128
+        loss = self._compute_regression_loss(output, ab) if self._classes is None else self._classes(output, ab)
         if logits is not None and task.alpha:
             class_loss = F.cross_entropy(logits.float(), self.label, ignore_index=-1, reduction='sum')
-            loss = loss + task.alpha * class_loss / B
+            loss = loss + task.alpha * class_loss / len(self.lab)
         return loss
+
+    def _compute_regression_loss(self, output, ab):
+        scale, offset = color.AB_RANGE[self._activation]
+        output, target = output.float(), (ab - offset) / scale
+        if output.shape != target.shape:
+            if self._task.loss_resolution == 'output':
+                target = F.avg_pool2d(target, 2)
+            else:
+                output = upsample(output)
+        return color_error(output, target, self._task, self._activation)
 
     def _yuv(self):
         """(B, 3, H, W) in [0, 1]."""
@@ -292,6 +321,8 @@ class TorchTraining:
             yuv = torch.cat([luma, network.generator(luma, noise).float()], dim=1)
             return rgb_to_lab(yuv_to_rgb(yuv.permute(0, 2, 3, 1)))[..., 1:].permute(0, 3, 1, 2)
         ab = network(self._lightness(), *self.features())[0].float()
+        if self._classes is not None:
+            return self._classes.decode(ab, self.lab.shape[1:3])
         scale, offset = color.AB_RANGE[self._activation]
         ab = ab * scale + offset
         if ab.shape[2:] == self.lab.shape[1:3]:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from jaxcolor.benchmark.torch_layers import Fusion
+from jaxcolor.benchmark.torch_lite import ConvBN
 from jaxcolor.errors import UserError
 
 
@@ -48,8 +49,8 @@ def to_torch(module: nn.Module, tree: Mapping[str, Any]) -> dict[str, np.ndarray
     Returns:
         {name in `module`: float32 array}.
     """
-    # PyTorch's transposed convolution rotates its kernel itself.
-    rotate = (slice(None, None, -1),) * 2 if module.rotated else ()
+    turn = (slice(None, None, -1),) * 2
+    rotate = turn if module.rotated else ()
     names = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
     arrays = {}
     for path, array in _leaves(tree):
@@ -57,8 +58,11 @@ def to_torch(module: nn.Module, tree: Mapping[str, Any]) -> dict[str, np.ndarray
         layer = re.sub(r'_(\d+)', r'.\1', '.'.join(path[:-1]))
         name = f'{layer}.{names.get(path[-1], path[-1])}'
         if path[-1] == 'kernel' and array.ndim == 4:
-            transposed = path[-2] == 'deconv'
-            array = (array if transposed else array[rotate]).transpose((2, 3, 0, 1) if transposed else (3, 2, 0, 1))
+            if path[-2] in ('deconv', *getattr(module, 'transposed', ())):
+                # PyTorch's transposed convolution rotates its kernel itself.
+                array = (array if module.rotated else array[turn]).transpose(2, 3, 0, 1)
+            else:
+                array = array[rotate].transpose(3, 2, 0, 1)
         elif path[-1] == 'kernel':
             if name in getattr(module, 'flattened', {}):
                 array = array.reshape(*module.flattened[name], -1)[rotate].transpose(2, 0, 1, 3).reshape(array.shape)
@@ -92,7 +96,10 @@ def _leaves(tree, path=()):
 def fold_batch_norm(module: nn.Module) -> nn.Module:
     """Folds batch norms into the layers before them, in place -> the module, which must be in eval mode."""
     for block in module.modules():
-        if isinstance(block, nn.Sequential) and hasattr(block, 'norm'):
+        if isinstance(block, ConvBN):
+            folded = fuse_conv_bn_eval(block, block.norm)
+            block.weight, block.bias, block.norm = folded.weight, folded.bias, nn.Identity()
+        elif isinstance(block, nn.Sequential) and hasattr(block, 'norm'):
             name = next(iter(block._modules))
             if name == 'dense':
                 folded = fuse_linear_bn_eval(block.dense, block.norm)

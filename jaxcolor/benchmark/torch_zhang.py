@@ -4,9 +4,15 @@ Activations are (B, C, H, W).
 """
 
 import itertools
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+
+from jaxcolor.errors import UserError
+from jaxcolor.models import eccv16
+from jaxcolor.models.layers import scaled
 
 
 def crb(*sizes: int, strides: int = 1, dilation: int = 1, norm: bool = True) -> list[nn.Module]:
@@ -93,3 +99,49 @@ class SIGGRAPH17(Encoder):
             x = block(up(x) + short(skip))
             seen.append(x)
         return 110 * self.model_out(x), seen
+
+
+class Convs(nn.Module):
+    """What `crb` makes, with the layers' names of jaxcolor's parameters."""
+
+    def __init__(self, *sizes: int, strides: int = 1, dilation: int = 1, norm: bool = True) -> None:
+        super().__init__()
+        layers = crb(*sizes, strides=strides, dilation=dilation, norm=norm)
+        self.conv = nn.ModuleList(layer for layer in layers if isinstance(layer, nn.Conv2d))
+        self.norm = layers[-1] if norm else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, the last of `sizes`, H/strides, W/strides)."""
+        for conv in self.conv:
+            x = F.relu(conv(x), inplace=True)
+        return self.norm(x)
+
+
+# Of each of the seven blocks.
+_ENCODER: list[dict[str, Any]] = [*[{'strides': 2}] * 3, {}, *[{'dilation': 2}] * 2, {}]
+
+
+class TrainedECCV16(nn.Module):
+    """Colorful Image Colorization with the layers' names of jaxcolor's parameters, up to the likelihoods."""
+
+    rotated = False
+    transposed = ('up',)
+
+    def __init__(self, net: eccv16.ECCV16) -> None:
+        """Builds the network with the fields of jaxcolor's. Raises UserError without `color_classes`."""
+        super().__init__()
+        if not net.color_classes or net.encoder_norm != 'trained':
+            raise UserError("the PyTorch network needs model.color_classes and model.encoder_norm='trained'.")
+        a, b, c, d = (scaled(features, net.width) for features in (64, 128, 256, 512))
+        sizes = [(1, a, a), (a, b, b), (b, c, c, c), (c, d, d, d), (d, d, d, d), (d, d, d, d), (d, d, d, d)]
+        self.block = nn.ModuleList(Convs(*each, **_ENCODER[i]) for i, each in enumerate(sizes))
+        self.up = nn.ConvTranspose2d(d, c, 4, 2, 1)
+        self.last = Convs(c, c, c, norm=False)
+        self.classes = nn.Conv2d(c, net.color_classes, 1)
+
+    def forward(self, lightness: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """L*/100 (B, 1, H, W) -> (color logits (B, classes, H/4, W/4), None)."""
+        x = lightness - 0.5
+        for block in self.block:
+            x = block(x)
+        return self.classes(self.last(torch.relu(self.up(x)))), None

@@ -100,11 +100,12 @@ class Workload:
         compile_s: seconds to trace and compile.
     """
 
-    def __init__(self, case: Case) -> None:
-        """Compiles the case and runs one step. Raises UserError."""
+    def __init__(self, case: Case, aged: bool = True) -> None:
+        """Compiles the case and runs one step. aged: False trains on photos as they are. Raises UserError."""
         if case.precision == 'tf32' and jax.default_backend() != 'gpu':
             raise UserError('--precision: tf32 needs a GPU.')
         self.case, self.config = case, config_of(case)
+        self.config.data.degraded *= aged
         self.task = tasks.build(self.config)
         self.parallel = DataParallel(case.mapping, jax.devices()[: case.devices or None])
         self._context = contextlib.ExitStack()
