@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+import numpy as np
+
 _BYTES = {'pred': 1, 's8': 1, 'u8': 1, 'f8e4m3fn': 1, 'f8e5m2': 1, 's16': 2, 'u16': 2, 'f16': 2, 'bf16': 2}
 _BYTES |= {'s32': 4, 'u32': 4, 'f32': 4, 's64': 8, 'u64': 8, 'f64': 8, 'c64': 8}
 _ARRAY = re.compile(rf'\b({"|".join(_BYTES)})\[([\d,]*)\]')
@@ -170,7 +172,9 @@ def _flops(each, instructions):
     """Multiplications and additions of a convolution or a matrix product, 0 for all else."""
     shapes = [arrays[0].shape for arrays in (_results(instructions, name) for name in each.operands) if arrays]
     target, out = each.find(r'custom_call_target="([^"]*)"'), each.arrays[0].shape if each.arrays else ()
-    if each.opcode == 'convolution' or 'conv' in target:
+    if each.opcode == 'convolution':
+        return _convolution_flops(each, *shapes[:2], out)
+    if 'conv' in target:
         of_kernel = each.find(r'dim_labels=\w+?_(\w+)->')
         image, kernel = shapes[:2]
         # The side with the output's features, and the kernel, of the forward convolution.
@@ -189,6 +193,27 @@ def _flops(each, instructions):
         axes = [int(n) for n in re.findall(r'\d+', contracted)]
         return 2 * math.prod(out) * math.prod(shapes[0][axis] for axis in axes)
     return 0
+
+
+def _convolution_flops(each, image, kernel, out):
+    """Of the taps that meet a pixel: XLA also writes products as convolutions of which most meet padding or holes."""
+    of_image, of_kernel, of_out = re.search(r'dim_labels=(\w+?)_(\w+)->(\w+)', each.attributes).groups()
+    axes = [label for label in of_out if label.isdigit()]
+
+    def sides(name, default):
+        found = each.find(rf'{name}=([-\dx_]+)')
+        return [int(side.split('_')[0]) for side in found.split('x')] if found else [default] * len(axes)
+
+    meetings = kernel[of_kernel.index('i')] * math.prod(
+        length for length, label in zip(out, of_out, strict=True) if not label.isdigit()
+    )
+    windows = zip(axes, sides('stride', 1), sides('pad', 0), sides('lhs_dilate', 1), sides('rhs_dilate', 1), strict=True)
+    for axis, stride, pad, hole, gap in windows:
+        of_taps = gap * np.arange(kernel[of_kernel.index(axis)])
+        at = stride * np.arange(out[of_out.index(axis)])[:, None] + of_taps - pad  # in the image with its holes
+        pixel, is_hole = np.divmod(at, hole)
+        meetings *= int(np.sum((is_hole == 0) & (pixel >= 0) & (pixel < image[of_image.index(axis)])))
+    return 2 * meetings
 
 
 class Roofline(NamedTuple):

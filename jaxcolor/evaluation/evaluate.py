@@ -209,12 +209,13 @@ def load_baselines(model: str | Path, config: ConfigDict, shards: ShardSet | Non
     predictors: dict[str, PredictAb]
     predictors, folder = {'gray': baselines.gray}, training_shards(model, config)
     training = open_shards(folder) if (folder / SIDECAR).exists() else None
-    if store.is_exported(library.model_folder(model)) and shards is not None and shards.counts.get('train'):
+    is_exported = store.is_exported(library.model_folder(model))
+    if is_exported and shards is not None and shards.counts.get('train'):
         training = shards
     if training:
         photos = baselines.TrainingPhotos(training.records('train'), config.data.crop)
         predictors |= {'mean color': photos.mean_color, 'nearest photo': photos.nearest}
-    else:
+    elif not is_exported:  # an exported model has never had any
         logging.warning('no training photos at %s: skipping the baselines mean color and nearest photo', folder)
     return predictors
 

@@ -1,5 +1,7 @@
 """Optimized HLO read: a program of which everything is counted by hand."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from jaxcolor.benchmark import hlo
@@ -87,3 +89,46 @@ def test_facts_of_convolutions():
 def test_a_text_without_a_program():
     with pytest.raises(ValueError, match='ENTRY'):
         hlo.parse('HloModule empty')
+
+
+@pytest.mark.parametrize(
+    ('image', 'kernel', 'stride', 'pads', 'hole', 'gap', 'groups'),
+    [
+        ((2, 14, 15, 4), (3, 3, 4, 8), (2, 2), ((0, 1), (1, 1)), (1, 1), (1, 1), 1),
+        ((2, 9, 9, 6), (5, 3, 1, 6), (1, 1), ((2, 2), (1, 1)), (1, 1), (1, 1), 6),
+        ((2, 7, 8, 4), (3, 3, 4, 8), (1, 1), ((1, 2), (2, 2)), (2, 2), (1, 1), 1),
+        ((2, 9, 12, 4), (3, 3, 4, 8), (1, 1), ((2, 2), (-1, 3)), (1, 1), (2, 3), 1),
+        ((1, 1, 1, 4), (8, 8, 4, 2), (1, 1), ((7, 7), (7, 7)), (1, 1), (1, 1), 1),  # a product, as TPUs have it
+    ],
+)
+def test_convolutions_are_counted_without_padding_and_holes(image, kernel, stride, pads, hole, gap, groups):
+    options = {'lhs_dilation': hole, 'rhs_dilation': gap, 'feature_group_count': groups}
+    numbers = ('NHWC', 'HWIO', 'NHWC')
+    ones = jnp.ones(image), jnp.ones(kernel)
+    out = jax.lax.conv_general_dilated(*ones, stride, pads, dimension_numbers=numbers, **options)
+
+    def text(name, sides):
+        return f'{name}={"x".join(map(str, sides))}'
+
+    def shape(sides):
+        return f'f32[{",".join(map(str, sides))}]{{3,2,1,0}}'
+
+    window = ' '.join(
+        [
+            text('size', kernel[:2]),
+            text('stride', stride),
+            text('pad', [f'{low}_{high}' for low, high in pads]),
+            text('lhs_dilate', hole),
+            text('rhs_dilate', gap),
+        ]
+    )
+    program = f"""HloModule jit_step
+
+ENTRY %main (image: {shape(image)}, kernel: {shape(kernel)}) -> {shape(out.shape)} {{
+  %image = {shape(image)} parameter(0)
+  %kernel = {shape(kernel)} parameter(1)
+  ROOT %conv = {shape(out.shape)} convolution(%image, %kernel), window={{{window}}}, dim_labels=b01f_01io->b01f
+}}
+"""
+    (found,) = hlo.kernels(hlo.parse(program))
+    assert found.flops == 2 * int(out.sum())
