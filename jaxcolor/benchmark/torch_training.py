@@ -51,7 +51,7 @@ class TorchTraining:
         """Builds the network with random weights.
 
         Args:
-            config: a recipe; its model, task, optimizer (with a constant learning rate) and extractor are used.
+            config: a recipe; its model, task, optimizer (with a constant learning rate), extractor and train.ema are used.
             batch: NumPy arrays {'lab': uint8 (B, H, W, 3), 'label': int32 (B,)} and, if the extractor is cached,
                 'features': {name: float32 (B, 1000)}.
             precision: 'f32'; 'tf32' (on a GPU, float32 matrix products and convolutions in TF32); 'bf16' (autocast).

@@ -1,6 +1,6 @@
-"""Zhang et al.'s published networks in PyTorch: layers and names as their files have them. Importing it needs PyTorch.
+"""Zhang et al.'s networks in PyTorch: layers and names as their files have them, but for `TrainedECCV16`.
 
-Activations are (B, C, H, W).
+Importing it needs PyTorch. Activations are (B, C, H, W).
 """
 
 import itertools
