@@ -15,13 +15,13 @@ import numpy as np
 
 from jaxcolor import color
 from jaxcolor.errors import UserError
+from jaxcolor.models.depthwise import depthwise_conv2d
 from jaxcolor.models.layers import (
     IMAGENET_DEVIATION,
     IMAGENET_MEAN,
     Conv,
     attention,
     check_variant,
-    depthwise_conv2d,
     pad_to_multiple,
     parameter,
     scaled,

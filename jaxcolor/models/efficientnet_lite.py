@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxcolor.models.layers import BatchNorm, check_variant, conv2d, depthwise_conv2d, parameter
+from jaxcolor.models.depthwise import depthwise_conv2d
+from jaxcolor.models.layers import BatchNorm, check_variant, conv2d, parameter
 
 
 class Variant(NamedTuple):

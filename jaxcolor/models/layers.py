@@ -18,6 +18,7 @@ from jax import lax
 from jaxcolor.errors import UserError
 from jaxcolor.models import cpu_kernels
 from jaxcolor.models.cpu_kernels import on_cpus, setting
+from jaxcolor.models.depthwise import grouped_depthwise
 
 Padding = tuple[tuple[int, int], ...]  # ((above, below), (left, right))
 _AXES = ('NHWC', 'HWIO', 'NHWC')
@@ -55,7 +56,6 @@ def pad_to_multiple(x: jax.Array, multiple: int) -> jax.Array:
 
 
 _is_drawn = contextvars.ContextVar('parameters_are_drawn', default=True)
-_is_grouped = contextvars.ContextVar('depthwise_convolutions_are_grouped', default=False)
 
 
 @contextlib.contextmanager
@@ -63,11 +63,6 @@ def only_shapes() -> Iterator[None]:
     """Parameters that are initialized inside are zeros: tracing how they are drawn takes longer than all else."""
     with setting(_is_drawn, False), grouped_depthwise():
         yield
-
-
-def grouped_depthwise() -> contextlib.AbstractContextManager[None]:
-    """Depthwise convolutions traced inside are one operation each: fastest to trace, and to run outside of XLA."""
-    return setting(_is_grouped, True)
 
 
 def parameter(module: nn.Module, name: str, init: nn.initializers.Initializer, shape: tuple[int, ...]) -> jax.Array:
@@ -88,51 +83,6 @@ def dilated_conv2d(x: jax.Array, kernel: jax.Array, *, dilation: int) -> jax.Arr
     """3x3 convolution whose taps lie `dilation` pixels apart; keeps the size: (B, H, W, C) -> (B, H, W, features)."""
     padding = ((dilation, dilation),) * 2
     return lax.conv_general_dilated(x, kernel, (1, 1), padding, None, (dilation, dilation), _AXES)
-
-
-def depthwise_conv2d(x: jax.Array, kernel: jax.Array, *, strides: int, padding: Padding) -> jax.Array:
-    """A kernel for each channel: (B, H, W, C), (h, w, 1, C) -> (B, H', W', C). padding: as for `conv2d`.
-
-    A multiplication for each pixel of the kernel, which XLA fuses into one loop. Its grouped convolutions are slow on CPUs,
-    and on an H100 those of an EfficientNet were not compiled after 80 s. Compiled for TPUs, they move far fewer bytes.
-    """
-
-    def grouped(x, kernel):
-        return lax.conv_general_dilated(x, kernel, (strides,) * 2, padding, None, None, _AXES, x.shape[-1])
-
-    def seen(x):
-        """What each pixel of the kernel sees, [(B, H', W', C)] in float32."""
-        x = jnp.pad(x, ((0, 0), *padding, (0, 0))).astype(jnp.float32)
-        h, w = (side - taps + 1 for side, taps in zip(x.shape[1:3], kernel.shape[:2], strict=True))
-        return [x[:, i : i + h : strides, j : j + w : strides] for i, j in np.ndindex(kernel.shape[:2])]
-
-    def convolve(x, kernel):
-        weights = kernel.astype(jnp.float32).reshape(-1, kernel.shape[-1])
-        return sum(pixels * weight for pixels, weight in zip(seen(x), weights, strict=True)).astype(kernel.dtype)
-
-    def backward(x, kernel, gradient):
-        (to_x,) = jax.vjp(lambda x: convolve(x, kernel), x)[1](gradient)
-        return to_x, sums_of_products(gradient.astype(jnp.float32), *seen(x)).reshape(kernel.shape).astype(kernel.dtype)
-
-    forward = functools.partial(lax.platform_dependent, tpu=grouped, default=convolve)
-
-    # JAX would derive a sum for each pixel of the kernel; a GPU's compiler takes long to try hundreds of them.
-    def pullback(arrays, gradient):
-        return lax.platform_dependent(
-            *arrays, gradient, tpu=lambda x, kernel, gradient: jax.vjp(grouped, x, kernel)[1](gradient), default=backward
-        )
-
-    if _is_grouped.get():
-        return grouped(x, kernel)
-    convolution = jax.custom_vjp(forward)
-    convolution.defvjp(lambda x, kernel: (forward(x, kernel), (x, kernel)), pullback)
-    return convolution(x, kernel)
-
-
-@on_cpus(cpu_kernels.SUMS_OF_PRODUCTS)
-def sums_of_products(x: jax.Array, *others: jax.Array) -> jax.Array:
-    """(B, H, W, C) and n of the same shape -> (n, C), of each the sum of its products with x over photos and pixels."""
-    return jnp.sum(jnp.stack(others) * x, axis=(1, 2, 3))
 
 
 @on_cpus(cpu_kernels.UPSAMPLED)

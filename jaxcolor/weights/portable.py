@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from jaxcolor import files
 from jaxcolor.errors import UserError
 from jaxcolor.models.cpu_kernels import only_cpu_kernels
-from jaxcolor.models.layers import grouped_depthwise
+from jaxcolor.models.depthwise import grouped_depthwise
 from jaxcolor.tasks.state import TrainState
 from jaxcolor.tasks.task import Task
 

@@ -11,6 +11,7 @@ from jax import lax
 
 from jaxcolor.models import layers
 from jaxcolor.models.cpu_kernels import CPU_KERNELS, only_cpu_kernels
+from jaxcolor.models.depthwise import depthwise_conv2d
 
 
 @pytest.mark.parametrize('kernels', [(), CPU_KERNELS])
@@ -48,7 +49,7 @@ def test_depthwise_convolutions_are_grouped_ones(size, strides, kernel, dtype, k
     x, w = (jnp.asarray(rng.normal(size=shape), dtype) for shape in ((2, *size, 3), (kernel, kernel, 1, 3)))
 
     def ours(x, w):
-        return layers.depthwise_conv2d(x, w, strides=strides, padding=padding)
+        return depthwise_conv2d(x, w, strides=strides, padding=padding)
 
     def grouped(x, w):
         dimensions = ('NHWC', 'HWIO', 'NHWC')
@@ -78,7 +79,7 @@ def test_only_tpus_have_grouped_convolutions(platform, convolutions):
     x, w = jnp.zeros((2, 8, 8, 3)), jnp.zeros((3, 3, 1, 3))
 
     def gradients(x, w):
-        y, pullback = jax.vjp(lambda *both: layers.depthwise_conv2d(*both, strides=1, padding=((1, 1), (1, 1))), x, w)
+        y, pullback = jax.vjp(lambda *both: depthwise_conv2d(*both, strides=1, padding=((1, 1), (1, 1))), x, w)
         return y, pullback(y)
 
     program = jax.jit(gradients).trace(x, w).lower(lowering_platforms=(platform,)).as_text()
