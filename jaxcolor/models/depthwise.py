@@ -10,7 +10,8 @@ import numpy as np
 from jax import lax
 
 from jaxcolor.models import cpu_kernels
-from jaxcolor.models.cpu_kernels import interleave, on_cpus, setting
+from jaxcolor.models.cpu_convolutions import interleave
+from jaxcolor.models.cpu_kernels import on_cpus, setting
 
 _is_grouped = contextvars.ContextVar('depthwise_convolutions_are_grouped', default=False)
 

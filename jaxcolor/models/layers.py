@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from jaxcolor.errors import UserError
-from jaxcolor.models import cpu_kernels
+from jaxcolor.models import cpu_convolutions, cpu_kernels
 from jaxcolor.models.cpu_kernels import on_cpus, setting
 from jaxcolor.models.depthwise import grouped_depthwise
 
@@ -72,26 +72,26 @@ def parameter(module: nn.Module, name: str, init: nn.initializers.Initializer, s
     return module.param(name, init if _is_drawn.get() else nn.initializers.zeros, shape, jnp.float32)
 
 
-@on_cpus(cpu_kernels.STRIDED, cpu_kernels.WINOGRAD, cpu_kernels.NARROW, cpu_kernels.GRADIENTS)
+@on_cpus(cpu_convolutions.STRIDED, cpu_convolutions.WINOGRAD, cpu_convolutions.NARROW, cpu_convolutions.GRADIENTS)
 def conv2d(x: jax.Array, kernel: jax.Array, *, strides: int, padding: Padding) -> jax.Array:
     """(B, H, W, C), (h, w, C, features) -> (B, H', W', features). padding: zeros ((above, below), (left, right))."""
     return lax.conv_general_dilated(x, kernel, (strides,) * 2, padding, dimension_numbers=_AXES)
 
 
-@on_cpus(cpu_kernels.DILATED)
+@on_cpus(cpu_convolutions.DILATED)
 def dilated_conv2d(x: jax.Array, kernel: jax.Array, *, dilation: int) -> jax.Array:
     """3x3 convolution whose taps lie `dilation` pixels apart; keeps the size: (B, H, W, C) -> (B, H, W, features)."""
     padding = ((dilation, dilation),) * 2
     return lax.conv_general_dilated(x, kernel, (1, 1), padding, None, (dilation, dilation), _AXES)
 
 
-@on_cpus(cpu_kernels.UPSAMPLED)
+@on_cpus(cpu_convolutions.UPSAMPLED)
 def upsample_conv2d(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`upsample`, then a 3x3 convolution that keeps the size: (B, H, W, C) -> (B, 2H, 2W, features)."""
     return conv2d(upsample(x), kernel, strides=1, padding=((1, 1), (1, 1)))
 
 
-@on_cpus(cpu_kernels.TRANSPOSED)
+@on_cpus(cpu_convolutions.TRANSPOSED)
 def conv_transpose2d(x: jax.Array, kernel: jax.Array, *, strides: int) -> jax.Array:
     """Transposed 3x3 convolution, 'SAME' as in Keras and Flax: (B, H, W, C) -> (B, H*strides, W*strides, features)."""
     return _conv_transpose2d(x, kernel, strides)
@@ -137,6 +137,12 @@ def channel_moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(..., C) -> the means of x and of its squares, each (C,)."""
     axes = tuple(range(x.ndim - 1))
     return jnp.mean(x, axes), jnp.mean(jnp.square(x), axes)
+
+
+@on_cpus(cpu_kernels.ADD_BIAS)
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """(..., C), (C,) -> (..., C)."""
+    return x + bias
 
 
 @on_cpus(cpu_kernels.SCALE_AND_SHIFT)
@@ -216,7 +222,7 @@ class Conv(nn.Module):
             if self.padding != 'symmetric':
                 padding = tuple(lax.padtype_to_pads(x.shape[1:3], size, (self.strides, self.strides), self.padding))
             x = conv2d(x, kernel, strides=self.strides, padding=padding)
-        return x if bias is None else x + bias
+        return x if bias is None else add_bias(x, bias)
 
 
 class ConvTranspose(nn.Module):
@@ -230,7 +236,7 @@ class ConvTranspose(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel, bias = _kernel_and_bias(self, (3, 3, x.shape[-1], self.features))
-        return conv_transpose2d(x.astype(self.dtype), kernel, strides=self.strides) + bias
+        return add_bias(conv_transpose2d(x.astype(self.dtype), kernel, strides=self.strides), bias)
 
 
 def _kernel_and_bias(module, shape, use_bias=True):

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcolor.models.cpu_kernels import interleave
+from jaxcolor.models.cpu_convolutions import interleave
 from jaxcolor.models.layers import BatchNorm, Conv, conv2d, parameter, scaled
 
 AB_SCALE = 110.0  # units of a*b*: what both networks divide a*b* by

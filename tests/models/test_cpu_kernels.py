@@ -107,6 +107,25 @@ def test_winograd(size, features):
     assert_same_layer(layer, random(2, *size, 128), params)
 
 
+@pytest.mark.parametrize('taps', [(3, 3), (5, 5), (7, 3)])
+@pytest.mark.parametrize(('channels', 'features'), [(5, 2), (2, 5)])
+def test_narrow(channels, features, taps):
+    """To few channels; or from few, so that the gradient to the image is one to few."""
+    padding = tuple((n // 2, n // 2) for n in taps)
+    inputs = random(2, 7, 9, channels), random(*taps, channels, features)
+    assert_same_with_kernels(lambda x, kernel: layers.conv2d(x, kernel, strides=1, padding=padding), *inputs)
+
+
+@pytest.mark.parametrize('dtype', TOLERANCE)
+@pytest.mark.parametrize('rows', [1, 30, 17, 2 * 11 * 13])
+def test_sums_to_biases(rows, dtype):
+    """Of numbers of rows that 16 does not divide, too; bfloat16 is summed in float32."""
+    inputs = random(rows, 3, dtype=dtype), random(3, dtype=dtype)
+    plain = value_and_gradients(layers.add_bias, ())(*(x.astype(jnp.float32) for x in inputs))
+    found = value_and_gradients(layers.add_bias)(*inputs)
+    assert_close(jax.tree.map(lambda x: x.astype(dtype), plain), found, TOLERANCE[dtype])
+
+
 @pytest.mark.parametrize('dilation', [2, 3])
 @pytest.mark.parametrize(('size', 'features'), [((12, 12), (4, 5)), ((7, 10), (4, 5)), ((33, 40), (128, 256))])
 def test_dilated(size, features, dilation):
@@ -132,7 +151,7 @@ CASES = {
     'narrow': (
         lambda x, kernel: layers.conv2d(x, kernel[..., :3], strides=1, padding=SAME),
         (3, 1, 0, 0),
-        (2, 2, 1, 0),
+        (0, 0, 3, 0),
     ),
     'dilated': (lambda x, kernel: layers.dilated_conv2d(x, kernel, dilation=2), (3, 1, 0, 0), (3, 3, 0, 0)),
     'gradients': (lambda x, kernel: layers.conv2d(x, kernel, strides=1, padding=SAME), (3, 1, 0, 0), (3, 3, 0, 0)),
@@ -161,7 +180,7 @@ CASES = {
         (0, 0, 3, 0),
         (0, 0, 3, 0),
     ),
-    'batch_norm': (
+    'sums': (
         lambda x, kernel: layers.scale_and_shift(x, *layers.channel_moments(kernel)),
         (0, 0, 0, 0),
         (0, 0, 0, 5),
