@@ -39,10 +39,12 @@ class ColorClasses(nn.Module):
     def forward(self, logits: torch.Tensor, ab: torch.Tensor) -> torch.Tensor:
         """Logits (B, Q, h, w) and the true a*b* (B, 2, H, W) -> the loss, a scalar."""
         soft = self._soft_classes(F.avg_pool2d(ab, ab.shape[-1] // logits.shape[-1]))  # (B, h, w, Q)
-        weights = self._weights(self.task.rebalance)
-        weights = weights / (self.share * weights).sum()  # 1 in the mean over pixels
         each = -(soft * F.log_softmax(logits.permute(0, 2, 3, 1).float(), dim=-1)).sum(dim=-1)
-        loss = (weights[soft.argmax(dim=-1)] * each).mean()
+        if self.task.rebalance != 1:  # else all weights are 1
+            weights = self._weights(self.task.rebalance)
+            weights = weights / (self.share * weights).sum()  # 1 in the mean over pixels
+            each = weights[soft.argmax(dim=-1)] * each
+        loss = each.mean()
         with torch.no_grad():
             self.share += (soft.mean(dim=(0, 1, 2)) - self.share) / (self.steps + 2)
             self.steps += 1

@@ -4,8 +4,8 @@ What makes an operation have one, and those of sums and of attention; `cpu_convo
 those of layers whose maps lie in no cache (by single photos of a batch, or by bands of a photo):
 
 - the gradient of depthwise convolutions to their kernel by one loop with a sum for each of the kernel's pixels;
-- the sums of batch norm, and of the gradients to biases, 16 rows at a time: of longer sums, XLA makes loops that use no
-  vectors;
+- the sums of batch norm 16 rows at a time, since of longer sums XLA makes loops that use no vectors; those of biases'
+  gradients by matrix products;
 - attention head by head, so that what one head sees stays in the caches and no head's axis is moved.
 
 The README has the timings. A kernel is used where a program is lowered for CPUs, on whatever machine: a program exported
@@ -135,7 +135,7 @@ SUMS_OF_PRODUCTS = CPUKernel('depthwise', forward=_sums_of_products)
 
 
 def _sums_of_rows(*arrays):
-    """n of (..., C) -> n of (C,). Up to 16 rows at a time, over and over: so the loop over C is a vector's."""
+    """n > 1 of (..., C) -> n of (C,). Up to 16 rows at a time, over and over: so the loop over C is a vector's."""
     C = arrays[0].shape[-1]
     rows = arrays[0].size // C
     zeros = [np.zeros((), x.dtype) for x in arrays]
@@ -158,7 +158,14 @@ def _scale_and_shift_backward(gradient, x, scale, shift):
 
 
 def _add_bias_backward(gradient, x, bias):
-    return gradient, _sums_of_rows(gradient.astype(jnp.float32))[0].astype(bias.dtype)
+    """The sum by products with ones: a loop for a single sum is slow in any form."""
+    C = bias.size
+    count = gradient.size // C
+    # In two steps: a product adds its terms one after the other, and the rounding grows with their number.
+    parts = math.gcd(count, 2**5)
+    rows = gradient.astype(jnp.float32).reshape(count // parts, parts * C)
+    sums = jnp.dot(jnp.ones(count // parts, jnp.float32), rows, precision='highest').reshape(parts, C)
+    return gradient, jnp.sum(sums, axis=0).astype(bias.dtype)
 
 
 ADD_BIAS = CPUKernel('sums', backward=_add_bias_backward)

@@ -1,5 +1,7 @@
 """The network `ltbc_lite`: sizes, the encoder, its weights and its learning rate, style transfer."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,11 +20,23 @@ from jaxcolor.weights import imagenet, runs
 MODEL = {**base.ltbc_lite(), 'width': 0.125, 'vector': 8}
 
 
-def made(size=(64, 64), train=False, **fields):
+@functools.cache
+def drawn():
+    """At random, drawn by NumPy: JAX takes longer to compile how a network is initialized than to run it."""
+    rng, network = np.random.default_rng(0), models.build(MODEL)
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, 64, 64, 1))))
+
+    def draw(path, leaf):
+        if path[-1].key == 'kernel':
+            return rng.normal(scale=(2 / np.prod(leaf.shape[:-1])) ** 0.5, size=leaf.shape).astype(np.float32)
+        return np.full(leaf.shape, path[-1].key in ('scale', 'var'), np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def made(**fields):
     """(network, variables, L*/100 of two photos)"""
-    network = models.build({**MODEL, **fields})
-    lightness = jax.random.uniform(jax.random.key(1), (2, *size, 1))
-    return network, jax.jit(network.init)(jax.random.key(0), lightness), lightness
+    return models.build({**MODEL, **fields}), drawn(), jax.random.uniform(jax.random.key(1), (2, 64, 64, 1))
 
 
 @pytest.mark.parametrize('size', [(96, 96), (75, 101), (1, 1)])
@@ -54,7 +68,7 @@ def test_the_encoder_sees_the_photo_in_gray():
 
 def test_the_vector_of_another_photo_takes_the_place_of_its_own():
     network, variables, lightness = made()
-    own, logits = network.apply(variables, lightness, method='global_features')
+    own, logits = jax.jit(functools.partial(network.apply, method='global_features'))(variables, lightness)
     assert own.shape == (2, 8) and logits is None
     apply = jax.jit(network.apply)
     with_own, without = apply(variables, lightness, own)['ab'], apply(variables, lightness)['ab']
@@ -64,21 +78,19 @@ def test_the_vector_of_another_photo_takes_the_place_of_its_own():
 
 def test_padding_does_not_show():
     """Sides that are no multiples of 32 are padded by their edges: a photo that repeats its edge itself looks the same."""
-    network, variables, _ = made((40, 64))
-    lightness = jax.random.uniform(jax.random.key(2), (1, 40, 64, 1))
+    network, variables, lightness = made()
+    lightness = lightness[:1, :40]
     longer = jnp.pad(lightness, ((0, 0), (0, 24), (0, 0), (0, 0)), mode='edge')
-    np.testing.assert_allclose(
-        jax.jit(network.apply)(variables, lightness)['ab'],
-        jax.jit(network.apply)(variables, longer)['ab'][:, :20],
-        rtol=0,
-        atol=1e-5,
-    )
+    apply = jax.jit(network.apply)
+    short = apply(variables, lightness)['ab']
+    np.testing.assert_allclose(short, apply(variables, longer)['ab'][:, :20], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize('encoder_norm', ['trained', 'frozen'])
 def test_batch_norm_of_the_encoder(encoder_norm):
     network, variables, lightness = made(encoder_norm=encoder_norm)
-    _, updated = network.apply(variables, lightness, train=True, mutable=['batch_stats'])
+    apply = jax.jit(functools.partial(network.apply, train=True, mutable=['batch_stats']))
+    _, updated = apply(variables, lightness)
     changed = {
         name: any(
             bool(jnp.any(a != b))
