@@ -251,6 +251,7 @@ class TorchTraining:
         for name, parameter in module.named_parameters():
             is_kernel = has_l2 and parameter.ndim > 1 and '_'.join(name.split('.')[:2]) not in excluded
             is_encoder = encoder_rate is not None and name.startswith('encoder.')
+            parameter.requires_grad_(not is_encoder or encoder_rate != 0)
             groups.setdefault((is_kernel, is_encoder), []).append(parameter)
         l2 = {'weight_decay': 2 * task.kernel_l2, 'is_kernel_l2': True} if has_l2 else {}
         return [

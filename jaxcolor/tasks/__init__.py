@@ -50,6 +50,7 @@ def build(config: ConfigDict, length: Length | None = None) -> Task:
     if name != 'adversarial':
         shared |= {'extractor': config.extractor.name, 'cached_features': config.extractor.cached}
         shared['degradations'] = config.data
+        shared['frozen_layers'] = () if config.optimizer.encoder_rate else encoder
     elif degrade.is_degrading(config.data):
         raise UserError('task.name=adversarial does not age photos; set data.blur, data.grain and the like to 0.')
     if config.task.get('adversarial'):

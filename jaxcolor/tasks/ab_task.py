@@ -1,7 +1,7 @@
 """What the tasks share whose network maps L* to a*b*: the training step, evaluation and prediction."""
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -33,6 +33,7 @@ class AbTask(Task):
         extractor: key of `extractors.NETWORKS`, '' for none.
         cached_features: whether a batch brings the extractor's vectors.
         degradations: the config's section `data`: what `degrade` does to L* in training; None: nothing.
+        frozen_layers: the network's layers that the training leaves as they are; it computes no gradients to them.
         others: as for `Task`.
     """
 
@@ -42,10 +43,12 @@ class AbTask(Task):
         extractor: str = '',
         cached_features: bool = False,
         degradations: ConfigDict | None = None,
+        frozen_layers: Collection[str] = (),
         **others: Any,
     ):
         super().__init__(*args, **others)
         self.extractor, self.cached_features, self.degradations = extractor, cached_features, degradations
+        self.frozen_layers = frozen_layers
 
     # -- What a task defines ------------------------------------------------------------------------------------------
 
@@ -100,6 +103,7 @@ class AbTask(Task):
         """`train_step` with more terms of the loss for each photo of a part of the batch, {name: (B,)}."""
 
         def loss_fn(params, batch):
+            params = {name: lax.stop_gradient(part) if name in self.frozen_layers else part for name, part in params.items()}
             outputs, model_state = self._train_forward(state.replace(params=params), *self._inputs(state, batch, True))
             each = self._all_terms(outputs, batch, state.model_state) | further_terms(outputs, batch)
             terms = {name: jnp.mean(values) for name, values in each.items()}

@@ -8,6 +8,7 @@ import pytest
 from helpers import batch_of, load_recipe, norm, small_recipe
 
 from jaxcolor import color, tasks
+from jaxcolor.benchmark import flops
 from jaxcolor.errors import UserError
 from jaxcolor.runtime.parallel import DataParallel
 
@@ -186,3 +187,23 @@ def test_bad_values_are_refused():
     config.model.output_space = 'hsv'
     with pytest.raises(UserError, match="model.output_space: 'hsv' is none of lab, yuv, rgb"):
         tasks.build(config)
+
+
+def test_at_an_encoder_rate_of_0_no_gradient_to_the_encoder_is_computed(lab):
+    """The others are the same; and the step has fewer operations."""
+    batch, counted, changes = {'lab': lab, 'label': np.zeros(4, np.int32)}, {}, {}
+    for rate in (0.0, 1.0):
+        config = recipe()
+        config.optimizer.update({'name': 'sgd', 'learning_rate': 1e-2, 'momentum': 0.0, 'nesterov': False})
+        config.optimizer.update({'schedule': 'constant', 'warmup_steps': 0, 'clip_norm': 0.0, 'encoder_rate': rate})
+        task, parallel = tasks.build(config), DataParallel(devices=jax.devices()[:1])
+        state = parallel.create(task.init, jax.random.PRNGKey(0))
+        counted[rate] = flops.count(task.train_step, state, batch)
+        new, _ = parallel.map(task.train_step, (False, False))(state, parallel.shard(batch))
+        changes[rate] = jax.tree.map(lambda a, b: np.asarray(a - b), new.params, state.params)
+    assert counted[0.0] < 0.75 * counted[1.0]
+    for layer, moved in changes[0.0].items():
+        if layer in task.network.encoder_layers:
+            assert norm(jax.tree.leaves(moved)) == 0 < norm(jax.tree.leaves(changes[1.0][layer]))
+        else:
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), moved, changes[1.0][layer])
