@@ -47,9 +47,9 @@ def depthwise_conv2d(x: jax.Array, kernel: jax.Array, *, strides: int, padding: 
     # JAX would derive a sum for each pixel of the kernel; a GPU's compiler takes long to try hundreds of them.
     def backward(x, kernel, gradient):
         gradient = gradient.astype(jnp.float32)
-        to_x = _to_image(gradient, kernel.astype(jnp.float32)[:, :, 0], x.shape, strides, padding)
+        to_x = _to_image(gradient, kernel.astype(jnp.float32)[:, :, 0], x, strides, padding)
         to_kernel = sums_of_products(gradient, *seen(x)).reshape(kernel.shape)
-        return to_x.astype(x.dtype), to_kernel.astype(kernel.dtype)
+        return to_x, to_kernel.astype(kernel.dtype)
 
     forward = functools.partial(lax.platform_dependent, tpu=grouped, default=convolve)
 
@@ -65,22 +65,23 @@ def depthwise_conv2d(x: jax.Array, kernel: jax.Array, *, strides: int, padding: 
     return convolution(x, kernel)
 
 
-def _to_image(gradient, kernel, shape, strides, padding):
-    """The gradient to the image, (B, H', W', C), (h, w, C) -> (B, H, W, C): of each pixel, a sum over what saw it.
+def _to_image(gradient, kernel, x, strides, padding):
+    """The gradient to the image x, (B, H', W', C), (h, w, C) -> (B, H, W, C): of each pixel, a sum over what saw it.
 
     JAX's own adds up as many images, each padded with zeros. At a stride of 2, pixels of even and of odd places were seen by
     different parts of the kernel.
     """
-    h, w = (-(-(side + sum(both)) // strides) for side, both in zip(shape[1:3], padding, strict=True))
+    h, w = (-(-(side + sum(both)) // strides) for side, both in zip(x.shape[1:3], padding, strict=True))
     phases = []
     for row, column in np.ndindex(strides, strides):
         part = kernel[row::strides, column::strides][::-1, ::-1]
         m, n = part.shape[:2]
         around = jnp.pad(gradient, ((0, 0), (m - 1, h - gradient.shape[1]), (n - 1, w - gradient.shape[2]), (0, 0)))
-        phases.append(sum(around[:, i : i + h, j : j + w] * part[i, j] for i, j in np.ndindex(m, n)))
+        seen = sum(around[:, i : i + h, j : j + w] * part[i, j] for i, j in np.ndindex(m, n))
+        phases.append(seen.astype(x.dtype))
     to_padded = interleave(phases) if strides == 2 else phases[0]
     (top, _), (left, _) = padding
-    return to_padded[:, top : top + shape[1], left : left + shape[2]]
+    return to_padded[:, top : top + x.shape[1], left : left + x.shape[2]]
 
 
 @on_cpus(cpu_kernels.SUMS_OF_PRODUCTS)
