@@ -46,9 +46,8 @@ def depthwise_conv2d(x: jax.Array, kernel: jax.Array, *, strides: int, padding: 
 
     # JAX would derive a sum for each pixel of the kernel; a GPU's compiler takes long to try hundreds of them.
     def backward(x, kernel, gradient):
-        gradient = gradient.astype(jnp.float32)
         to_x = _to_image(gradient, kernel.astype(jnp.float32)[:, :, 0], x, strides, padding)
-        to_kernel = sums_of_products(gradient, *seen(x)).reshape(kernel.shape)
+        to_kernel = sums_of_products(gradient.astype(jnp.float32), *seen(x)).reshape(kernel.shape)
         return to_x, to_kernel.astype(kernel.dtype)
 
     forward = functools.partial(lax.platform_dependent, tpu=grouped, default=convolve)
@@ -77,6 +76,7 @@ def _to_image(gradient, kernel, x, strides, padding):
         part = kernel[row::strides, column::strides][::-1, ::-1]
         m, n = part.shape[:2]
         around = jnp.pad(gradient, ((0, 0), (m - 1, h - gradient.shape[1]), (n - 1, w - gradient.shape[2]), (0, 0)))
+        around = around.astype(jnp.float32)
         seen = sum(around[:, i : i + h, j : j + w] * part[i, j] for i, j in np.ndindex(m, n))
         phases.append(seen.astype(x.dtype))
     to_padded = interleave(phases) if strides == 2 else phases[0]
