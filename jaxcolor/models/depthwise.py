@@ -45,8 +45,8 @@ def depthwise_conv2d(x: jax.Array, kernel: jax.Array, *, strides: int, padding: 
         return sum(pixels * weight for pixels, weight in zip(seen(x), weights, strict=True)).astype(kernel.dtype)
 
     # JAX would derive a sum for each pixel of the kernel; a GPU's compiler takes long to try hundreds of them.
-    def backward(x, kernel, gradient):
-        to_x = _to_image(gradient, kernel.astype(jnp.float32)[:, :, 0], x, strides, padding)
+    def backward(join, x, kernel, gradient):
+        to_x = _to_image(gradient, kernel.astype(jnp.float32)[:, :, 0], x, strides, padding, join)
         to_kernel = sums_of_products(gradient.astype(jnp.float32), *seen(x)).reshape(kernel.shape)
         return to_x, to_kernel.astype(kernel.dtype)
 
@@ -54,7 +54,11 @@ def depthwise_conv2d(x: jax.Array, kernel: jax.Array, *, strides: int, padding: 
 
     def pullback(arrays, gradient):
         return lax.platform_dependent(
-            *arrays, gradient, tpu=lambda x, kernel, gradient: jax.vjp(grouped, x, kernel)[1](gradient), default=backward
+            *arrays,
+            gradient,
+            tpu=lambda x, kernel, gradient: jax.vjp(grouped, x, kernel)[1](gradient),
+            cpu=functools.partial(backward, interleave),
+            default=functools.partial(backward, _spread),
         )
 
     if _is_grouped.get():
@@ -64,11 +68,22 @@ def depthwise_conv2d(x: jax.Array, kernel: jax.Array, *, strides: int, padding: 
     return convolution(x, kernel)
 
 
-def _to_image(gradient, kernel, x, strides, padding):
+def _spread(phases):
+    """`interleave` as a sum, each phase with zeros between: on GPUs, part of the loop that computes them."""
+    zero = jnp.zeros((), phases[0].dtype)
+    places = np.ndindex(2, 2)
+    padded = (
+        lax.pad(x, zero, ((0, 0, 0), (i, 1 - i, 1), (j, 1 - j, 1), (0, 0, 0)))
+        for x, (i, j) in zip(phases, places, strict=True)
+    )
+    return sum(padded)
+
+
+def _to_image(gradient, kernel, x, strides, padding, join):
     """The gradient to the image x, (B, H', W', C), (h, w, C) -> (B, H, W, C): of each pixel, a sum over what saw it.
 
     JAX's own adds up as many images, each padded with zeros. At a stride of 2, pixels of even and of odd places were seen by
-    different parts of the kernel.
+    different parts of the kernel: `join` makes one image of these four.
     """
     h, w = (-(-(side + sum(both)) // strides) for side, both in zip(x.shape[1:3], padding, strict=True))
     phases = []
@@ -79,7 +94,7 @@ def _to_image(gradient, kernel, x, strides, padding):
         around = around.astype(jnp.float32)
         seen = sum(around[:, i : i + h, j : j + w] * part[i, j] for i, j in np.ndindex(m, n))
         phases.append(seen.astype(x.dtype))
-    to_padded = interleave(phases) if strides == 2 else phases[0]
+    to_padded = join(phases) if strides == 2 else phases[0]
     (top, _), (left, _) = padding
     return to_padded[:, top : top + x.shape[1], left : left + x.shape[2]]
 

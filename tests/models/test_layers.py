@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxcolor.models import layers
+from jaxcolor.models import cpu_convolutions, depthwise, layers
 from jaxcolor.models.cpu_kernels import CPU_KERNELS, only_cpu_kernels
 from jaxcolor.models.depthwise import depthwise_conv2d
 
@@ -71,6 +71,11 @@ def test_depthwise_convolutions_are_grouped_ones(size, strides, kernel, dtype, k
     for a, b in zip(found, expected, strict=True):
         b = np.asarray(b)
         np.testing.assert_allclose(np.asarray(a, np.float32), b, rtol=0, atol=tolerance * np.abs(b).max())
+
+
+def test_both_ways_to_join_the_places_of_a_stride():
+    phases = list(np.random.default_rng(0).normal(size=(4, 2, 3, 5, 7)).astype(np.float32))
+    np.testing.assert_array_equal(depthwise._spread(phases), cpu_convolutions.interleave(phases))
 
 
 @pytest.mark.parametrize(('platform', 'convolutions'), [('cpu', 0), ('cuda', 0), ('tpu', 3)])
