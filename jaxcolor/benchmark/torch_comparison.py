@@ -183,7 +183,9 @@ def check_same_loss(
     else:
         gradients = optax.tree_utils.tree_get(state.opt_state, 'trace')
     ours, their_gradients = theirs.convert(gradients), theirs.gradients()
-    a, b = (np.concatenate([arrays[name].ravel() for name in sorted(ours)]) for arrays in (ours, their_gradients))
+    # Of frozen layers PyTorch has none, and jaxcolor's are zeros.
+    zeros = {name: np.zeros_like(array) for name, array in ours.items()}
+    a, b = (np.concatenate([(zeros | arrays)[name].ravel() for name in sorted(ours)]) for arrays in (ours, their_gradients))
     loss_error = abs(our_loss - their_loss) / abs(their_loss)
     comparison = LossComparison(our_loss, their_loss, loss_error, float(np.linalg.norm(a - b) / np.linalg.norm(b)))
     if not (comparison.loss_error <= tolerance and comparison.gradient_error <= gradient_tolerance):
