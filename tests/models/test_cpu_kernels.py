@@ -116,10 +116,15 @@ def test_narrow(channels, features, taps):
     assert_same_with_kernels(lambda x, kernel: layers.conv2d(x, kernel, strides=1, padding=padding), *inputs)
 
 
+@pytest.mark.parametrize('rows', [17, 74])
+def test_moments_of_numbers_of_rows_with_a_large_prime(rows):
+    assert_same_with_kernels(layers.channel_moments, random(rows, 3))
+
+
 @pytest.mark.parametrize('dtype', TOLERANCE)
 @pytest.mark.parametrize('rows', [1, 30, 17, 2 * 11 * 13])
 def test_sums_to_biases(rows, dtype):
-    """Of numbers of rows that 16 does not divide, too; bfloat16 is summed in float32."""
+    """Of numbers of rows that 32 does not divide, too; bfloat16 is summed in float32."""
     inputs = random(rows, 3, dtype=dtype), random(3, dtype=dtype)
     plain = value_and_gradients(layers.add_bias, ())(*(x.astype(jnp.float32) for x in inputs))
     found = value_and_gradients(layers.add_bias)(*inputs)

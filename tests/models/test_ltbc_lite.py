@@ -10,6 +10,7 @@ import pytest
 
 from jaxcolor import color, models, tasks
 from jaxcolor import config as base
+from jaxcolor.benchmark.torch_comparison import random_state
 from jaxcolor.errors import UserError
 from jaxcolor.models import efficientnet_lite, extractors
 from jaxcolor.recipes import load_recipe
@@ -22,16 +23,11 @@ MODEL = {**base.ltbc_lite(), 'width': 0.125, 'vector': 8}
 
 @functools.cache
 def drawn():
-    """At random, drawn by NumPy: JAX takes longer to compile how a network is initialized than to run it."""
-    rng, network = np.random.default_rng(0), models.build(MODEL)
-    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, 64, 64, 1))))
-
-    def draw(path, leaf):
-        if path[-1].key == 'kernel':
-            return rng.normal(scale=(2 / np.prod(leaf.shape[:-1])) ** 0.5, size=leaf.shape).astype(np.float32)
-        return np.full(leaf.shape, path[-1].key in ('scale', 'var'), np.float32)
-
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    """The variables of MODEL, at random: JAX takes longer to compile how a network is initialized than to run it."""
+    config = load_recipe('ltbc_lite:regression')
+    config.model.update(MODEL)
+    state = random_state(tasks.build(config), config)
+    return {'params': state.params, **state.model_state}
 
 
 def made(**fields):
