@@ -189,12 +189,22 @@ def _suits_narrow(x, kernel, *, strides, padding):
 NARROW = CPUKernel('narrow', _narrow_conv2d, _narrow_backward, _suits_narrow)
 
 
-def _dilated_conv2d(x, kernel, *, dilation):
-    """Pixels that are multiples of `dilation` apart meet each other alone, so each such grid is a photo of its own."""
+def split_into_grids(x: jax.Array, dilation: int) -> jax.Array:
+    """Photos of the pixels that lie `dilation` apart, zeros where the last have none: (B, H, W, C) -> (B', h, w, C).
+
+    B' is B * dilation**2, h and w are H / dilation and W / dilation, rounded up.
+    """
     B, H, W, C = x.shape
     h, w = -(-H // dilation), -(-W // dilation)
     x = jnp.pad(x, ((0, 0), (0, h * dilation - H), (0, w * dilation - W), (0, 0)))
-    x = x.reshape(B, h, dilation, w, dilation, C).transpose(0, 2, 4, 1, 3, 5).reshape(-1, h, w, C)
+    return x.reshape(B, h, dilation, w, dilation, C).transpose(0, 2, 4, 1, 3, 5).reshape(-1, h, w, C)
+
+
+def _dilated_conv2d(x, kernel, *, dilation):
+    """Pixels that are multiples of `dilation` apart meet each other alone, so each such grid is a photo of its own."""
+    B, H, W, _ = x.shape
+    x = split_into_grids(x, dilation)
+    h, w = x.shape[1:3]
     options = {'strides': 1, 'padding': ((1, 1), (1, 1))}
     if is_used(WINOGRAD, x, kernel, **options):
         x = _winograd_conv2d(x, kernel, **options)

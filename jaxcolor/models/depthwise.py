@@ -50,7 +50,11 @@ def depthwise_conv2d(x: jax.Array, kernel: jax.Array, *, strides: int, padding: 
         to_kernel = sums_of_products(gradient.astype(jnp.float32), *seen(x)).reshape(kernel.shape)
         return to_x, to_kernel.astype(kernel.dtype)
 
-    forward = functools.partial(lax.platform_dependent, tpu=grouped, default=convolve)
+    def rounded(x, kernel):
+        """XLA may drop a rounding to bfloat16 and back: the barrier keeps the map in bfloat16 in a GPU's memory."""
+        return lax.optimization_barrier(convolve(x, kernel))
+
+    forward = functools.partial(lax.platform_dependent, tpu=grouped, cpu=convolve, default=rounded)
 
     def pullback(arrays, gradient):
         return lax.platform_dependent(

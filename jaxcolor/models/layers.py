@@ -81,8 +81,30 @@ def conv2d(x: jax.Array, kernel: jax.Array, *, strides: int, padding: Padding) -
 @on_cpus(cpu_convolutions.DILATED)
 def dilated_conv2d(x: jax.Array, kernel: jax.Array, *, dilation: int) -> jax.Array:
     """3x3 convolution whose taps lie `dilation` pixels apart; keeps the size: (B, H, W, C) -> (B, H, W, features)."""
+    return _dilated_conv2d(x, kernel, dilation)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _dilated_conv2d(x, kernel, dilation):
     padding = ((dilation, dilation),) * 2
     return lax.conv_general_dilated(x, kernel, (1, 1), padding, None, (dilation, dilation), _AXES)
+
+
+def _dilated_conv2d_backward(dilation, arrays, gradient):
+    """The gradient to the kernel is that of the undilated convolution of the grids that its taps see.
+
+    JAX's own is a strided convolution by a window of the image's size, which GPU libraries have no algorithm for.
+    """
+    x, kernel = arrays
+    of_grids, to_grids = (cpu_convolutions.split_into_grids(array, dilation) for array in (x, gradient))
+    (to_kernel,) = jax.vjp(lambda kernel: conv2d(of_grids, kernel, strides=1, padding=((1, 1), (1, 1))), kernel)[1](to_grids)
+    to_x = _dilated_conv2d(gradient, kernel[::-1, ::-1].swapaxes(2, 3), dilation)
+    return to_x, to_kernel
+
+
+_dilated_conv2d.defvjp(
+    lambda x, kernel, dilation: (_dilated_conv2d(x, kernel, dilation), (x, kernel)), _dilated_conv2d_backward
+)
 
 
 @on_cpus(cpu_convolutions.UPSAMPLED)

@@ -158,7 +158,7 @@ CASES = {
         (3, 1, 0, 0),
         (0, 0, 3, 0),
     ),
-    'dilated': (lambda x, kernel: layers.dilated_conv2d(x, kernel, dilation=2), (3, 1, 0, 0), (3, 3, 0, 0)),
+    'dilated': (lambda x, kernel: layers.dilated_conv2d(x, kernel, dilation=2), (3, 2, 0, 0), (3, 3, 0, 0)),
     'gradients': (lambda x, kernel: layers.conv2d(x, kernel, strides=1, padding=SAME), (3, 1, 0, 0), (3, 3, 0, 0)),
     'upsampled': (layers.upsample_conv2d, (3, 1, 0, 0), (0, 0, 12, 0)),
     'transposed': (lambda x, kernel: layers.conv_transpose2d(x, kernel, strides=2), (3, 2, 0, 0), (10, 10, 2, 0)),

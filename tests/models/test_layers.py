@@ -1,5 +1,6 @@
 """The layers against Flax's own, with and without CPU kernels."""
 
+import functools
 import re
 
 import flax.linen as nn
@@ -12,6 +13,8 @@ from jax import lax
 from jaxcolor.models import cpu_convolutions, depthwise, layers
 from jaxcolor.models.cpu_kernels import CPU_KERNELS, only_cpu_kernels
 from jaxcolor.models.depthwise import depthwise_conv2d
+
+AXES = ('NHWC', 'HWIO', 'NHWC')
 
 
 @pytest.mark.parametrize('kernels', [(), CPU_KERNELS])
@@ -91,19 +94,32 @@ def test_only_tpus_have_grouped_convolutions(platform, convolutions):
     assert program.count('stablehlo.convolution') == convolutions
 
 
-@pytest.mark.parametrize('strides', [1, 2])
-@pytest.mark.parametrize('size', [(8, 8), (7, 9)])
+def transposed(strides):
+    """Our transposed convolution, and JAX's."""
+    return functools.partial(layers.conv_transpose2d, strides=strides), functools.partial(
+        lax.conv_transpose, strides=(strides,) * 2, padding='SAME', dimension_numbers=AXES
+    )
+
+
+def dilated(dilation):
+    return functools.partial(layers.dilated_conv2d, dilation=dilation), functools.partial(
+        lax.conv_general_dilated,
+        window_strides=(1, 1),
+        padding=((dilation,) * 2,) * 2,
+        rhs_dilation=(dilation,) * 2,
+        dimension_numbers=AXES,
+    )
+
+
 @pytest.mark.parametrize('kernels', [(), CPU_KERNELS])
-def test_gradients_of_transposed_convolutions_are_those_of_jax(size, strides, kernels):
+@pytest.mark.parametrize('size', [(8, 8), (7, 9)])
+@pytest.mark.parametrize('convolutions', [transposed(1), transposed(2), dilated(2), dilated(3)])
+def test_gradients_of_convolutions_are_those_of_jax(convolutions, size, kernels):
     """Of the largest: sums of some thousand products, regrouped."""
-    rng = np.random.default_rng(0)
+    rng, (ours, theirs) = np.random.default_rng(0), convolutions
     x, w = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, *size, 3), (3, 3, 3, 5)))
-
-    def theirs(x, w):
-        return lax.conv_transpose(x, w, (strides,) * 2, 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-
     with only_cpu_kernels(kernels):
-        found, pullback = jax.vjp(lambda x, w: layers.conv_transpose2d(x, w, strides=strides), x, w)
+        found, pullback = jax.vjp(ours, x, w)
         expected, their_pullback = jax.vjp(theirs, x, w)
         gradient = jnp.asarray(rng.normal(size=found.shape), jnp.float32)
         pairs = zip((found, *pullback(gradient)), (expected, *their_pullback(gradient)), strict=True)
@@ -112,17 +128,20 @@ def test_gradients_of_transposed_convolutions_are_those_of_jax(size, strides, ke
             np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
 
 
-def test_no_window_of_a_transposed_convolution_is_larger_than_its_kernel():
-    """In what a GPU gets: forward pass and gradients."""
+@pytest.mark.parametrize('convolutions', [transposed(2), dilated(2)])
+def test_gradients_to_kernels_are_those_that_gpu_libraries_know(convolutions):
+    """In what a GPU gets: each convolution has a layer's window, or is a gradient to a layer's kernel."""
     x, w = jnp.zeros((2, 28, 28, 8)), jnp.zeros((3, 3, 8, 4))
 
-    def loss(x, w):
-        return jnp.sum(jnp.square(layers.conv_transpose2d(x, w, strides=2)))
+    def program(convolution):
+        loss = jax.jit(jax.grad(lambda x, w: jnp.sum(jnp.square(convolution(x, w))), (0, 1)))
+        text = loss.trace(x, w).lower(lowering_platforms=('cuda',)).as_text()
+        return [line for line in text.splitlines() if 'stablehlo.convolution' in line]
 
-    program = jax.jit(jax.grad(loss, (0, 1))).trace(x, w).lower(lowering_platforms=('cuda',)).as_text()
-    convolutions = [line for line in program.splitlines() if 'stablehlo.convolution' in line]
-    assert len(convolutions) == 3
-    for line in convolutions:
-        # A larger window is that of a gradient to a strided convolution's kernel, which cuDNN knows, and dilates no image.
+    def is_known(line):
         is_small = re.search(r', tensor<3x3x\d+x\d+xf32>\) ->', line)
-        assert is_small or ('lhs_dilate = [1, 1]' in line and 'rhs_dilate = [2, 2]' in line), line
+        return is_small or ('stride = [1, 1]' in line and 'lhs_dilate = [1, 1]' in line)
+
+    ours, theirs = map(program, convolutions)
+    assert len(ours) == 3 and all(map(is_known, ours))
+    assert not all(map(is_known, theirs))  # else none of ours was needed
