@@ -28,7 +28,7 @@ T = TypeVar('T')
 # A part ends at a scene cut once it has so many frames, and at KEY_FRAME_EVERY, where encoders set a key frame anyway.
 _MIN_PART = 60
 _AHEAD = 8  # frames that wait between stages
-_FORMAT = 3  # of the parts; another one cannot go on with them
+_FORMAT = 4  # of the parts; another one cannot go on with them
 
 
 class Summary(NamedTuple):

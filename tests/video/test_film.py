@@ -223,6 +223,7 @@ def test_an_interrupted_film_goes_on_with_the_same_frames(tmp_path, monkeypatch)
     gray = cut_film(tmp_path / 'gray.mkv')
     options = {'mbtree': '0', 'preset': 'ultrafast'}  # in so small frames, x264's mbtree is not the same in every run
     monkeypatch.setattr(film_module, 'KEY_FRAME_EVERY', 4)
+    monkeypatch.setattr(steady, '_EVERY', 1)
     color_film(Painter(), gray, tmp_path / 'whole.mkv', options=options, quiet=True)
     with pytest.raises(RuntimeError):
         color_film(Painter(fail_after=9), gray, tmp_path / 'out.mkv', options=options, quiet=True)
