@@ -130,14 +130,22 @@ def _kernels(program, name, count):
 def _kernel(program, instructions, each, count):
     read = [_results(instructions, name) for name in dict.fromkeys(each.operands)]
     moved = sum(array.nbytes for arrays in (each.arrays, *read) for array in arrays if not _is_workspace(array))
-    inside = list(program.computations.get(each.find(r'calls=%?([\w.\-]+)'), {}).values()) if each.opcode == 'fusion' else []
-    flops, dtype, kind = 0, each.arrays[0].dtype if each.arrays else '', _kind(each, inside)
-    for part, scope in ((each, instructions), *((part, None) for part in inside)):
-        of_part = scope or program.computations[each.find(r'calls=%?([\w.\-]+)')]
-        if found := _flops(part, of_part):
+    parts = list(_parts(program, instructions, each))
+    flops, dtype, kind = 0, each.arrays[0].dtype if each.arrays else '', _kind(each, [part for part, _ in parts[1:]])
+    for part, around in parts:
+        if found := _flops(part, around):
             flops += found
-            dtype = _results(of_part, part.operands[0])[0].dtype
+            dtype = _results(around, part.operands[0])[0].dtype
     return Kernel(each.name, kind, count, flops, moved, dtype, each.find(r'op_name="([^"]*)"'), each)
+
+
+def _parts(program, instructions, each):
+    """An instruction, and those of a fusion, which may hold others (on TPUs), each with the instructions around it."""
+    yield each, instructions
+    if each.opcode == 'fusion':
+        inside = program.computations.get(each.find(r'calls=%?([\w.\-]+)'), {})
+        for part in inside.values():
+            yield from _parts(program, inside, part)
 
 
 def _results(instructions, operand):

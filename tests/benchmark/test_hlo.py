@@ -27,6 +27,13 @@ PROGRAM = """HloModule jit_step, is_scheduled=true
   ROOT %dot.1 = f32[8,16]{1,0} dot(%param_0, %param_1), lhs_contracting_dims={1}, rhs_contracting_dims={0}
 }
 
+%fused_again (param_0.2: bf16[8,32], param_1.2: bf16[32,16]) -> f32[8,16] {
+  %param_0.2 = bf16[8,32]{1,0} parameter(0)
+  %param_1.2 = bf16[32,16]{1,0} parameter(1)
+  %inner = f32[8,16]{1,0} fusion(%param_0.2, %param_1.2), kind=kOutput, calls=%fused_dot
+  ROOT %negate.1 = f32[8,16]{1,0} negate(%inner)
+}
+
 %fused_sum (param_0.1: bf16[2,7,7,64]) -> f32[64] {
   %param_0.1 = bf16[2,7,7,64]{3,2,1,0} parameter(0)
   %convert.1 = f32[2,7,7,64]{3,2,1,0} convert(%param_0.1)
@@ -42,6 +49,7 @@ ENTRY %main (image: bf16[2,14,14,32], kernel: bf16[64,3,3,32], a: bf16[8,32], b:
   %conv = (bf16[2,7,7,64]{3,2,1,0}, u8[4096]{0}) custom-call(%image, /*index=1*/%kernel), FORWARD
   %to_kernel = (bf16[64,3,3,32]{3,2,1,0}, u8[0]{0}) custom-call(%image, %conv#0), TO_KERNEL
   %product = f32[8,16]{1,0} fusion(%a, %b), kind=kCustom, calls=%fused_dot
+  %nested = f32[8,16]{1,0} fusion(%a, %b), kind=kOutput, calls=%fused_again
   %constant.3 = s32[] constant(0)
   %tuple.2 = (s32[], f32[8,16]{1,0}) tuple(%constant.3, %product)
   %while.1 = (s32[], f32[8,16]{1,0}) while(%tuple.2), condition=%condition, body=%body, backend_config=FIVE
@@ -64,6 +72,7 @@ def test_kernels_of_a_program():
         'conv': ('convolution', 1, CONVOLUTION, IMAGE + KERNEL + OUT, 'bf16'),  # without the library's 4,096 bytes
         'to_kernel': ('convolution', 1, CONVOLUTION, IMAGE + KERNEL + OUT, 'bf16'),
         'product': ('matrix product', 1, 2 * 8 * 16 * 32, 2 * (8 * 32 + 32 * 16) + 4 * 8 * 16, 'bf16'),
+        'nested': ('matrix product', 1, 2 * 8 * 16 * 32, 2 * (8 * 32 + 32 * 16) + 4 * 8 * 16, 'bf16'),
         'add.1': ('add', 5, 0, 2 * 4 * 8 * 16, 'f32'),  # five times; its operand is read once
         'sum.1': ('reduction', 1, 0, OUT + 4 * 64, 'f32'),
         'all-reduce-start': ('all-reduce', 1, 0, 2 * 4 * 64, 'f32'),
@@ -73,11 +82,11 @@ def test_kernels_of_a_program():
 def test_roofline_is_the_longer_of_computing_and_moving_summed():
     kernels = hlo.kernels(hlo.parse(PROGRAM))
     computing = hlo.roofline(kernels, {'bf16': 1e3, 'f32': 1e3}, 1e30, efficiency=0.5)
-    assert computing.seconds == pytest.approx((2 * CONVOLUTION + 2 * 8 * 16 * 32) / 500)
+    assert computing.seconds == pytest.approx((2 * CONVOLUTION + 2 * (2 * 8 * 16 * 32)) / 500)
     moving = hlo.roofline(kernels, {'bf16': 1e30, 'f32': 1e30}, 10.0)
     assert moving.seconds == pytest.approx(moving.moved / 10)
-    assert (moving.kernels, moving.collectives) == (10, {'all-reduce': 1})
-    assert moving.flops == 2 * CONVOLUTION + 2 * 8 * 16 * 32
+    assert (moving.kernels, moving.collectives) == (11, {'all-reduce': 1})
+    assert moving.flops == 2 * CONVOLUTION + 2 * (2 * 8 * 16 * 32)
 
 
 def test_facts_of_convolutions():
