@@ -46,7 +46,7 @@ class Steady:
         self.strength, self.state = strength, state
         self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
         self._flow.setFinestScale(1)  # half the side of the gray picture, which is small already
-        self._flow.setVariationalRefinementIterations(2)  # 5, the preset's, take a quarter longer and change nothing here
+        self._flow.setVariationalRefinementIterations(2)  # 5, the preset's, take a quarter longer and change little here
 
     def __call__(self, gray: np.ndarray, predict: Callable[[], np.ndarray]) -> tuple[np.ndarray, bool]:
         """The next frame.
