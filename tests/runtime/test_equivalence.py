@@ -17,8 +17,9 @@ from jaxcolor.models import extractors
 from jaxcolor.recipes import recipes_folder
 from jaxcolor.runtime.parallel import DataParallel
 
-# Others have what these have (`ltbc` is in test_parallel.py, in more variants; `ltbc_compact` in test_color_classes.py).
-_ALWAYS = ('deepcolor', 'cgan')
+# The others are nightly: `ltbc` is in test_parallel.py, `ltbc_compact` in test_color_classes.py, a discriminator in
+# test_regression.py.
+_ALWAYS = ('deepcolor',)
 RECIPES = [name if name in _ALWAYS else pytest.param(name, marks=pytest.mark.slow) for name in SMALL]
 
 
