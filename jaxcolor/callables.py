@@ -17,9 +17,9 @@ def make_callable(name: str, function: Callable[..., Any]) -> None:
 
     Args:
         name: `__name__` of the module.
-        function: what a call of it calls; `help` and `inspect.signature` show its arguments.
+        function: what a call of it calls; `__doc__` begins with its docstring, and `inspect.signature` shows its arguments.
     """
-    namespace = {'__call__': staticmethod(function), '__doc__': function.__doc__}
     module = sys.modules[name]
-    module.__class__ = type('CallableModule', (ModuleType,), namespace)
+    module.__class__ = type('CallableModule', (ModuleType,), {'__call__': staticmethod(function)})
+    module.__doc__ = f'{inspect.getdoc(function)}\n\nThe module: {module.__doc__}'
     vars(module)['__signature__'] = inspect.signature(function)

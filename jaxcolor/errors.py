@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
@@ -27,6 +28,21 @@ def printable(text: str) -> str:
 def counted(count: int, noun: str) -> str:
     """'1 photo', '2 photos'."""
     return f'{count} {noun}{"" if count == 1 else "s"}'
+
+
+def path_of(value: object, name: str) -> str:
+    """The path that an argument of a function gives. Raises UserError where it is none."""
+    if isinstance(value, str) or (isinstance(value, os.PathLike) and isinstance(os.fspath(value), str)):
+        return os.fspath(value)
+    raise UserError(f'{name} is a path, not {type(value).__name__}.')
+
+
+def listed(value: object, name: str) -> list[str]:
+    """The texts or paths that an argument of a function gives: one, several, or None. Raises UserError where it is none."""
+    values = [value] if isinstance(value, (str, os.PathLike)) else [] if value is None else value
+    if not isinstance(values, (list, tuple)):
+        raise UserError(f'{name} is a list of texts, not {type(value).__name__}.')
+    return [path_of(each, name) for each in values]
 
 
 @contextlib.contextmanager

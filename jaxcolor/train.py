@@ -14,9 +14,10 @@ from ml_collections import ConfigDict
 from jaxcolor import tasks
 from jaxcolor.allowed import check_section
 from jaxcolor.callables import make_callable
+from jaxcolor.config import get_config
 from jaxcolor.data import device, pipeline
 from jaxcolor.data.shards import ShardSet, open_shards
-from jaxcolor.errors import UserError
+from jaxcolor.errors import UserError, path_of
 from jaxcolor.evaluation.curves import draw_curves
 from jaxcolor.evaluation.evaluator import Evaluator
 from jaxcolor.evaluation.network_picture import draw_network
@@ -367,13 +368,19 @@ def train_recipe(
     Raises:
         UserError: there is no such recipe or field, or as `train`.
     """
+    if not isinstance(fields, (Mapping, type(None))):
+        raise UserError(f"fields are a dictionary, such as {{'train.steps': 100}}, not {type(fields).__name__}.")
     if not isinstance(config, ConfigDict):
-        config = load_recipe(config, [f'--config.{name}={value}' for name, value in (fields or {}).items()])
+        config = load_recipe(
+            path_of(config, 'config'), [f'--config.{name}={value}' for name, value in (fields or {}).items()]
+        )
     elif fields:
         raise UserError('fields are for recipes; set those of a config in it: config.train.steps = 100.')
+    if lacking := sorted(set(get_config()) - set(config)):
+        raise UserError(f'the config has no {lacking[0]}; jaxcolor.config.get_config() has all that one needs.')
     config = config.copy_and_resolve_references()
     if data is not None:
-        config.data.shards = str(data)
+        config.data.shards = path_of(data, 'data')
     enable_compilation_cache()
     return train(config, workdir or f'runs/{config.name}')
 

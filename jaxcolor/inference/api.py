@@ -1,12 +1,14 @@
 """Coloring from Python: photos of any kind in, the same kind out. `jaxcolor.load` makes a `PhotoColorizer`."""
 
 import collections
+import numbers
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, TypeVar, Unpack, overload
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
@@ -23,7 +25,7 @@ from jaxcolor.inference.tags import Tag
 from jaxcolor.prepare.decode import pillow_unguarded
 from jaxcolor.prepare.deep import GRAY_MODES, DeepImage, gray_levels
 
-Photo = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+Photo = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | jax.Array
 Seen = TypeVar('Seen', str, os.PathLike[str], Image.Image)
 
 # What a result of bytes is called where nothing else says its format.
@@ -57,7 +59,12 @@ class PhotoColorizer:
         Args:
             network: what predicts.
             max_megapixels: refuses larger photos, where they are read from files or bytes.
+
+        Raises:
+            UserError: `max_megapixels` is not above 0.
         """
+        if not isinstance(max_megapixels, numbers.Real) or not max_megapixels > 0:
+            raise UserError(f'max_megapixels must be a number above 0, not {max_megapixels}.')
         self.network = network
         self.max_megapixels = max_megapixels
 
@@ -78,11 +85,15 @@ class PhotoColorizer:
     @overload
     def __call__(self, image: np.ndarray, **options: Unpack[Options]) -> np.ndarray: ...
     @overload
+    def __call__(self, image: jax.Array, **options: Unpack[Options]) -> jax.Array: ...
+    @overload
     def __call__(self, image: list[Seen], **options: Unpack[Options]) -> list[Image.Image]: ...
     @overload
     def __call__(self, image: list[bytes], **options: Unpack[Options]) -> list[bytes]: ...
     @overload
     def __call__(self, image: list[np.ndarray], **options: Unpack[Options]) -> list[np.ndarray]: ...
+    @overload
+    def __call__(self, image: list[jax.Array], **options: Unpack[Options]) -> list[jax.Array]: ...
     @overload
     def __call__(
         self, image: Photo | Sequence[Photo], *, variants: int = 1, agreement: bool = False, **options: Unpack[Options]
@@ -105,9 +116,10 @@ class PhotoColorizer:
             image: a photo, or a list or tuple of them. A photo is
                 - a path (str or PathLike); of several frames the first is colored;
                 - the bytes of a file, of any format and number of frames that `jaxcolor colorize` reads;
-                - a Pillow image of any mode, in sRGB, as it lies: its EXIF orientation is not applied;
-                - an array (H, W), (H, W, 1), (H, W, 3) or, with alpha, (H, W, 4), in sRGB: uint8 in [0, 255], uint16 in
-                  [0, 65535], or float16, float32 or float64 in [0, 1], whose colors are those of 16 bits.
+                - a Pillow image of any mode, in sRGB, as it lies: its EXIF orientation is not applied, but kept; of modes of
+                  more than 8 bits, white is guessed as in files (README: scans use 10, 12 or 16);
+                - an array of NumPy or JAX, (H, W), (H, W, 1), (H, W, 3) or, with alpha, (H, W, 4), in sRGB: uint8 in [0,
+                  255], uint16 in [0, 65535], or float16, float32 or float64 in [0, 1], whose colors are those of 16 bits.
                 H and W are at least 2.
             style: another photo, whose global features (the mood) replace the photo's own; for networks that have them.
             hints: colors at places of all photos: 'x,y,#rrggbb;x,y,#rrggbb', an RGBA image of strokes, its path, or `Hints`.
@@ -164,7 +176,7 @@ class PhotoColorizer:
             (result,) = work.color([taken], False)
             return ColoredFile(result, taken.name, tuple(file.notes))
 
-    def ab(self, lightness: np.ndarray) -> np.ndarray:
+    def ab(self, lightness: np.ndarray | jax.Array) -> np.ndarray:
         """The network's own prediction, for a photo of the size at which it is to see it.
 
         Args:
@@ -177,8 +189,9 @@ class PhotoColorizer:
         Raises:
             UserError: another type, shape or range.
         """
-        if not isinstance(lightness, np.ndarray) or lightness.dtype.kind != 'f':
+        if not isinstance(lightness, (np.ndarray, jax.Array)) or lightness.dtype.kind != 'f':
             raise UserError('ab takes L* as an array of floats.')
+        lightness = np.asarray(lightness)
         planes = lightness[..., None] if lightness.ndim == 2 else lightness
         planes = planes[None] if planes.ndim == 3 else planes
         if planes.ndim != 4 or planes.shape[3] != 1 or not planes.size:
@@ -205,13 +218,15 @@ class PhotoColorizer:
             image: Image.Image | DeepImage = read_photo(photo, self.max_megapixels)
         elif isinstance(photo, Image.Image):
             image = _from_pillow(photo)
-        elif isinstance(photo, np.ndarray):
-            image = _from_array(photo)
+        elif isinstance(photo, (np.ndarray, jax.Array)):
+            image = _from_array(np.asarray(photo))
         else:
-            raise UserError(f'a photo is a path, bytes, a Pillow image or a NumPy array, not {type(photo).__name__}.')
+            raise UserError(f'a photo is a path, bytes, a Pillow image or an array, not {type(photo).__name__}.')
         if min(image.size) < 2:
             raise UserError(f'a photo of {image.width}x{image.height} pixels is too small to be colored.')
-        return _Taken([image], photo.dtype if isinstance(photo, np.ndarray) else None)
+        if isinstance(photo, (np.ndarray, jax.Array)):
+            return _Taken([image], photo.dtype, on_device=isinstance(photo, jax.Array))
+        return _Taken([image], None, exif=photo.info.get('exif', b'') if isinstance(photo, Image.Image) else b'')
 
 
 class _Taken(NamedTuple):
@@ -220,6 +235,8 @@ class _Taken(NamedTuple):
     images: list[Image.Image | DeepImage]  # its frames
     kind: PhotoFile | np.dtype | None  # bytes of a file, an array, or a Pillow image
     name: str = ''  # of the file
+    on_device: bool = False  # an array of JAX
+    exif: bytes = b''  # of a Pillow image
 
 
 class _Work(NamedTuple):
@@ -286,15 +303,16 @@ class _Work(NamedTuple):
             return encode_photo(photo.kind, frames, Path(photo.name).suffix, tag)
         (image,) = frames
         if photo.kind is None:
-            return image.in_8_bits() if isinstance(image, DeepImage) else image
+            image = image.in_8_bits() if isinstance(image, DeepImage) else image
+            image.info |= {'exif': photo.exif} if photo.exif else {}
+            return image
         pixels = image.pixels if isinstance(image, DeepImage) else np.asarray(image)
-        if photo.kind.kind != 'f':
-            return pixels.astype(photo.kind, copy=False)
-        return (pixels / np.float64(_DEEP)).astype(photo.kind)
+        pixels = pixels / np.float64(_DEEP) if photo.kind.kind == 'f' else pixels
+        return (jnp.asarray if photo.on_device else np.asarray)(pixels.astype(photo.kind, copy=False))
 
 
 def _check(network, variants, style, agreement):
-    if not isinstance(variants, int) or variants < 1:
+    if not isinstance(variants, numbers.Integral) or variants < 1:
         raise UserError(f'variants must be a number of at least 1, not {variants}.')
     if network.faithful and (variants > 1 or style is not None or agreement):
         raise UserError('a faithful network colors as its authors do: it takes no style, variants or agreement.')
@@ -334,11 +352,14 @@ def _from_array(array):
 
 
 def _resampled(planes, height, width):
-    """Float32 (B, H, W, C) -> (B, height, width, C), linearly, antialiased."""
+    """Float32 (B, H, W, C) -> (B, height, width, C), linearly, antialiased; by Pillow, which compiles nothing for a size."""
     if planes.shape[1:3] == (height, width):
         return planes
-    shape = (len(planes), height, width, planes.shape[3])
-    return np.asarray(jax.image.resize(planes, shape, 'linear', antialias=True))
+    resized = np.empty((len(planes), height, width, planes.shape[3]), np.float32)
+    for photo, channel in np.ndindex(len(planes), planes.shape[3]):
+        plane = Image.fromarray(np.ascontiguousarray(planes[photo, ..., channel]))
+        resized[photo, ..., channel] = plane.resize((width, height), Image.Resampling.BILINEAR)
+    return resized
 
 
 __all__ = ['Agreement', 'ColoredFile', 'Options', 'Photo', 'PhotoColorizer']

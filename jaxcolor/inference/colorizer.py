@@ -57,8 +57,8 @@ class Colorizer:
             device: 'cpu', 'gpu', 'gpu:1' or one of `jax.devices()`; None for JAX's default.
 
         Raises:
-            UserError: the run, the checkpoint or the device is missing, `chroma` is outside its range, or `faithful` does
-                not fit.
+            UserError: the run, the checkpoint or the device is missing, `size` or `chroma` is outside its range, or
+                `faithful` does not fit.
         """
         self.chroma = _checked_chroma(chroma)
         if not isinstance(model, str | os.PathLike):
@@ -66,7 +66,7 @@ class Colorizer:
         self.device = find_device(device)
         sharding = None if self.device is None else jax.sharding.SingleDeviceSharding(self.device)
         self.config, self.task, self.state = runs.load(os.fspath(model), step, sharding)
-        self.size = size or self.config.data.crop
+        self.size = _checked_size(size) if size else self.config.data.crop
         self.faithful = None
         if faithful:
             if size or chroma != 1:
@@ -94,10 +94,8 @@ class Colorizer:
             return self
         if self.faithful is not None:
             raise UserError('a faithful network colors as its authors do; it takes neither a chroma nor a size.')
-        if not isinstance(size, numbers.Integral) or size < MULTIPLE:
-            raise UserError(f'the size must be a whole number of at least {MULTIPLE} pixels, not {size}.')
         other = copy.copy(self)
-        other.chroma, other.size = chroma, size
+        other.chroma, other.size = chroma, _checked_size(size)
         vars(other).pop('digest', None)
         return other
 
@@ -219,6 +217,12 @@ class Colorizer:
         # Noise depends on the position in the batch; a photo's colors should not.
         platform = jax.default_backend() if self.device is None else self.device.platform
         return 1 if platform == 'cpu' or self.task.takes_noise else _GPU_BATCH
+
+
+def _checked_size(size):
+    if not isinstance(size, numbers.Integral) or size < MULTIPLE:
+        raise UserError(f'the size must be a whole number of at least {MULTIPLE} pixels, not {size}.')
+    return size
 
 
 def _checked_chroma(chroma):

@@ -8,6 +8,7 @@ colors a whole photo by its strokes, a hint here changes the surface that it lie
 
 import hashlib
 import math
+import operator
 import os
 import re
 from collections.abc import Sequence
@@ -152,16 +153,31 @@ def as_hints(hints: 'Hints | Image.Image | str | os.PathLike[str]') -> Hints:
     """Hints from what Python callers give: `Hints`, an RGBA image with strokes, or text or a path as for `read_hints`.
 
     Raises:
-        UserError: they are something else, or as `read_hints`.
+        UserError: they are something else, a point is outside its range, or as `read_hints`.
     """
     if isinstance(hints, Hints):
-        return hints
+        if hints.strokes is not None and not isinstance(hints.strokes, Image.Image):
+            raise UserError(f'strokes are a Pillow image, not {type(hints.strokes).__name__}.')
+        strokes = None if hints.strokes is None else _check_strokes(hints.strokes, 'the image of strokes')
+        return Hints(tuple(map(_check_point, hints.points)), strokes)
     if isinstance(hints, Image.Image):
         return Hints(strokes=_check_strokes(hints, 'hints'))
     if not isinstance(hints, (str, os.PathLike)):
         kinds = "text ('x,y,#rrggbb;x,y,#rrggbb'), the path of a picture with strokes, or such a Pillow image"
         raise UserError(f'hints are {kinds}, not {type(hints).__name__}.')
     return read_hints([os.fspath(hints)])
+
+
+def _check_point(point):
+    try:
+        x, y, rgb = point
+        channels = tuple(map(operator.index, rgb))
+        is_valid = x >= 0 and y >= 0 and len(channels) == 3 and min(channels) >= 0 and max(channels) <= 255
+    except (TypeError, ValueError):
+        is_valid = False
+    if not is_valid:
+        raise UserError(f'a point is (x, y, (red, green, blue)), with colors from 0 to 255, not {point!r}.')
+    return Point(x, y, channels)
 
 
 def _check_strokes(image, name):

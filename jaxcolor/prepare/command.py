@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from jaxcolor.data.shards import ENCODINGS, ShardSet, open_shards
-from jaxcolor.errors import UserError
+from jaxcolor.errors import UserError, listed, path_of
 from jaxcolor.prepare.datasets import SOURCES
 from jaxcolor.prepare.inspect import inspect_and_print
 from jaxcolor.prepare.selection import DEFAULT_SPLIT, Options, read_names
 from jaxcolor.prepare.shard_set import prepare_part
+
+_EXTRACTORS = ('vgg16', 'inception_resnet_v2', 'efficientnet_lite0', 'efficientnet_lite2')
 
 
 def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,8 +46,7 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
     add('--part', metavar='I/N', help=part)
     add('--workers', type=int, default=os.cpu_count(), help='worker processes (%(default)s, one per core)')
     add('--quiet', action='store_true', help='print neither progress nor a summary')
-    networks = ['vgg16', 'inception_resnet_v2', 'efficientnet_lite0', 'efficientnet_lite2']
-    add('--features', choices=networks, help="also store this extractor's outputs in the records")
+    add('--features', choices=_EXTRACTORS, help="also store this extractor's outputs in the records")
     weights = "the extractor's weights, or 'random' (a file in the cache, else downloaded or that of a package)"
     add('--extractor-weights', default='', metavar='FILE', help=weights)
 
@@ -62,8 +63,8 @@ def prepare_photos(
     workers: int | None = 0,
     quiet: bool = False,
     part: str | None = None,
-    repeat: Sequence[str] | None = None,
-    leave_out: Sequence[str] | None = None,
+    repeat: str | Sequence[str] | None = None,
+    leave_out: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     features: str | None = None,
     extractor_weights: str = '',
     **options: Any,
@@ -76,23 +77,35 @@ def prepare_photos(
         workers: processes; 0 or 1 works in this one.
         quiet: prints neither progress nor a summary.
         part: '2/8' makes part 2 of 8; None all of them.
-        repeat: 'NAME:COUNT,...', photos to repeat in the split train.
-        leave_out: files with the names of photos that no split takes.
+        repeat: 'NAME:COUNT,...', photos to repeat in the split train; one or several.
+        leave_out: a file with the names of photos that no split takes; one or several.
         features: an extractor whose outputs are stored, too.
         extractor_weights: its file, or 'random'.
-        **options: fields of `selection.Options`: size, encoding, source, split, classes, limit, limit_per_class, fraction,
-            drop_duplicates, keep_gray, min_size, max_megapixels, max_file_mb, shard_photos.
+        **options: fields of `selection.Options`, as the command's arguments: numbers (size, limit_per_class, fraction,
+            min_size, max_megapixels, max_file_mb, shard_photos), texts (encoding, source; split='train:0.9,validation:0.1';
+            limit=1000 or 'train:1000,test:200'; classes='bird,fish' or a list), and whether to drop_duplicates or keep_gray.
 
     Returns:
         The set; None where `part` did not finish it.
 
     Raises:
-        UserError: as `shard_set.prepare`, or the extractor's weights are missing.
+        UserError: as `shard_set.prepare`, an argument is of another kind, or the extractor's weights are missing.
     """
     if unknown := sorted(options.keys() - {field.name for field in dataclasses.fields(Options)}):
         raise UserError(f'preparing takes no argument {unknown[0]!r}.')
-    options['repeat'] = ','.join(repeat or []) or None
-    options['leave_out'] = '\n'.join(name for file in leave_out or [] for name in read_names(file)) or None
+    photos, out = path_of(photos, 'photos'), path_of(out, 'out')
+    options['repeat'] = ','.join(listed(repeat, 'repeat')) or None
+    names = [name for file in listed(leave_out, 'leave_out') for name in read_names(file)]
+    options['leave_out'] = '\n'.join(names) or None
+    if isinstance(options.get('limit'), int):
+        options['limit'] = str(options['limit'])
+    if options.get('classes') is not None:
+        classes = options['classes']
+        options['classes'] = tuple(classes.split(',') if isinstance(classes, str) else listed(classes, 'classes'))
+    if workers is not None and not isinstance(workers, int):
+        raise UserError(f'workers is a number of processes, not {workers!r}.')
+    if features and features not in _EXTRACTORS:
+        raise UserError(f'there is no extractor {features!r}; choose one of {", ".join(_EXTRACTORS)}.')
     if not features:
         finished = prepare_part(photos, out, part, workers=workers or 0, quiet=quiet, **options)
         return open_shards(out) if finished else None

@@ -40,7 +40,16 @@ class Options:
 
     def check(self) -> None:
         """Raises UserError for a value that is out of range or cannot be parsed."""
-        for field in ('size', 'limit_per_class', 'min_size', 'max_megapixels', 'max_file_mb', 'shard_photos'):
+        whole = ('size', 'limit_per_class', 'min_size', 'shard_photos')
+        for field in (*whole, 'fraction', 'max_megapixels', 'max_file_mb'):
+            value = getattr(self, field)
+            if value is not None and not isinstance(value, int if field in whole else (int, float)):
+                kind = 'a whole number' if field in whole else 'a number'
+                raise UserError(f'--{field.replace("_", "-")} must be {kind}, not {value!r}')
+        for field in ('encoding', 'source', 'split', 'limit', 'repeat'):
+            if not isinstance(getattr(self, field), (str, type(None))):
+                raise UserError(f'--{field} must be a text, not {getattr(self, field)!r}')
+        for field in (*whole, 'max_megapixels', 'max_file_mb'):
             value = getattr(self, field)
             if value is not None and not value >= 1:
                 raise UserError(f'--{field.replace("_", "-")} must be at least 1, not {value}')

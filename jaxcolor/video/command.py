@@ -3,7 +3,7 @@
 import argparse
 
 from jaxcolor.config import DEFAULT_MODEL
-from jaxcolor.errors import UserError, printable
+from jaxcolor.errors import UserError, counted, printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,4 +63,4 @@ def run(args: argparse.Namespace) -> None:
     )
     for note in summary.notes:
         print(f'jaxcolor: note: {note}')
-    print(f'{summary.frames} frames colored, in {printable(args.out)}')
+    print(f'{counted(summary.frames, "frame")} colored, in {printable(args.out)}')

@@ -93,10 +93,10 @@ def color_film(
         raise UserError(f'--temporal must be at least 0 and less than 1, not {temporal:g}.')
     if out.exists() and path.exists() and os.path.samefile(path, out):
         raise UserError(f'{out} is the film itself; give the result another name.')
-    if out.exists() and not overwrite:
-        raise UserError(f'{out} is there already; --overwrite replaces it.')
     if out.is_dir():
         raise UserError(f'{out} is a folder; give the name of a film.')
+    if out.exists() and not overwrite:
+        raise UserError(f'{out} is there already; --overwrite replaces it.')
     source = Source(path)
     encoding = choose(source, out.suffix.lower(), codec, quality, options or {})
     parts = Parts(out, _job(source, colorizer, temporal, encoding), overwrite)

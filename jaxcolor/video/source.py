@@ -129,8 +129,10 @@ class Source:
             self.notes.append(f'{self.path} is damaged: {damaged} of its packets cannot be decoded and are left out.')
         if len(self.offsets) > 1:
             self.notes.append(f'{self.path} has times that start again ({len(self.offsets) - 1}); in the result they go on.')
-        if self.stream.duration and there < self.seconds - 1:
-            self.notes.append(f'{self.path} ends after {there:.1f} of {self.seconds:.1f} seconds; what is there is colored.')
+        if there < self.seconds - 1:  # Matroska says how long all of it is, not its picture: sound may go on alone
+            self.notes.append(
+                f'the picture of {self.path} ends after {there:.1f} of {self.seconds:.1f} seconds; what is there is colored.'
+            )
 
 
 def opened(path: str | os.PathLike[str], mode: Literal['r', 'w'] = 'r', container_name: str | None = None) -> Any:

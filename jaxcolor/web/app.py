@@ -218,6 +218,11 @@ def make_app(
 
 def _colorize(service, form, left):
     """Form -> the colored photo. Raises UserError."""
+    for field in ('model', 'chroma', 'hints'):
+        if field in form.files:
+            raise UserError(f'the field `{field}` is text; it came as a file.')
+    if form.texts.get('style'):
+        raise UserError('the field `style` is the file of a photo; it came as text.')
     name, data = form.files['photo']
     try:
         chroma = float(form.texts.get('chroma') or 1)

@@ -11,6 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
+from jaxcolor.errors import printable
+
 _MAX_FIELDS = 8
 _MAX_TEXT = 2**16  # bytes of a field that is no file
 _MAX_NAME = 150  # letters of a file's name
@@ -52,6 +54,8 @@ async def read_form(request: Request, max_bytes: int, seconds: float) -> Form:
             form = await parser.parse()
             texts, files = {}, {}
             for name, value in form.multi_items():
+                if name in texts or name in files:
+                    raise ValueError(f'it has `{printable(name)}` twice')
                 if isinstance(value, UploadFile):
                     files[name] = (clean_name(value.filename or ''), await value.read())
                 else:

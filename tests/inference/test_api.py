@@ -1,7 +1,6 @@
 """Coloring from Python: what goes in comes out, on every kind of photo, from threads, and compiled once a shape."""
 
 import concurrent.futures
-import inspect
 import io
 import os
 import subprocess
@@ -9,6 +8,7 @@ import sys
 import threading
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import FLAGS, PHOTOS, ROOT
@@ -18,7 +18,7 @@ import jaxcolor
 from jaxcolor import color
 from jaxcolor.errors import UserError
 from jaxcolor.inference.agreement import Agreement
-from jaxcolor.inference.api import PhotoColorizer
+from jaxcolor.inference.api import PhotoColorizer, _resampled
 from jaxcolor.inference.colorize import colorize
 from jaxcolor.inference.colorizer import Colorizer
 from jaxcolor.inference.plan import plan_outputs
@@ -100,7 +100,7 @@ def test_paths_give_pillow_images(loaded, tmp_path):
 def turned_exif(orientation):
     exif = Image.Exif()
     exif[274] = orientation
-    return exif.tobytes().removeprefix(b'Exif\0\0')
+    return exif.tobytes()
 
 
 FILES = {
@@ -199,6 +199,23 @@ def test_variants(loaded, monkeypatch):
     assert [[each.shape for each in one] for one in results] == [[(40, 56, 3)] * 2] * 2
 
 
+def test_arrays_of_jax_and_orientations_come_back(loaded):
+    given = levels((40, 56), np.uint8)
+    result = loaded(jnp.asarray(given))
+    assert isinstance(result, jax.Array)
+    np.testing.assert_array_equal(result, loaded(given))
+    assert loaded([jnp.asarray(given, jnp.float32) / 255])[0].dtype == jnp.float32
+    photo = Image.open(io.BytesIO(saved(Image.fromarray(given), 'JPEG', exif=turned_exif(6))))
+    assert loaded(photo).getexif()[274] == 6 and loaded(photo).size == photo.size
+
+
+def test_sizes_are_resampled_as_jax_does():
+    planes = np.random.default_rng(0).uniform(-100, 100, (2, 50, 90, 2)).astype(np.float32)
+    for H, W in ((64, 96), (32, 64), (50, 90)):
+        expected = jax.image.resize(planes, (2, H, W, 2), 'linear', precision='highest')
+        np.testing.assert_allclose(_resampled(planes, H, W), expected, atol=1e-4)  # float32, of values to 100
+
+
 def test_ab(loaded):
     lightness = color.rgb_to_lab(np.asarray(Image.open(FISH).convert('RGB').resize((96, 64))))[..., 0]
     ab = loaded.ab(lightness)
@@ -207,13 +224,14 @@ def test_ab(loaded):
     np.testing.assert_array_equal(loaded.ab(lightness[..., None].astype(np.float64)), ab)
     assert loaded.ab(lightness[None, ..., None]).shape == (1, 64, 96, 2)
     assert loaded.ab(lightness[:50, :90]).shape == (50, 90, 2)
+    np.testing.assert_array_equal(loaded.ab(jnp.asarray(lightness)), ab)
     for wrong in (lightness.astype(np.uint8), lightness[0], lightness + 90, lightness * np.nan):
         with pytest.raises(UserError, match='ab takes L'):
             loaded.ab(wrong)
 
 
 WRONG = {
-    'dict': ({}, {}, 'a path, bytes, a Pillow image or a NumPy array, not dict'),
+    'dict': ({}, {}, 'a path, bytes, a Pillow image or an array, not dict'),
     'no file': ('nowhere.jpg', {}, 'nowhere.jpg cannot be read'),
     'no name': ('a\0b.jpg', {}, 'cannot be read'),
     'no photo': (b'text', {}, 'the photo cannot be colored: not a photo'),
@@ -306,43 +324,6 @@ def test_another_process_finds_what_was_compiled(tmp_path):
         assert done.returncode == 0, done.stderr
         hits.append(int(done.stdout))
     assert hits[1] > hits[0]
-
-
-@pytest.mark.slow
-def test_the_functions_of_commands(trained, shards, tmp_path):
-    """`train` and `prepare` are modules that can be called; `evaluate` is a function."""
-    import jaxcolor.prepare
-    import jaxcolor.train
-
-    assert inspect.ismodule(jaxcolor.train) and inspect.ismodule(jaxcolor.prepare)
-    assert jaxcolor.train.train is sys.modules['jaxcolor.train'].train
-    assert list(inspect.signature(jaxcolor.train).parameters) == ['config', 'workdir', 'data', 'fields']
-    made = jaxcolor.prepare(PHOTOS / 'validation', tmp_path / 'set', size=74, split='train:0.5,validation:0.5', quiet=True)
-    assert sum(len(made.records(split)) for split in ('train', 'validation')) == 4
-    small = {'model.width': 0.125, 'model.global_size': 32, 'data.crop': 64, 'train.batch_size': 8, 'train.steps': 2}
-    results = jaxcolor.train('ltbc:quickstart', tmp_path / 'run', data=shards, fields=small)
-    assert results and (tmp_path / 'run' / 'curves.png').exists()
-    config = jaxcolor.load(tmp_path / 'run').config
-    assert config.data.shards == str(shards) and config.train.steps == 2
-    with pytest.raises(UserError, match='fields are for recipes'):
-        jaxcolor.train(config, tmp_path / 'run', fields=small)
-    measured = jaxcolor.evaluate(trained, data=shards, grid_photos=1)
-    assert measured['validation']['network']['psnr'] > 0
-
-
-def test_the_functions_of_commands_refuse_in_a_sentence(tmp_path):
-    for call, sentence in [
-        (lambda: jaxcolor.train('ltbx'), "no recipe 'ltbx'"),
-        (lambda: jaxcolor.train('ltbc', fields={'train.stepz': 1}), 'no field'),
-        (lambda: jaxcolor.prepare(tmp_path, tmp_path / 'a', sise=4), "no argument 'sise'"),
-        (lambda: jaxcolor.prepare(tmp_path / 'none', tmp_path / 'a'), 'none'),
-        (lambda: jaxcolor.evaluate('ltbc-lite', protocol='val5k'), 'needs a folder'),
-        (lambda: jaxcolor.load('ltbx'), 'ltbx'),
-    ]:
-        with pytest.raises(UserError, match=sentence):
-            call()
-    with pytest.raises(AttributeError, match='no attribute'):
-        jaxcolor.paint  # noqa: B018
 
 
 @pytest.mark.slow

@@ -135,6 +135,23 @@ def test_texts_that_are_no_hints(texts, part):
         read_hints(texts)
 
 
+@pytest.mark.parametrize(
+    'hints',
+    [
+        Hints((Point(3, 4, (300, 0, 0)),)),
+        Hints((Point(3, 4, (1, 2)),)),
+        Hints((Point(3, 4, 'red'),)),
+        Hints((Point(-5, 4, (1, 2, 3)),)),
+        Hints((Point(float('nan'), 4, (1, 2, 3)),)),
+        Hints(strokes='strokes.png'),
+        Hints(strokes=Image.new('RGB', (8, 8))),
+    ],
+)
+def test_hints_that_are_none(hints):
+    with pytest.raises(UserError, match='a point is|stroke'):
+        as_hints(hints)
+
+
 def test_pictures_that_are_no_strokes(tmp_path):
     Image.new('RGB', (60, 40)).save(tmp_path / 'photo.png')
     Image.new('RGBA', (60, 40)).save(tmp_path / 'empty.png')

@@ -309,6 +309,7 @@ def test_a_truncated_film_is_colored_as_far_as_it_goes(tmp_path):
     (tmp_path / 'cut.mkv').write_bytes(gray.read_bytes()[: gray.stat().st_size // 2])
     summary = color_film(Painter(), tmp_path / 'cut.mkv', tmp_path / 'out.mkv', quiet=True)
     assert 10 < summary.frames < 26
+    assert any('ends after' in note for note in summary.notes), summary.notes
     assert len(frames_of(tmp_path / 'out.mkv')) == summary.frames
 
 

@@ -53,8 +53,9 @@ def small(name='photo.png', size=(64, 48), seed=0):
 
 
 def color(client, photo, **fields):
-    files = {'photo': photo, **({'style': fields.pop('style')} if 'style' in fields else {})}
-    return client.post('/api/colorize', files=files, data=fields)
+    files = {name: value for name, value in fields.items() if isinstance(value, tuple)}
+    texts = {name: value for name, value in fields.items() if name not in files}
+    return client.post('/api/colorize', files={'photo': photo, **files}, data=texts)
 
 
 def refused(answer, code, *parts):
@@ -63,9 +64,6 @@ def refused(answer, code, *parts):
     assert '\n' not in sentence and 'Traceback' not in sentence
     for part in parts:
         assert part in sentence, sentence
-
-
-# -- Coloring ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('name', ['photo.png', 'photo.jpg', 'scan.tif'])
@@ -133,9 +131,6 @@ def test_previews(client):
     assert Image.open(io.BytesIO(answer.content)).size == (1600, 80)
 
 
-# -- What clients send ------------------------------------------------------------------------------------------------
-
-
 BAD = {
     'text': (('notes.txt', b'hello'), {}, 422, ['notes.txt cannot be colored: not a photo']),
     'empty': (('a.png', b''), {}, 422, ['not a photo']),
@@ -147,6 +142,8 @@ BAD = {
     'chroma 11': (small(), {'chroma': '11'}, 422, ['between 0 and 10']),
     'a path as hints': (small(), {'hints': str(FISH)}, 422, ['not points']),
     'hints outside': (small(), {'hints': '999,1,#ff0000'}, 422, ['outside the photo']),
+    'hints as a file': (small(), {'hints': small()}, 422, ['`hints` is text']),
+    'style as text': (small(), {'style': 'blue'}, 422, ['`style` is the file']),
     'style': (small(), {'style': ('s.jpg', b'no')}, 422, ['the style photo cannot be colored: not a photo']),
 }
 
@@ -164,6 +161,7 @@ def test_bad_forms_are_one_sentence(client):
     headers = {'Content-Type': 'multipart/form-data; boundary=b'}
     refused(client.post('/api/colorize', content=b'nonsense', headers=headers), 400, 'cannot be read')
     refused(client.post('/api/colorize', files=[('photo', small())] * 3), 400, 'Too many files')
+    refused(client.post('/api/colorize', files=[('photo', small())] * 2), 400, '`photo` twice')
     refused(client.post('/api/colorize', data={str(i): '1' for i in range(20)}, files={'photo': small()}), 400, 'Too many')
     assert client.get('/api/colorize').status_code == 405 and client.get('/nowhere').status_code == 404
 
@@ -354,9 +352,6 @@ def test_nothing_comes_to_the_disk(client, tmp_path, monkeypatch):
     name, data = small(size=(1500, 1000))
     assert len(data) > 2**20
     assert color(client, (name, data)).status_code == 200
-
-
-# -- The page ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_page_loads_nothing_from_elsewhere(client):
