@@ -60,7 +60,7 @@ def load(
 
     enable_compilation_cache()
     network = Colorizer(
-        model or DEFAULT_MODEL,
+        DEFAULT_MODEL if model is None else model,
         step,
         size,
         chroma=chroma,

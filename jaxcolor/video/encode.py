@@ -34,6 +34,7 @@ TRANSPORTED = {
 }
 # What `--quality` means, by encoder: its constant rate factor, lower is better; our defaults lose nothing that is seen.
 QUALITIES = {'libx264': 17, 'libx265': 19, 'libvpx-vp9': 24, 'libsvtav1': 24}
+_WORST = {'libx264': 51, 'libx265': 51}  # of quality; of the others 63
 _OPTIONS = {
     'libx264': {'preset': 'veryfast'},
     'libx265': {'preset': 'fast', 'x265-params': 'log-level=error'},
@@ -94,7 +95,8 @@ def choose(source: Source, suffix: str, codec: str, quality: float | None, optio
     is_even = codec not in _EVEN or not (first.width % 2 or first.height % 2)
     name, kept = _pixel_format(first.format, depth, formats, is_even)
     if not name:
-        raise UserError(f'{codec} takes none of the pixel formats that films in color have: {", ".join(formats)}.')
+        there = ', '.join(formats) or 'none'
+        raise UserError(f'{codec} takes none of the pixel formats that films in color have; it has {there}.')
     if kept < depth:
         source.notes.append(f'{source.path} has {depth} bits; {codec} keeps {kept}.')
     if not is_even:
@@ -106,6 +108,8 @@ def choose(source: Source, suffix: str, codec: str, quality: float | None, optio
         source.notes.append(f'{source.path} has transparency, which is not kept.')
     if quality is not None and codec not in QUALITIES:
         raise UserError(f'--quality is for {", ".join(QUALITIES)}; set what {codec} has by --option.')
+    if quality is not None and not 0 <= quality <= _WORST.get(codec, 63):
+        raise UserError(f'--quality of {codec} is from 0 to {_WORST.get(codec, 63)}, not {quality:g}.')
     chosen = dict(_OPTIONS.get(codec, {}))
     if codec in QUALITIES:
         chosen['crf'] = f'{QUALITIES[codec] if quality is None else quality:g}'

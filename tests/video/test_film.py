@@ -343,6 +343,8 @@ def refusals(tmp_path, gray):
         'option': ([gray, out, '--option=presto=slow'], ['presto']),
         'no option': ([gray, out, '--option=slow'], ['NAME=VALUE']),
         'quality': ([gray, out, '--codec=ffv1', '--quality=3'], ['--quality is for']),
+        'worse than the worst': ([gray, out, '--quality=52'], ['from 0 to 51, not 52']),
+        'no pictures': ([gray, out, '--codec=aac'], ['takes none of the pixel formats', 'it has none']),
         'temporal': ([gray, out, '--temporal=1'], ['--temporal must be']),
     }
 
