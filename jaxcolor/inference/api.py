@@ -63,7 +63,7 @@ class PhotoColorizer:
         Raises:
             UserError: `max_megapixels` is not above 0.
         """
-        if not isinstance(max_megapixels, numbers.Real) or not max_megapixels > 0:
+        if not isinstance(max_megapixels, (int, float)) or not max_megapixels > 0:
             raise UserError(f'max_megapixels must be a number above 0, not {max_megapixels}.')
         self.network = network
         self.max_megapixels = max_megapixels
