@@ -59,6 +59,8 @@ def evaluate(
     check(photos, protocol, data)
     model, data, photos = path_of(model, 'model'), path_of(data, 'data'), path_of(photos, 'photos')
     splits, compare = listed(splits, 'splits'), listed(compare, 'compare')
+    if not splits:
+        raise UserError('splits names none; validation is what most shard sets have.')
     from jaxcolor.evaluation.compare import compare_runs
     from jaxcolor.evaluation.evaluate import evaluate_protocol, evaluate_run
     from jaxcolor.evaluation.photo_sets import PhotoSet

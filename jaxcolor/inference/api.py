@@ -117,7 +117,7 @@ class PhotoColorizer:
                 - a path (str or PathLike); of several frames the first is colored;
                 - the bytes of a file, of any format and number of frames that `jaxcolor colorize` reads;
                 - a Pillow image of any mode, in sRGB, as it lies: its EXIF orientation is not applied, but kept; of modes of
-                  more than 8 bits, white is guessed as in files (README: scans use 10, 12 or 16);
+                  more than 8 bits, white is the smallest usual one that no value exceeds, as in files (README);
                 - an array of NumPy or JAX, (H, W), (H, W, 1), (H, W, 3) or, with alpha, (H, W, 4), in sRGB: uint8 in [0,
                   255], uint16 in [0, 65535], or float16, float32 or float64 in [0, 1], whose colors are those of 16 bits.
                 H and W are at least 2.
