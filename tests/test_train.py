@@ -328,6 +328,7 @@ def test_a_run_directory_that_cannot_be_made_is_one_sentence(command):
     assert_one_sentence(code, err, '/proc/none')
 
 
+@pytest.mark.slow
 def test_it_begins_as_another_run_or_an_exported_model(tiny_config, trained, tmp_path):
     whole = runs.load(trained)[2]
     tiny_config.train.update({'init_from': str(trained), 'steps': 1, 'eval_splits': ()})

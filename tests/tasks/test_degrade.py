@@ -212,6 +212,7 @@ def test_training_sees_aged_photos_and_evaluation_does_not(photos):
     jax.tree.map(np.testing.assert_array_equal, *results)
 
 
+@pytest.mark.slow
 def test_devices_change_nothing(photos):
     config = recipe(**degrade.STRONG)
     config.train.cross_device_batch_norm = True

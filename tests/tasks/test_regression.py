@@ -102,6 +102,7 @@ def test_losses_of_both_by_hand(adversarial, lab):
     np.testing.assert_allclose(measured['loss'], measured['color_loss'] + measured['adversarial_loss'], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_weight_is_that_of_the_gradient(adversarial, lab):
     """The network's gradient is the color loss's + the weight times another; the discriminator does not know the weight."""
     _, state = adversarial
