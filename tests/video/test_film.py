@@ -221,7 +221,7 @@ def test_batches_give_the_same_frames(tmp_path, monkeypatch):
 
 def test_an_interrupted_film_goes_on_with_the_same_frames(tmp_path, monkeypatch):
     gray = cut_film(tmp_path / 'gray.mkv')
-    options = {'mbtree': '0', 'preset': 'ultrafast'}  # in so small frames, x264's mbtree is not the same in every run
+    options = {'mbtree': '0', 'preset': 'ultrafast'}  # x264's mbtree reads memory that it has not set
     monkeypatch.setattr(film_module, 'KEY_FRAME_EVERY', 4)
     monkeypatch.setattr(steady, '_EVERY', 1)
     color_film(Painter(), gray, tmp_path / 'whole.mkv', options=options, quiet=True)
