@@ -23,6 +23,13 @@ def test_the_functions_of_commands(trained, shards, tmp_path):
     assert list(inspect.signature(jaxcolor.train).parameters) == ['config', 'workdir', 'data', 'fields']
     made = jaxcolor.prepare(PHOTOS / 'validation', tmp_path / 'set', size=74, split='train:0.5,validation:0.5', quiet=True)
     assert sum(len(made.records(split)) for split in ('train', 'validation')) == 4
+    (tmp_path / 'names.txt').write_text('none-of-these*\n')
+    few = {'split': 'train:1', 'limit': 1, 'quiet': True}
+    assert len(jaxcolor.prepare(PHOTOS / 'validation', tmp_path / 'few', **few).records('train')) == 1
+    with pytest.raises(UserError, match='no photo of none-of-these'):
+        jaxcolor.prepare(PHOTOS / 'validation', tmp_path / 'all', leave_out=tmp_path / 'names.txt', quiet=True)
+    with pytest.raises(UserError, match='none is selected'):
+        jaxcolor.prepare(PHOTOS / 'validation', tmp_path / 'none', classes='bird,cat', quiet=True)
     small = {'model.width': 0.125, 'model.global_size': 32, 'data.crop': 64, 'train.batch_size': 8, 'train.steps': 2}
     results = jaxcolor.train('ltbc:quickstart', tmp_path / 'run', data=shards, fields=small)
     assert results and (tmp_path / 'run' / 'curves.png').exists()
@@ -30,7 +37,7 @@ def test_the_functions_of_commands(trained, shards, tmp_path):
     assert config.data.shards == str(shards) and config.train.steps == 2
     with pytest.raises(UserError, match='fields are for recipes'):
         jaxcolor.train(config, tmp_path / 'run', fields=small)
-    measured = jaxcolor.evaluate(trained, data=shards, grid_photos=1)
+    measured = jaxcolor.evaluate(trained, data=shards, splits='validation', grid_photos=1)
     assert measured['validation']['network']['psnr'] > 0
 
 
@@ -55,6 +62,7 @@ def test_the_functions_of_commands_refuse_in_a_sentence(tmp_path):
         (lambda: jaxcolor.evaluate(None), 'model is a path'),
         (lambda: jaxcolor.evaluate('ltbc-lite', PHOTOS, protocol='native', data=tmp_path), 'not of both'),
         (lambda: jaxcolor.evaluate('ltbc-lite', PHOTOS, protocol='native', compare='none'), 'none is no run directory'),
+        (lambda: jaxcolor.evaluate('ltbc-lite', data=tmp_path, splits=[]), 'splits names none'),
         (lambda: jaxcolor.load('ltbx'), 'ltbx'),
         (lambda: jaxcolor.load(size=16), 'at least 32'),
         (lambda: jaxcolor.load(size='128'), 'whole number'),

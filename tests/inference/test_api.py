@@ -225,6 +225,13 @@ def test_ab(loaded):
     assert loaded.ab(lightness[None, ..., None]).shape == (1, 64, 96, 2)
     assert loaded.ab(lightness[:50, :90]).shape == (50, 90, 2)
     np.testing.assert_array_equal(loaded.ab(jnp.asarray(lightness)), ab)
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
+    for H, W in ((50, 91), (57, 90), (63, 95)):  # of the bucket of 64 x 96
+        loaded.ab(lightness[:H, :W])
+    assert not [name for name in compiled if 'compile' in name]
+    loaded.ab(lightness[:, :40])  # of another: what counts, counts
+    assert [name for name in compiled if 'compile' in name]
     for wrong in (lightness.astype(np.uint8), lightness[0], lightness + 90, lightness * np.nan):
         with pytest.raises(UserError, match='ab takes L'):
             loaded.ab(wrong)
