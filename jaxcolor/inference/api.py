@@ -304,7 +304,8 @@ class _Work(NamedTuple):
         (image,) = frames
         if photo.kind is None:
             image = image.in_8_bits() if isinstance(image, DeepImage) else image
-            image.info |= {'exif': photo.exif} if photo.exif else {}
+            if photo.exif:
+                image.info['exif'] = photo.exif
             return image
         pixels = image.pixels if isinstance(image, DeepImage) else np.asarray(image)
         pixels = pixels / np.float64(_DEEP) if photo.kind.kind == 'f' else pixels
